@@ -1,0 +1,129 @@
+"""All that is drawn: progress on stderr, results on stdout as a table or as JSON, errors in one sentence."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.progress import OnTick, Tick
+
+LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def progress(title: str) -> Iterator[OnTick]:
+    """Show a stage's ticks on stderr: a bar with rate and ETA, or a line every 10 s without a terminal."""
+    err = Console(stderr=True)
+    with _bar(title, err) if err.is_terminal else _lines(title) as on_tick:
+        yield on_tick
+
+
+@contextmanager
+def _bar(title: str, err: Console) -> Iterator[OnTick]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    with Progress(*columns, console=err, transient=False) as bar:
+        task = bar.add_task(title, total=None, rate="", figures="")
+        clock = _Rate()
+
+        def on_tick(tick: Tick) -> None:
+            bar.update(
+                task, completed=tick.done, total=tick.total, rate=clock.rate(tick), figures=_figures(tick.figures)
+            )
+
+        yield on_tick
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[OnTick]:
+    clock = _Rate()
+    next_line = time.monotonic() + LINE_EVERY_S
+
+    def on_tick(tick: Tick) -> None:
+        nonlocal next_line
+        rate = clock.rate(tick)
+        if time.monotonic() < next_line:
+            return
+        next_line = time.monotonic() + LINE_EVERY_S
+        total = f" of {tick.total}" if tick.total is not None else ""
+        print(f"{title}: {tick.done}{total} {tick.unit}, {rate} {_figures(tick.figures)}".rstrip(), file=sys.stderr)
+
+    yield on_tick
+
+
+class _Rate:
+    """Units per second since the first tick, so that a resumed stage does not boast with what it skipped."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def rate(self, tick: Tick) -> str:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, tick.done)
+        seconds, done = now - self._start[0], tick.done - self._start[1]
+        return f"{done / seconds:,.1f} {tick.unit}/s" if seconds > 0.2 and done else ""
+
+
+def _figures(figures: Mapping[str, float | str]) -> str:
+    return "  ".join(f"{name} {_cell(value)}" for name, value in figures.items())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else str(value)
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of equal keys to stdout as a table; what they hold is text, never markup."""
+    view = Table(title=Text(title), title_justify="left")
+    for name in rows[0] if rows else ():
+        numeric = all(isinstance(row[name], int | float) for row in rows)
+        view.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*(Text(_cell(value)) for value in row.values()))
+    Console().print(view)
+
+
+def facts(title: str, values: Mapping[str, Any]) -> None:
+    """Print one mapping to stdout, a line each."""
+    view = Table.grid(padding=(0, 2))
+    for name, value in values.items():
+        view.add_row(Text(name), Text(_cell(value)))
+    out = Console()
+    out.print(Text(title, style="bold"))
+    out.print(view)
+
+
+def as_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object to stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def note(text: str) -> None:
+    """Say something beside the result: on stderr."""
+    Console(stderr=True).print(Text(text))
+
+
+def fail(sentence: str) -> None:
+    """Say what went wrong, in one sentence, on stderr."""
+    Console(stderr=True).print(Text(f"curate: {sentence}", style="red"), soft_wrap=True)

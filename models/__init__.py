@@ -1,0 +1,1 @@
+"""Networks and the rules that train them. Tensors in, tensors out; nothing here opens a file."""

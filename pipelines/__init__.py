@@ -1,0 +1,1 @@
+"""Stages and storage: one stage is one file, from ingest to export."""
