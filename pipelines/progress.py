@@ -12,6 +12,7 @@ class Tick:
     total: int | None
     unit: str
     figures: Mapping[str, float | str] = field(default_factory=dict)
+    note: str = ""  # something to say once, such as an alarm
 
 
 OnTick = Callable[[Tick], None]

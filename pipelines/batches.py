@@ -1,0 +1,206 @@
+"""Batches of a pool: which rows (a pure function of seed and step), and their pixels (from memory or from the shards).
+
+Both paths give the same pixels for the same rows; they differ in speed and memory only.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.errors import CorruptShard
+from pipelines.images import Decoder, Views
+from pipelines.manifest import Pool
+from pipelines.progress import OnTick, Tick
+
+CHUNK = 512  # images decoded at once while a pool is loaded
+PREFETCH = 4  # batches decoded ahead of the step
+
+
+class Order:
+    """Endless shuffled epochs over `num` items, cut into batches: batch `step` is a pure function of seed and step."""
+
+    def __init__(self, num: int, batch_size: int, seed: int) -> None:
+        self._num, self._batch_size, self._seed = num, batch_size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def batch(self, step: int) -> Tensor:
+        """Rows (batch_size,) int64 of batch `step`; a batch may span epochs."""
+        first = step * self._batch_size
+        position = torch.arange(first, first + self._batch_size)
+        epoch = position // self._num
+        rows = torch.empty_like(position)
+        for number in sorted(set(epoch.tolist())):
+            inside = epoch == number
+            rows[inside] = self._epoch(number)[position[inside] % self._num]
+        return rows
+
+    def _epoch(self, number: int) -> Tensor:
+        if number not in self._epochs:
+            self._epochs = {key: value for key, value in self._epochs.items() if key == number - 1}
+            self._epochs[number] = torch.randperm(
+                self._num, generator=generator(self._seed, number, torch.device("cpu"))
+            )
+        return self._epochs[number]
+
+
+def generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """A generator that depends on (seed, step) alone, so that no random state needs to be saved."""
+    mixed = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(mixed & (2**63 - 1))
+
+
+class Images(Protocol):
+    """The pixels of a pool's rows."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, rows: Tensor) -> Views:
+        """Views of `rows` (B,) int64, on the training device."""
+        ...
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
+        """Views of one batch of rows after the other."""
+        ...
+
+
+class InMemory:
+    """All pixels as uint8 on the training device."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def fetch(self, rows: Tensor) -> Views:
+        rows = rows.to(self._views.images.device, non_blocking=True)
+        return self._views.map(lambda pixels: pixels.index_select(0, rows))
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
+        return map(self.fetch, batches)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the pixels of a pool's rows lie: shard number, offset and length in bytes, key; all (N,)."""
+
+    pool: Pool
+    shard: np.ndarray[tuple[int], np.dtype[np.int32]]
+    offset: np.ndarray[tuple[int], np.dtype[np.int64]]
+    num_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]
+    key: np.ndarray[tuple[int], np.dtype[np.str_]]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        """Original bytes of `rows`."""
+        result = []
+        opened: dict[int, int] = {}
+        try:
+            for row in rows:
+                number = int(self.shard[row])
+                if number not in opened:
+                    opened[number] = os.open(self.pool.tar(self.pool.shards[number]), os.O_RDONLY)
+                data = os.pread(opened[number], int(self.num_bytes[row]), int(self.offset[row]))
+                if len(data) != self.num_bytes[row]:
+                    path = self.pool.tar(self.pool.shards[number])
+                    raise CorruptShard(f"{path}: ends before image {self.key[row]}; restore it, or ingest again.")
+                result.append(data)
+        except FileNotFoundError as error:
+            raise CorruptShard(f"{error.filename}: is missing; restore it, or ingest its source again.") from None
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+        return result
+
+
+def index(pool: Pool, without: frozenset[str] = frozenset()) -> Rows:
+    """List the rows of a pool, in order, leaving out images whose sha256 is in `without`."""
+    parts = []
+    for number, table in enumerate(pool.tables(["key", "offset", "num_bytes", "sha256"])):
+        kept = np.array([digest not in without for digest in table["sha256"].to_pylist()], dtype=bool)
+        shard = np.full(int(kept.sum()), number, dtype=np.int32)
+        key = np.array(table["key"].to_pylist(), dtype=np.str_)
+        parts.append((shard, table["offset"].to_numpy()[kept], table["num_bytes"].to_numpy()[kept], key[kept]))
+    shard, offset, num_bytes, key = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Rows(pool, shard, offset, num_bytes, key)
+
+
+class Streamed:
+    """Pixels decoded from the shards when they are asked for, a few batches ahead."""
+
+    def __init__(self, rows: Rows, decoder: Decoder, device: torch.device, num_threads: int) -> None:
+        self._rows, self._decoder, self._device = rows, decoder, device
+        self._decoding = ThreadPoolExecutor(num_threads)
+        self._fetching = ThreadPoolExecutor(PREFETCH)  # apart from the decoders, which it waits for
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _decode(self, rows: Tensor) -> Views:
+        numbers = rows.tolist()
+        return self._decoder.batch([str(self._rows.key[i]) for i in numbers], self._rows.read(numbers), self._decoding)
+
+    def fetch(self, rows: Tensor) -> Views:
+        return self._decode(rows.cpu()).map(self._move)
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
+        waiting: deque[Future[Views]] = deque()
+        for rows in batches:
+            waiting.append(self._fetching.submit(self._decode, rows))
+            if len(waiting) > PREFETCH:
+                yield waiting.popleft().result().map(self._move)
+        while waiting:
+            yield waiting.popleft().result().map(self._move)
+
+    def _move(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self._device, non_blocking=True)
+
+
+def load(rows: Rows, decoder: Decoder, device: torch.device, num_threads: int, on_tick: OnTick) -> InMemory:
+    """Decode all rows into memory on `device`."""
+    streamed = Streamed(rows, decoder, torch.device("cpu"), num_threads)
+    images: Tensor | None = None
+    tiles: Tensor | None = None
+    done = 0
+    for views in streamed.stream(torch.split(torch.arange(len(rows)), CHUNK)):
+        if images is None:
+            images = torch.empty(len(rows), *views.images.shape[1:], dtype=torch.uint8)
+        if tiles is None and views.tiles is not views.images:  # the first tiles that differ from their images
+            tiles = torch.empty(len(rows), *views.tiles.shape[1:], dtype=torch.uint8)
+            if images.shape == tiles.shape:
+                tiles[:done] = images[:done]
+        images[done : done + len(views)] = views.images
+        if tiles is not None:
+            tiles[done : done + len(views)] = views.tiles
+        done += len(views)
+        on_tick(Tick(done=done, total=len(rows), unit="images"))
+    assert images is not None
+    images = images.to(device)
+    return InMemory(Views(images, images if tiles is None else tiles.to(device)))
+
+
+def fits(num_images: int, decoder: Decoder, device: torch.device) -> bool:
+    """Whether all views of a pool take less than half of the device's free memory."""
+    needed = num_images * 3 * (decoder.image_size**2 + decoder.detector_size**2)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    return needed < free / 2
+
+
+def available_bytes() -> int:
+    """Main memory that can be had without swapping, in bytes."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,87 @@
+"""From an image's bytes to the two views that training and scoring see, both uint8 RGB.
+
+- The classifier's image: shorter side resized to `image_size`, center cropped to a square.
+- The detector's tile: a crop at native resolution, never resized (resizing destroys the traces it reads); its place is
+  a function of the key, so that every pass over a pool sees the same pixels.
+"""
+
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pipelines.errors import CorruptShard
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A batch of images (B, 3, S, S) and their native tiles (B, 3, T, T), uint8; one tensor where they coincide."""
+
+    images: Tensor
+    tiles: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Views":
+        """Apply `function` to both, once to what they share."""
+        images = function(self.images)
+        return Views(images, images if self.tiles is self.images else function(self.tiles))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of the two views, in pixels."""
+
+    image_size: int
+    detector_size: int
+
+    def decode(self, key: str, data: bytes) -> tuple[Pixels, Pixels]:
+        """Decode one image to (3, S, S) and (3, T, T); raises CorruptShard for bytes that are not an image."""
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise CorruptShard(
+                f"image {key} cannot be decoded ({error}); ingest the crawl again: ingest rejects such files."
+            ) from None
+        native = np.asarray(picture)
+        return _planes(_square(picture, native, self.image_size)), _planes(_tile(native, self.detector_size, key))
+
+    def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
+        """Decode many, on `threads`."""
+        pairs = list(threads.map(self.decode, keys, data))
+        images = torch.from_numpy(np.stack([image for image, _ in pairs]))
+        if self.image_size == self.detector_size and all(np.array_equal(image, tile) for image, tile in pairs):
+            return Views(images, images)
+        return Views(images, torch.from_numpy(np.stack([tile for _, tile in pairs])))
+
+
+def _square(picture: Image.Image, native: Pixels, size: int) -> Pixels:
+    if picture.size == (size, size):
+        return native
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+
+
+def _tile(native: Pixels, size: int, key: str) -> Pixels:
+    height, width = native.shape[:2]
+    missing = ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0))
+    if height < size or width < size:
+        native = np.pad(native, missing, mode="symmetric")
+        height, width = native.shape[:2]
+    place = zlib.crc32(key.encode())
+    top, left = place % (height - size + 1), (place >> 16) % (width - size + 1)
+    return native[top : top + size, left : left + size]
+
+
+def _planes(pixels: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
