@@ -1,0 +1,103 @@
+"""A pool beside its scores: read together, and only if they belong together."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
+from pipelines.manifest import POOL_SCHEMA, SCORE_SCHEMA, Pool, read_parquet
+
+COLUMNS = (*POOL_SCHEMA.names, *(name for name in SCORE_SCHEMA.names if name != "key"))
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """The finished shards of a pool that a run has scored."""
+
+    pool: Pool
+    run: Path
+
+    @classmethod
+    def open(cls, pool: Path, run: Path) -> "ScoredPool":
+        """Open a pool and a run; MissingArtifact where no shard of it is scored."""
+        scored = cls(Pool.open(pool), run)
+        if not scored.shards:
+            raise MissingArtifact(f"{run}/scores: holds no scores of {pool}; run `curate score` first.")
+        return scored
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the shards that have scores, in order."""
+        return tuple(shard for shard in self.pool.shards if self._scores(shard).exists())
+
+    @property
+    def unscored(self) -> tuple[str, ...]:
+        """Names of the shards that were ingested after the last `curate score`."""
+        return tuple(shard for shard in self.pool.shards if shard not in set(self.shards))
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """What the run says of its model: classes, threshold and more."""
+        path = self.run / "model" / "config.json"
+        try:
+            model = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise MissingArtifact(f"{path}: is not there; run `curate train` first.") from None
+        except ValueError:
+            raise CorruptShard(f"{path}: is not JSON; train again.") from None
+        assert isinstance(model, dict)
+        return model
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the model's outputs."""
+        return tuple(self.model["classes"])
+
+    def rows(self, shard: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
+        """Rows of a shard with columns of its manifest and of its scores, in the order of its tar.
+
+        Raises Incompatible where the scores are those of other images.
+        """
+        of_pool = [name for name in columns if name in POOL_SCHEMA.names]
+        of_scores = [name for name in columns if name not in POOL_SCHEMA.names]
+        rows = self.pool.rows(shard, ["key", *(name for name in of_pool if name != "key")])
+        scores = read_parquet(self._scores(shard), ["key", *of_scores])
+        if not rows["key"].equals(scores["key"]):
+            raise Incompatible(
+                f"{self._scores(shard)}: holds the scores of other images than {self.pool.root}/{shard}.parquet lists; "
+                "give the --pool and --run that belong together, or run `curate score` again."
+            )
+        for name in of_scores:
+            rows = rows.append_column(scores.schema.field(name), scores[name])
+        return rows.select(list(columns))
+
+    def embeddings_file(self, shard: str) -> Path:
+        """Path of a shard's embeddings."""
+        return self.run / "embeddings" / f"{shard}.npy"
+
+    def embeddings(self, shard: str) -> npt.NDArray[np.float16]:
+        """Embeddings of a shard, float16 (N, D), row i for row i of the manifest; memory-mapped."""
+        path = self.embeddings_file(shard)
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise CorruptShard(f"{path}: is missing although its scores are there; run `curate score` again.") from None
+        except (ValueError, EOFError):
+            raise CorruptShard(f"{path}: cannot be read; remove it and run `curate score` again.") from None
+        if found.ndim != 2 or len(found) != self.num_rows(shard):
+            raise CorruptShard(f"{path}: has the shape {found.shape} for {self.num_rows(shard)} images; score again.")
+        return np.asarray(found)
+
+    def num_rows(self, shard: str) -> int:
+        """Number of images of a shard."""
+        return self.pool.counts[self.pool.shards.index(shard)]
+
+    def _scores(self, shard: str) -> Path:
+        return self.run / "scores" / f"{shard}.parquet"

@@ -1,0 +1,134 @@
+"""A condition on the rows of a pool, in SQL: one expression, judged row by row, that reads nothing else.
+
+DuckDB evaluates it without access to files or network and with its settings locked. Beyond that the expression
+is parsed first, and only columns, constants, operators and functions that always give the same result may
+occur in it: no second statement, no subquery, no aggregate, no clock, no random numbers.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.errors import BadInput
+
+_ALLOWED = {
+    "BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE",
+}  # fmt: skip
+
+
+class Where:
+    """A checked condition; `mask` applies it to the rows of a shard."""
+
+    def __init__(self, condition: str, schema: pa.Schema) -> None:
+        """Check `condition` against the columns of `schema`; BadInput says what is wrong with it."""
+        self._condition = condition
+        self._connection = duckdb.connect(
+            config={
+                "enable_external_access": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "threads": 1,  # a shard is small, and one thread keeps its order
+            }
+        )
+        self._connection.execute("SET python_enable_replacements = false")  # else a name may mean a Python variable
+        self._connection.execute("SET lock_configuration = true")
+        try:
+            self._check(schema.names)
+        except RecursionError:
+            raise self._refusal("it is nested too deeply") from None
+        self.mask(schema.empty_table())
+
+    def mask(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows meet the condition; where it is NULL they don't."""
+        with self._connection.cursor() as cursor:
+            cursor.register("images", _without_float16(rows))
+            try:
+                answer = cursor.sql(f"SELECT ({self._condition}\n) AS met FROM images").to_arrow_table()["met"]
+            except duckdb.Error as error:
+                raise self._refusal(str(error).splitlines()[0]) from None
+        if answer.type not in (pa.bool_(), pa.null()):
+            raise self._refusal(f"it is a value ({answer.type}), not a condition; compare it with something")
+        return np.asarray(answer.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+
+    def _check(self, columns: Sequence[str]) -> None:
+        expression = self._parse()
+        functions = self._pure_functions()
+        for node in _nodes(expression):
+            kind = node["class"]
+            if kind not in _ALLOWED:
+                raise self._refusal(
+                    f"{kind.lower().replace('_', ' ')} is not allowed; write one condition on the columns of a row"
+                )
+            if kind == "FUNCTION" and node["function_name"].lower() not in functions:
+                raise self._refusal(
+                    f"{node['function_name']}() is not allowed; only functions of one row's values whose result is "
+                    "always the same are"
+                )
+            if kind == "COLUMN_REF":
+                name = ".".join(node["column_names"])
+                if name.lower() not in columns:
+                    near = difflib.get_close_matches(name, columns, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(columns)}."
+                    raise self._refusal(f"there is no column {name!r}; {hint}")
+
+    def _parse(self) -> dict[str, Any]:
+        """Syntax tree of the condition alone; refused if there is anything around it."""
+        tree, plain = self._tree(self._condition), self._tree("true")
+        expressions, _ = tree.pop("select_list", ()), plain.pop("select_list")
+        if len(expressions) != 1 or tree != plain or not self._condition.strip():
+            raise self._refusal("it must be one condition on the columns of a row")
+        expression = expressions[0]
+        assert isinstance(expression, dict)
+        return expression
+
+    def _tree(self, condition: str) -> dict[str, Any]:
+        sql = f"SELECT ({condition}\n)"  # the line break ends a comment that would swallow our parenthesis
+        try:
+            row = self._connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+        except duckdb.Error as error:
+            raise self._refusal(str(error).splitlines()[0]) from None
+        assert row is not None
+        tree = json.loads(row[0])
+        if tree["error"] or len(tree["statements"]) != 1:
+            raise self._refusal(tree.get("error_message") or "it must be one condition")
+        node = tree["statements"][0]["node"]
+        assert isinstance(node, dict)
+        return node
+
+    def _pure_functions(self) -> set[str]:
+        found = self._connection.execute(
+            "SELECT function_name FROM duckdb_functions() GROUP BY function_name "
+            "HAVING bool_and(coalesce(function_type = 'scalar' AND stability = 'CONSISTENT', false))"
+        )
+        return {name for (name,) in found.fetchall()}
+
+    def _refusal(self, reason: str) -> BadInput:
+        shown = self._condition if len(self._condition) <= 200 else f"{self._condition[:200]}..."
+        end = "" if reason.endswith("?") else "."
+        return BadInput(f"--where {shown!r}: {reason.rstrip('.!')}{end}")
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every expression in a syntax tree."""
+    if isinstance(tree, dict):
+        if "class" in tree:
+            yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
+
+
+def _without_float16(rows: pa.Table) -> pa.Table:
+    """DuckDB has no half floats: widen the probabilities."""
+    for i, field in enumerate(rows.schema):
+        if field.type == pa.list_(pa.float16()):
+            rows = rows.set_column(i, field.name, rows[field.name].cast(pa.list_(pa.float32())))
+    return rows
