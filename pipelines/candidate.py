@@ -1,0 +1,186 @@
+"""One candidate image, from bytes to what the manifest says of it, or to the reason why it is rejected.
+
+Formats are told by the bytes, never by the name. The whole of the image's data is decoded, so that what is kept can be
+read later, but JPEGs only as far as that takes: luma at an eighth to full scale, which reads the entire entropy-coded
+stream at less than half the price. Of animations the first frame counts.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.phash import SIDE, phash
+from pipelines.provenance import NOTHING, declared
+from pipelines.reject import Reason, Reject
+
+FORMATS = {  # extension of the pool's members -> Pillow's name
+    "jpg": "JPEG",
+    "png": "PNG",
+    "webp": "WEBP",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tif": "TIFF",
+    "avif": "AVIF",
+    "jp2": "JPEG2000",
+}
+_HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this before they are hashed
+_BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What an image may measure; read from its header, before anything is decoded."""
+
+    min_side: int
+    max_pixels: int
+    max_bytes: int
+
+
+class Accepted(NamedTuple):
+    """What the manifest says of an image that was decoded without an error."""
+
+    format: str
+    width: int
+    height: int
+    phash: int
+    declared: str | None  # as in pipelines.provenance
+    declared_by: str | None
+
+
+def sniff(content: bytes) -> str | None:
+    """Tell an image's format by its first bytes, as a file extension; None where it is no image."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "webp"
+    if content.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if content.startswith(b"BM") and int.from_bytes(content[14:18], "little") in _BMP_HEADER_SIZES:
+        return "bmp"
+    if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tif"
+    if content[4:8] == b"ftyp":
+        brands = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
+        if any(brand in brands for brand in _AVIF_BRANDS):
+            return "avif"
+        return "heic" if any(brand in brands for brand in _HEIF_BRANDS) else None
+    if content.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        return "jp2"
+    if content.startswith((b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")):
+        return "jxl"
+    if content.startswith(b"8BPS"):
+        return "psd"
+    if content.startswith(b"\0\0\1\0") and 0 < int.from_bytes(content[4:6], "little") <= 64:
+        return "ico"
+    if content[:2] in (b"P4", b"P5", b"P6") and content[2:3].isspace():
+        return "pnm"
+    return "svg" if content.lstrip()[:1] == b"<" and b"<svg" in content[:1024] else None
+
+
+def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | Reject:
+    """Validate one candidate, whatever its bytes are; `metadata` is the JSON that the crawl keeps beside it, if any.
+
+    Call within `foreign_images`. Raises nothing on account of the bytes.
+    """
+    if not content:
+        return Reject(Reason.EMPTY, "0 bytes")
+    if len(content) > limits.max_bytes:
+        return Reject(Reason.TOO_MANY_BYTES, f"{len(content)} bytes, over the limit of {limits.max_bytes}")
+    format_ = sniff(content)
+    if format_ is None:
+        return Reject(Reason.NOT_AN_IMAGE, _what_else(content))
+    if format_ not in FORMATS:
+        return Reject(Reason.UNSUPPORTED_FORMAT, format_)
+    try:
+        with Image.open(BytesIO(content), formats=(FORMATS[format_],)) as image:
+            width, height = image.size
+            if min(width, height) < limits.min_side:
+                return Reject(Reason.TOO_SMALL, f"{width}x{height}, under the limit of {limits.min_side} a side")
+            if width * height > limits.max_pixels:
+                return Reject(Reason.TOO_MANY_PIXELS, f"{width}x{height}, over the limit of {limits.max_pixels}")
+            hash_ = phash(_decode_luma(image))
+            try:
+                origin = declared(image, content, metadata)
+            except Exception:  # broken EXIF or XMP: the image itself is fine, it just declares nothing
+                origin = NOTHING
+            return Accepted(format_, width, height, hash_, *origin)
+    except MemoryError:
+        raise  # says something about this machine, not about the image
+    except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
+        reason = Reason.TRUNCATED if _is_cut(format_, content) or "truncated" in str(error) else Reason.CORRUPT
+        return Reject(reason, _in_a_line(f"{format_}: {error}"))
+
+
+@contextmanager
+def foreign_images() -> Iterator[None]:
+    """Set Pillow up for bytes that nobody vouches for; around many calls of `examine`, for it costs as much as one.
+
+    Its warnings (palettes, EXIF, decompression bombs) are about the images, and our limits replace its own.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode_luma(image: Image.Image) -> NDArray[np.uint8]:
+    """Decode all of the image's data; return its luma, (H, W), no smaller than the hash needs."""
+    image.draft("L", (SIDE, SIDE))  # only JPEG has such a shortcut; others ignore it
+    luma = image if image.mode == "L" else image.convert("L")
+    shrink = min(luma.size) // _HASHED_SIDE
+    if shrink > 1:
+        luma = luma.reduce(shrink)
+    return np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
+
+
+def _is_cut(format_: str, content: bytes) -> bool:
+    """Whether a file that does not decode lacks its end."""
+    match format_:
+        case "jpg":
+            return b"\xff\xd9" not in content[-64:]  # some cameras pad after the end mark
+        case "png":
+            return b"IEND" not in content[-64:]
+        case "gif":
+            return not content.rstrip(b"\0").endswith(b";")
+        case "webp":
+            return len(content) < int.from_bytes(content[4:8], "little") + 8
+        case "bmp":
+            return len(content) < int.from_bytes(content[2:6], "little")
+        case _:
+            return False
+
+
+def _what_else(content: bytes) -> str:
+    """Describe bytes that are no image, as what crawls usually get instead of one."""
+    head = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")):
+        return "HTML"
+    if head.startswith((b"<?xml", b"<")):
+        return "XML"
+    if head.startswith((b"{", b"[")):
+        return "JSON"
+    if head.startswith(b"%pdf"):
+        return "PDF"
+    if head.startswith((b"\x1f\x8b", b"pk\3\4")):
+        return "a compressed archive"
+    return "text" if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head) else "unknown bytes"
+
+
+def _in_a_line(text: str) -> str:
+    """Flatten and shorten a decoder's message; it may quote the file's own bytes."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:200]

@@ -1,0 +1,362 @@
+"""Ingest: bring a crawl into the pool, every image either kept with its original bytes or on record as rejected.
+
+In: folders, tars and parquet files (see `pipelines.crawl`). Out: the pool of `pipelines.manifest`, and `pool/run.json`.
+
+The crawl is a sequence of units, and each that is not yet in the pool becomes the next shard. Workers sift units below
+`pool/.partial`, in any order; this process commits them strictly in order, each with its `_stats.json` last. So the
+finished shards are always what an uninterrupted run would have made first: killed at any moment, the same command goes
+on, and with further sources it adds to the pool. The pool's bytes depend neither on interruptions nor on `jobs`.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.atomic import publish, replacing, write_json
+from pipelines.candidate import Limits
+from pipelines.crawl import Unit, find
+from pipelines.digests import Digests
+from pipelines.errors import BadInput, CorruptShard, Incompatible
+from pipelines.manifest import KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEMA, Pool
+from pipelines.progress import OnTick, Tick, ignore
+from pipelines.reject import Reason
+from pipelines.shards import MAX_MEMBER_BYTES, ShardWriter
+from pipelines.sift import Kept, Rejected, Sifted, sift
+from pipelines.workers import in_order, usable_cores
+
+_PARTIAL = ".partial"
+_SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet)")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+Identity = tuple[str, str, str]
+
+
+class IngestConfig(BaseModel):
+    """What to ingest, and what to accept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[str, ...] = Field(min_length=1)
+    pool: Path = Path("pool")
+    jobs: int = Field(default_factory=usable_cores, ge=1)
+    shard_size: int = Field(default=1000, ge=1)  # of sources that have no shards of their own: folders and parquet
+    min_side: int = Field(default=16, ge=1)
+    max_pixels: int = Field(default=89_478_485, ge=1)  # where Pillow warns of decompression bombs
+    max_bytes: int = Field(default=1 << 28, ge=1, le=MAX_MEMBER_BYTES)
+
+    @property
+    def limits(self) -> Limits:
+        """What an image may measure."""
+        return Limits(min_side=self.min_side, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What one ingest did; kept + rejected = read."""
+
+    pool: str
+    shards: int  # added
+    skipped: int  # units that the pool held already
+    read: int
+    kept: int
+    rejected: dict[str, int]  # by reason
+    declared: dict[str, int]  # kept images that declare their origin, by what they say
+    images: int  # in the pool now
+    notes: tuple[str, ...]  # what was left aside
+    seconds: float
+
+
+def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
+    """Bring all units of the sources that the pool does not hold yet into it; see the module.
+
+    Raises BadInput for sources that cannot be used, Incompatible where `config.pool` is something else than a pool,
+    or another process writes to it.
+    """
+    started = time.monotonic()
+    counts, num_bytes = Counter[str](), 0
+    with _working_folder(config.pool) as work, _disk_errors(config.pool):
+        pool = Pool(config.pool)
+        known = {_identity(pool, shard) for shard in pool.shards}
+        first = int(pool.shards[-1]) + 1 if pool.shards else 0
+        _remove_unfinished(config.pool, first)
+        survey = _survey(config, known)
+        if first + survey.num_new > MAX_SHARDS:
+            raise BadInput(
+                f"{config.pool}: has room for {MAX_SHARDS - first} more shards, and these sources make "
+                f"{survey.num_new}; use a larger --shard-size or a second pool."
+            )
+        with Digests(work / "digests.sqlite") as digests:
+            if survey.num_new:
+                _remember(pool, digests)
+            tasks = enumerate(_new_units(config, known), first)
+            for (number, unit), sifted in in_order(partial(_sift, work, config.limits), tasks, config.jobs):
+                counts += _commit(sifted, unit, number, config.pool, digests)
+                num_bytes += unit.num_bytes
+                on_tick(_tick(counts, num_bytes, survey.num_bytes))
+        summary = _summary(config, survey, counts, time.monotonic() - started)
+        _record(config, survey, summary)
+    return summary
+
+
+def _sift(work: Path, limits: Limits, task: tuple[int, Unit]) -> Sifted:
+    number, unit = task
+    return sift(unit, number, work, limits)
+
+
+# Before: whose folder this is, what is in it, what there is to do
+
+
+@contextmanager
+def _working_folder(pool: Path) -> Iterator[Path]:
+    """Take the pool for this process alone and yield a fresh folder for what is not finished."""
+    try:
+        pool.mkdir(parents=True, exist_ok=True)
+        folder = os.open(pool, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BadInput(f"{pool}: cannot be made or opened as a pool ({error.strerror}).") from None
+    partial_ = pool / _PARTIAL
+    try:
+        # The lock lies on the folder itself: it goes with the process, whatever ends that, and leaves no file.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (partial_.exists() or (pool / "run.json").exists()) and any(pool.iterdir()):
+            raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
+        shutil.rmtree(partial_, ignore_errors=True)
+        work = partial_ / str(os.getpid())  # a second process reads from it whom it waits for
+        work.mkdir(parents=True)
+        yield work
+        shutil.rmtree(partial_)
+    except BlockingIOError:
+        holders = [path.name for path in partial_.glob("*")] if partial_.exists() else []
+        who = f"process {holders[0]}" if holders else "another process"
+        raise Incompatible(f"{pool}: {who} is ingesting into it; wait for it, or end it.") from None
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _disk_errors(pool: Path) -> Iterator[None]:
+    """Say in a sentence that the disk is full or refuses; other OSErrors are bugs of ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise BadInput(
+            f"{pool}: cannot be written ({error.strerror}); what is in it stays, the same command goes on from here."
+        ) from error
+
+
+def _identity(pool: Pool, shard: str) -> Identity:
+    try:
+        source, part, fingerprint = pool.stats(shard)["unit"]
+    except (KeyError, ValueError, TypeError):
+        raise CorruptShard(
+            f"{pool.root}/{shard}_stats.json: does not say what the shard was made from; "
+            f"remove the shard's files and ingest its source again."
+        ) from None
+    return source, part, fingerprint
+
+
+def _remove_unfinished(pool: Path, first: int) -> None:
+    """Remove what a killed run had renamed of the shard that it was about to finish."""
+    for path in [*pool.glob("*"), *pool.glob("rejects/*")]:
+        match = _SHARD_FILE.fullmatch(path.name)
+        if match and int(match[1]) >= first:
+            path.unlink()
+
+
+def _remember(pool: Pool, digests: Digests) -> None:
+    for rows in pool.tables(["key", "sha256"]):
+        digests.add_all(map(bytes.fromhex, rows["sha256"].to_pylist()), rows["key"].to_pylist())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Survey:
+    num_new: int
+    num_known: int
+    num_bytes: int  # of the new units
+    digest: str  # of all that the sources hold, by their fingerprints
+    notes: tuple[str, ...]
+
+
+def _survey(config: IngestConfig, known: set[Identity]) -> _Survey:
+    """Look once over all sources, so that errors come before the work and the work has a total.
+
+    The units themselves are found a second time while working: a list of all files may be large.
+    """
+    digest, notes, new = hashlib.sha256(), list[str](), set[Identity]()
+    num_known = num_bytes = 0
+    for found in find(config.sources, shard_size=config.shard_size, pool=config.pool):
+        if isinstance(found, str):
+            notes.append(found)
+            continue
+        digest.update(os.fsencode("\0".join(found.identity) + "\n"))
+        if found.identity in known or found.identity in new:
+            num_known += 1
+        else:
+            new.add(found.identity)
+            num_bytes += found.num_bytes
+    if not new and not num_known:
+        raise BadInput(f"{' '.join(config.sources)}: no image, .tar or .parquet file in it. {' '.join(notes)}".strip())
+    return _Survey(
+        num_new=len(new), num_known=num_known, num_bytes=num_bytes, digest=digest.hexdigest(), notes=tuple(notes)
+    )
+
+
+def _new_units(config: IngestConfig, known: set[Identity]) -> Iterator[Unit]:
+    done = set(known)
+    for found in find(config.sources, shard_size=config.shard_size, pool=config.pool):
+        if isinstance(found, Unit) and found.identity not in done:
+            done.add(found.identity)
+            yield found
+
+
+# Commit: one shard after the other
+
+
+def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digests) -> Counter[str]:
+    """Take a shard into the pool, without what earlier shards hold; return counts of kept, rejected and declared."""
+    shard = f"{number:0{KEY_DIGITS}d}"
+    fresh = [image for image in sifted.kept if digests.add(image.digest, image.key)]
+    rejected = list(sifted.rejected)
+    tar = sifted.tar
+    if len(fresh) < len(sifted.kept):
+        is_fresh = {image.row for image in fresh}
+        repeated = [image for image in sifted.kept if image.row not in is_fresh]
+        rejected += [Rejected(image.row, image.member, Reason.DUPLICATE, "", image.digest) for image in repeated]
+        tar, fresh = _without_duplicates(tar, fresh)
+    rejected.sort(key=lambda record: record.row)
+    assert len(fresh) + len(rejected) == sifted.num_read
+
+    publish(tar, pool / f"{shard}.tar")
+    _write_table(pool / f"{shard}.parquet", _manifest(fresh, shard, unit.source))
+    (pool / "rejects").mkdir(exist_ok=True)
+    _write_table(pool / "rejects" / f"{shard}.parquet", _rejects(rejected, unit.source, digests))
+    reasons = Counter(record.reason.value for record in rejected)
+    never_arrived = sum(record.reason.never_arrived for record in rejected)
+    write_json(
+        pool / f"{shard}_stats.json",
+        {
+            "count": sifted.num_read,
+            "successes": len(fresh),
+            "failed_to_download": never_arrived,
+            "failed_to_resize": len(rejected) - never_arrived,
+            "status_dict": {"success": len(fresh), **dict(sorted(reasons.items()))},
+            "unit": unit.identity,
+        },
+    )
+    counts = Counter({f"rejected:{reason}": count for reason, count in reasons.items()})
+    counts.update(f"declared:{image.declared}" for image in fresh if image.declared)
+    counts.update({"shards": 1, "read": sifted.num_read, "kept": len(fresh)})
+    return counts
+
+
+def _without_duplicates(tar: Path, fresh: list[Kept]) -> tuple[Path, list[Kept]]:
+    """Copy a shard with the samples in `fresh` alone."""
+    path = tar.with_suffix(".fresh.tar")
+    moved = []
+    with tar.open("rb") as source, ShardWriter(path) as target:
+        for image in fresh:
+            shift = target.position - image.start
+            target.copy(source, image.start, image.stop)
+            moved.append(
+                image._replace(offset=image.offset + shift, start=image.start + shift, stop=image.stop + shift)
+            )
+    tar.unlink()
+    return path, moved
+
+
+def _manifest(images: list[Kept], shard: str, source: str) -> pa.Table:
+    rows = [
+        {**image._asdict(), "shard": shard, "source": _printable(source), "sha256": image.digest.hex()}
+        for image in images
+    ]
+    return pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+
+
+def _rejects(rejected: list[Rejected], source: str, digests: Digests) -> pa.Table:
+    rows = [
+        {
+            "source": _printable(source),
+            "member": record.member,
+            "reason": record.reason.value,
+            "detail": f"duplicate of {digests.key(record.digest)}" if record.digest else record.detail,
+        }
+        for record in rejected
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECT_SCHEMA)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+# After: what was done
+
+
+def _tick(counts: Counter[str], num_bytes: int, total_bytes: int) -> Tick:
+    # Nobody knows the number of images before all are read; the share of the bytes tells it well enough.
+    total = round(counts["read"] * total_bytes / num_bytes) if num_bytes else None
+    return Tick(
+        done=counts["read"],
+        total=total,
+        unit="images",
+        figures={"kept": counts["kept"], "rejected": counts["read"] - counts["kept"], "shards": counts["shards"]},
+    )
+
+
+def _summary(config: IngestConfig, survey: _Survey, counts: Counter[str], seconds: float) -> Summary:
+    def by(kind: str) -> dict[str, int]:
+        return {name.removeprefix(kind): count for name, count in sorted(counts.items()) if name.startswith(kind)}
+
+    summary = Summary(
+        pool=str(config.pool),
+        shards=counts["shards"],
+        skipped=survey.num_known,
+        read=counts["read"],
+        kept=counts["kept"],
+        rejected=by("rejected:"),
+        declared=by("declared:"),
+        images=Pool(config.pool).num_images,
+        notes=survey.notes,
+        seconds=round(seconds, 3),
+    )
+    assert summary.kept + sum(summary.rejected.values()) == summary.read
+    return summary
+
+
+def _record(config: IngestConfig, survey: _Survey, summary: Summary) -> None:
+    """Append this run to `run.json`: the only file of the pool that knows times."""
+    path = config.pool / "run.json"
+    runs: list[Any] = json.loads(path.read_bytes())["ingests"] if path.exists() else []
+    run_ = {
+        "config": config.model_dump(mode="json"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("pillow", "pyarrow")}},
+        "input_digest": survey.digest,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "summary": asdict(summary),
+    }
+    write_json(path, {"ingests": [*runs, run_]})

@@ -1,0 +1,159 @@
+"""What an image file says of its own origin: a camera, a generator, or nothing.
+
+These are declarations, kept apart from any score: they can be forged or stripped, and most of the web's images carry
+none. What says "synthetic" wins over what says "camera", for generators copy camera tags but cameras copy no prompts.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from PIL import Image
+
+
+class Declared(NamedTuple):
+    """`what` is "synthetic", "camera" or None; `by` names the place that says so, such as "png:parameters".
+
+    A C2PA manifest alone is (None, "c2pa"): it is worth a look, and says nothing yet.
+    """
+
+    what: str | None = None
+    by: str | None = None
+
+
+NOTHING = Declared()
+
+_PROMPT_CHUNKS = (  # PNG text chunks that generators leave
+    "parameters",  # AUTOMATIC1111 and its descendants
+    "prompt",  # ComfyUI
+    "workflow",
+    "invokeai_metadata",
+    "sd-metadata",
+    "Dream",
+    "fooocus_scheme",
+    "generation_data",
+)
+_GENERATOR = re.compile(
+    r"stable.?diffusion|midjourney|\bdall.?e\b|comfyui|invokeai|novelai|automatic1111|adobe firefly|fooocus"
+    r"|dreamstudio|leonardo\.ai|ideogram|google imagen|made with google ai|bing image creator",
+    re.IGNORECASE,
+)
+_PARAMETERS = re.compile(r"\bSteps: \d+.*\b(?:Sampler|CFG scale|Seed): ", re.DOTALL)
+_MIDJOURNEY_JOB = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f]{4}-")
+_CREATOR_TOOL = re.compile(r"CreatorTool(?:=[\"']|>)([^\"'<]*)")
+_COMFYUI_TAG = re.compile(r"(?:workflow|prompt):\s*\{")
+# IPTC's terms; `compositeWithTrainedAlgorithmicMedia`, a photograph retouched by a model, is neither of the two.
+_SYNTHETIC_SOURCE = re.compile(r"\btrainedAlgorithmicMedia\b")
+_CAMERA_SOURCE = re.compile(r"\bdigitalCapture\b")
+_C2PA_STORE = bytes.fromhex("6332706100110010800000aa00389b71")  # JUMBF type of a C2PA manifest store, in any container
+
+_EXIF_DESCRIPTION, _EXIF_MAKE, _EXIF_MODEL, _EXIF_SOFTWARE = 0x010E, 0x010F, 0x0110, 0x0131
+_EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
+
+
+def declared(image: Image.Image, content: bytes, metadata: bytes | None) -> Declared:
+    """What a loaded image, its file and its img2dataset JSON declare.
+
+    May raise what Pillow raises on broken EXIF.
+    """
+    camera = NOTHING
+    for found in _evidence(image, content, metadata):
+        if found.what == "synthetic":
+            return found
+        # A camera is more than a bare manifest, and the first of its kind is enough.
+        if camera.what is None and (found.what or not camera.by):
+            camera = found
+    return camera
+
+
+def _evidence(image: Image.Image, content: bytes, metadata: bytes | None) -> Iterator[Declared]:
+    # Most files carry nothing: each kind is looked into only where its bytes are there.
+    info = image.info
+    if image.format == "PNG":
+        yield from _of_png(info)
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    if xmp:
+        yield from _of_xmp(_plain(xmp))
+    if "exif" in info or image.format == "TIFF":
+        yield from _of_exif(image.getexif())
+    if "comment" in info and _PARAMETERS.search(_plain(info["comment"])):
+        yield Declared("synthetic", "comment")
+    if _C2PA_STORE in content:
+        yield Declared("synthetic" if _SYNTHETIC_SOURCE.search(content.decode("latin-1")) else None, "c2pa")
+    if metadata and b'"exif"' in metadata and b'"exif": "{}"' not in metadata:
+        yield from _of_img2dataset(metadata)
+
+
+def _of_png(info: Mapping[str | tuple[int, int], object]) -> Iterator[Declared]:
+    for chunk in _PROMPT_CHUNKS:
+        if chunk in info:
+            yield Declared("synthetic", f"png:{chunk}")
+    for chunk in ("Software", "Source"):
+        if chunk in info:
+            yield from _of_software(_plain(info[chunk]))
+
+
+def _of_software(name: str) -> Iterator[Declared]:
+    if match := _GENERATOR.search(name):
+        yield Declared("synthetic", f"software:{match.group()}")
+
+
+def _of_xmp(xmp: str) -> Iterator[Declared]:
+    if "DigitalSourceType" in xmp:
+        if _SYNTHETIC_SOURCE.search(xmp):
+            yield Declared("synthetic", "xmp:DigitalSourceType")
+        elif _CAMERA_SOURCE.search(xmp):
+            yield Declared("camera", "xmp:DigitalSourceType")
+    for tool in _CREATOR_TOOL.findall(xmp):
+        yield from _of_software(tool)
+
+
+def _of_exif(exif: Image.Exif) -> Iterator[Declared]:
+    yield from _of_tags(
+        "exif:",
+        make=_plain(exif.get(_EXIF_MAKE)),
+        model=_plain(exif.get(_EXIF_MODEL)),
+        software=_plain(exif.get(_EXIF_SOFTWARE)),
+        description=_plain(exif.get(_EXIF_DESCRIPTION)),
+        comment=_plain(exif.get_ifd(_EXIF_IFD).get(_EXIF_USER_COMMENT)),
+    )
+
+
+def _of_img2dataset(metadata: bytes) -> Iterator[Declared]:
+    """img2dataset drops EXIF from the image, but keeps it as a JSON string of exifread's names in its JSON."""
+    try:
+        tags = json.loads(json.loads(metadata)["exif"])
+    except (ValueError, KeyError, TypeError):
+        return  # someone else's "exif"
+    if not isinstance(tags, dict):
+        return
+    yield from _of_tags(
+        "json:exif ",
+        make=_plain(tags.get("Image Make")),
+        model=_plain(tags.get("Image Model")),
+        software=_plain(tags.get("Image Software")),
+        description=_plain(tags.get("Image ImageDescription")),
+        comment=_plain(tags.get("EXIF UserComment")),
+    )
+
+
+def _of_tags(place: str, *, make: str, model: str, software: str, description: str, comment: str) -> Iterator[Declared]:
+    group, sub = ("Image ", "EXIF ") if place.startswith("json") else ("", "")
+    yield from _of_software(software)
+    if _PARAMETERS.search(comment):
+        yield Declared("synthetic", f"{place}{sub}UserComment")
+    if _MIDJOURNEY_JOB.search(description) or _PARAMETERS.search(description):
+        yield Declared("synthetic", f"{place}{group}ImageDescription")
+    for name, value in (("Make", make), ("Model", model)):
+        if value:
+            # ComfyUI writes its graph into these two tags of WebP files.
+            what = "synthetic" if _COMFYUI_TAG.match(value) else "camera"
+            yield Declared(what, f"{place}{group}{name}")
+
+
+def _plain(value: object) -> str:
+    """Text of a tag in whatever encoding: what we look for is ASCII, so UTF-16 need only lose its zeros."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return value.replace("\0", "").strip() if isinstance(value, str) else ""

@@ -1,0 +1,227 @@
+"""Tar shards, in and out: foreign archives read with suspicion, our own written the same bytes every time.
+
+Python's tarfile reads everything but takes 30 µs a member, which is more than hashing a small image costs,
+so plain headers, nearly all of them, are read here and the others are left to it.
+"""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
+
+from pipelines.errors import CorruptShard
+from pipelines.reject import Reason, Reject
+
+BLOCK = 512
+MAX_MEMBER_BYTES = 8**11 - 1  # what the size field of a USTAR header can say
+_ZEROS = bytes(BLOCK)
+_BUFFER_BYTES = 1 << 20
+_MAX_EXTENSION_BYTES = 1 << 20  # long names and pax headers; a hostile size must not become an allocation
+_EXTENSION_TYPES = b"LKxgX"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+# Mode 0644, owner 0, time 0, so that equal content is equal bytes.
+_OWNER = b"0000644\00000000\00000000\0"
+_TIME = b"00000000000\0"
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(BLOCK - 265)
+_BLANK_CHECKSUM = b" " * 8
+_CONSTANT_SUM = sum(_OWNER + _TIME + _BLANK_CHECKSUM + _REST)
+
+
+class Member(NamedTuple):
+    """A file in a foreign tar: its name, and its bytes or why they cannot be had."""
+
+    name: str
+    content: bytes | Reject
+
+
+def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
+    """Yield the files of a tar in order, folders left out; whatever the archive holds, nothing is raised for it.
+
+    A file that is cut, too large, not regular or unsafely named comes as a Reject. Where the archive ends
+    without its end mark, or goes on with something else than a header, a last Member without a name says so.
+    """
+    position = 0
+    while True:
+        block = stream.read(BLOCK)
+        if block == _ZEROS:
+            return
+        if len(block) < BLOCK:
+            what = "ends without its end mark" if position or block else "is empty"
+            yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"the archive {what}, at byte {position}"))
+            return
+        header = _plain_header(block) or _any_header(stream, position, block)
+        if header is None:
+            yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"no tar header at byte {position}"))
+            return
+        name, size, start, kind = header
+        start += position
+        position = start + size + -size % BLOCK
+        if kind == "folder":
+            pass
+        elif kind == "other":
+            yield Member(name, Reject(Reason.NOT_A_FILE, "a link, a device or another special entry of the archive"))
+        elif size > max_bytes:
+            yield Member(name, Reject(Reason.TOO_MANY_BYTES, f"{size} bytes, over the limit of {max_bytes}"))
+        else:
+            content = stream.read(size)
+            if len(content) < size:
+                detail = f"the archive is cut {len(content)} bytes into this file of {size}"
+                yield Member(name, Reject(Reason.INCOMPLETE_ARCHIVE, detail))
+                return
+            if is_unsafe(name):
+                yield Member(name, Reject(Reason.UNSAFE_NAME, "absolute, or with .. or control characters in it"))
+            else:
+                yield Member(name, content)
+            stream.read(-size % BLOCK)
+            continue
+        stream.seek(position)
+
+
+class _Header(NamedTuple):
+    name: str
+    size: int  # of the data
+    start: int  # of the data, counted from the header
+    kind: str  # "file", "folder" or "other"
+
+
+def _plain_header(block: bytes) -> _Header | None:
+    """Read the header of a regular file with a short name; None where it is anything else."""
+    name = block[: block.index(0)] if 0 in block[:100] else block[:100]
+    if block[156] not in b"0\0" or name.endswith(b"/"):
+        return None
+    try:
+        size = int(block[124:136].rstrip(b" \0"), 8)
+        checksum = int(block[148:156].strip(b" \0"), 8)
+    except ValueError:
+        return None
+    if size < 0 or checksum != sum(block) - sum(block[148:156]) + sum(_BLANK_CHECKSUM):
+        return None
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = block[345:500].rstrip(b"\0") + b"/" + name
+    return _Header(_text(name), size, BLOCK, "file")
+
+
+def _any_header(stream: BinaryIO, position: int, block: bytes) -> _Header | None:
+    """Let tarfile read the headers at `position` (long names, pax, sparse, base-256, links); None if it cannot."""
+    try:
+        if block[156] in _EXTENSION_TYPES and tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size > (
+            _MAX_EXTENSION_BYTES
+        ):
+            return None
+        stream.seek(position)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            info = tar.next()
+    except (tarfile.TarError, ValueError, OverflowError):
+        return None
+    if info is None or info.size < 0:
+        return None
+    is_file = info.isreg() and not info.issparse()
+    start = info.offset_data - position
+    size = info.size if info.isreg() else 0
+    if info.issparse():
+        size = tar.offset - info.offset_data  # as stored, not as it would unfold
+    stream.seek(info.offset_data)
+    return _Header(
+        _text(os.fsencode(info.name)), size, start, "file" if is_file else "folder" if info.isdir() else "other"
+    )
+
+
+def _text(name: bytes) -> str:
+    """Decode a name so that it can always be written again, to parquet or to a terminal."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def is_unsafe(name: str) -> bool:
+    """Whether a name would leave the folder it is unpacked in, or would not print as one line."""
+    return (
+        name.startswith(("/", "\\"))
+        or (".." in name and ".." in re.split(r"[/\\]", name))
+        or _CONTROL.search(name) is not None
+    )
+
+
+class ShardWriter:
+    """Writes one tar that plain `webdataset` reads; equal members give equal bytes.
+
+    Use as a context manager: the end mark is written, and the file synced, only if the block succeeds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=_BUFFER_BYTES)
+        self.position = 0  # where the next header goes
+
+    def add(self, name: str, content: bytes) -> int:
+        """Append a member; `name` is KEY.SUFFIX in ASCII. Return the offset of its first byte."""
+        field, size = name.encode("ascii"), len(content)
+        assert 0 < len(field) <= 100 and size <= MAX_MEMBER_BYTES
+        size_field = b"%011o\0" % size
+        checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(field) + sum(size_field))
+        header = b"".join((field.ljust(100, b"\0"), _OWNER, size_field, _TIME, checksum, _REST))
+        self._file.write(header)
+        self._file.write(content)
+        self._file.write(_ZEROS[: -size % BLOCK])
+        start = self.position + BLOCK
+        self.position = start + size + -size % BLOCK
+        return start
+
+    def copy(self, source: BinaryIO, start: int, stop: int) -> None:
+        """Append whole members as they are: the bytes from `start` to `stop` of another tar."""
+        source.seek(start)
+        while start < stop:
+            chunk = source.read(min(_BUFFER_BYTES, stop - start))
+            if not chunk:
+                raise CorruptShard(f"{source.name}: is shorter than what was written to it; make the shard again.")
+            self._file.write(chunk)
+            start += len(chunk)
+            self.position += len(chunk)
+
+    def __enter__(self) -> Self:
+        """Start writing."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the end mark and sync, unless something failed; close in any case."""
+        with self._file:
+            if kind is None:
+                self._file.write(_ZEROS * 2)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+
+def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield the bytes at each (offset, num_bytes) of a shard of ours, in the order asked for.
+
+    Raises CorruptShard where the shard is missing or shorter than its manifest says.
+    """
+    try:
+        with path.open("rb") as shard:
+            for offset, num_bytes in spans:
+                content = os.pread(shard.fileno(), num_bytes, offset)
+                if len(content) < num_bytes:
+                    raise CorruptShard(f"{path}: is shorter than its manifest says; make the shard again.")
+                yield content
+    except FileNotFoundError:
+        raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
+    key, sample = "", dict[str, bytes]()
+    with path.open("rb", buffering=_BUFFER_BYTES) as shard:
+        for name, content in read_tar(shard, MAX_MEMBER_BYTES):
+            if isinstance(content, Reject):
+                raise CorruptShard(f"{path}: {content.detail}; make the shard again.")
+            stem, _, suffix = name.partition(".")
+            if stem != key and sample:
+                yield key, sample
+                sample = {}
+            key = stem
+            sample[suffix] = content
+    if sample:
+        yield key, sample
