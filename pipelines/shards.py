@@ -24,10 +24,11 @@ _EXTENSION_TYPES = b"LKxgX"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # Mode 0644, owner 0, time 0, so that equal content is equal bytes.
-_OWNER = b"0000644\00000000\00000000\0"
-_TIME = b"00000000000\0"
+_OWNER = b"\x00".join((b"0000644", b"0000000", b"0000000", b""))
+_TIME = b"00000000000\x00"
 _REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(BLOCK - 265)
 _BLANK_CHECKSUM = b" " * 8
+assert len(_OWNER + _TIME + _BLANK_CHECKSUM + _REST) == BLOCK - 100 - 12
 _CONSTANT_SUM = sum(_OWNER + _TIME + _BLANK_CHECKSUM + _REST)
 
 
