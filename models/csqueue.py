@@ -68,6 +68,25 @@ class CSQueue(nn.Module):
         self.size[classes] = (self.size[classes] + fresh).clamp(max=length)
 
     @torch.no_grad()
+    def fill(self, index_N: Tensor, score_N: Tensor, pseudo_labels_N: Tensor) -> None:
+        """Replace what is queued: the highest scores of each class, the lowest of them leaving first."""
+        self.size.zero_()
+        self.next.zero_()
+        self.index.fill_(EMPTY)
+        total, length = self.index.shape
+        for k in range(total):
+            members = (pseudo_labels_N == k).nonzero().squeeze(1)
+            best = members[score_N[members].argsort()][-length:]
+            self.index[k, : len(best)] = index_N[best]
+            self.score[k, : len(best)] = 1.0  # on the scale of probabilities: certain
+            self.size[k] = len(best)
+            self.next[k] = len(best) % length
+
+    def mean_score(self) -> Tensor:
+        """Mean score at push over all entries: a proxy of purity that needs no truth."""
+        return (self.score * (self.index != EMPTY)).sum() / self.size.sum().clamp(min=1)
+
+    @torch.no_grad()
     def draw(self, count: int, rng: Generator) -> Tensor:
         """Draw `count` dataset indices, with replacement, each class that holds any being equally likely.
 

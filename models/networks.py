@@ -72,8 +72,8 @@ def _residual(stem: nn.Module, width: int, stages: tuple[tuple[int, int, int], .
 def backbone(name: str) -> tuple[nn.Module, int]:
     """Build a backbone from float images to features (B, D), and D: `wrn-28-2`, `small` or `timm:NAME`.
 
-    `wrn-28-2` is the network of the semi-supervised literature (1.5 M parameters); `small` (0.4 M) folds 2x2 pixels into
-    channels first and costs a fifteenth, for CPUs. Raises ValueError for a name that is none of these.
+    `wrn-28-2` is the network of the semi-supervised literature (1.5 M parameters); `small` (0.4 M) folds 2x2 pixels
+    into channels first and costs a fifteenth, for CPUs. Raises ValueError for a name that is none of these.
     """
     if name == "wrn-28-2":
         stem: nn.Module = nn.Conv2d(3, 16, 3, 1, 1, bias=False)

@@ -23,8 +23,8 @@ def statistics(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
     The 75: of luma and two chroma differences, five residuals (first and second differences in both directions, and
     the diagonal one), five numbers each (log mean magnitude, log standard deviation, share beyond three mean
-    magnitudes, share under a quarter of it, log 95th percentile). The further: radial log power spectrum, color moments,
-    and co-occurrences of quantized residuals (SPAM, Pevny et al. 2010). float32, no units.
+    magnitudes, share under a quarter of one, log 95th percentile). The further: radial log power spectrum, color
+    moments, and co-occurrences of quantized residuals (SPAM, Pevny et al. 2010). float32, no units.
     """
     red, green, blue = images_BCHW.float().unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue

@@ -21,13 +21,24 @@ literature.
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
-from models.networks import Classifier, Detector
+from models import augment, ema, residual
+from models.csqueue import CSQueue
+from models.networks import Classifier, Detector, set_norm_momentum
+from models.schedule import cosine
+
+DETECTOR_SETTLES = 200  # steps before the queue and the routes listen to a detector: an untrained one has a random sign
+DETECTOR_RATE = 2e-3
+DETECTOR_DECAY = 0.995  # of its average
+ROUTE_AT = 0.5  # probability from which an image goes to the dummy head
 
 
 class ClassifierLoss(NamedTuple):
@@ -126,3 +137,208 @@ def detector_loss(
 def _self_training(strong_MK: Tensor, pseudo_labels_M: Tensor, mask_M: Tensor) -> Tensor:
     """Cross-entropy to the pseudo-labels where the mask holds, averaged over all M."""
     return (F.cross_entropy(strong_MK, pseudo_labels_M, reduction="none") * mask_M).mean()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How to train; the defaults are FixMatch's for CIFAR-10 (arXiv 2001.07685) and the paper's where it says."""
+
+    method: Literal["rsmatch", "fixmatch", "supervised"] = "rsmatch"
+    detector_init: Literal["features", "random"] = "features"
+    num_steps: int = 2**20
+    warmup: float = 0.05  # share of the steps in which everything goes to the real head
+    threshold: float = 0.95  # tau
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    ema_decay: float = 0.999
+    norm_momentum: float = 0.001
+    queue_length: int = 256  # L, of each class
+    queue_classes: int = 2  # P
+    queue_per_class: int = 1  # Q
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of plain FixMatch at the start."""
+        return round(self.warmup * self.num_steps)
+
+    @property
+    def detector_start(self) -> int:
+        """First step of the detector: features wait for pseudo-classes that mean something."""
+        return self.warmup_steps if self.detector_init == "features" else 0
+
+    @property
+    def routing_start(self) -> int:
+        """First step in which images may go to the dummy head."""
+        return max(self.warmup_steps, self.detector_start + DETECTOR_SETTLES)
+
+
+class Batch(NamedTuple):
+    """One step's data: uint8 images for the classifier and native tiles for the detector, and the rows they are."""
+
+    labeled: Tensor  # (B, 3, S, S)
+    labeled_tiles: Tensor  # (B, 3, T, T)
+    labels: Tensor  # (B,) int64
+    unlabeled: Tensor  # (M, 3, S, S)
+    unlabeled_tiles: Tensor  # (M, 3, T, T)
+    rows: Tensor  # (M,) int64, dataset indices of the unlabeled images
+
+
+class RSMatch:
+    """Networks, averages, optimizers and queue, and the step that trains them. A plain loop calls `step`."""
+
+    def __init__(
+        self, recipe: Recipe, classifier: Classifier, detector: Detector, autocast: AbstractContextManager[object]
+    ) -> None:
+        device = next(classifier.parameters()).device
+        self.recipe = recipe
+        self.classifier = classifier.train()
+        self.detector = detector.train()
+        set_norm_momentum(classifier, recipe.norm_momentum)
+        self.classifier_ema = ema.shadow(classifier)
+        self.detector_ema = ema.shadow(detector)
+        self.classifier_optimizer = torch.optim.SGD(
+            _decay_weights_only(classifier, recipe.weight_decay), momentum=recipe.momentum, nesterov=True, lr=1.0
+        )
+        self.detector_optimizer = torch.optim.AdamW(_decay_weights_only(detector, 0.01), lr=1.0)
+        self.queue = CSQueue(classifier.real.out_features, recipe.queue_length).to(device)
+        # Dataset indices of images that the bootstrap found most real: examples for the detector beside the labeled
+        # ones, which are few and soon memorized.
+        self.confident_real = torch.empty(0, dtype=torch.int64, device=device)
+        self._autocast = autocast
+
+    @property
+    def needs_bootstrap(self) -> bool:
+        """Whether `bootstrap` has to be called before the detector's first step."""
+        return self.recipe.method == "rsmatch" and self.recipe.detector_init == "features"
+
+    def step(
+        self, number: int, batch: Batch, fetch_tiles: Callable[[Tensor], Tensor], rng: Generator
+    ) -> dict[str, Tensor]:
+        """Train on one batch; `fetch_tiles` gives the tiles of queued rows. Returns figures as tensors, unsynced."""
+        recipe = self.recipe
+        rate = cosine(number, recipe.num_steps, recipe.learning_rate)
+        labeled = augment.weak(batch.labeled, rng)
+        if recipe.method == "supervised":
+            with self._autocast:
+                loss = supervised_loss(self.classifier, labeled, batch.labels)
+            self._update_classifier(loss, rate, number)
+            return {"sup_real": loss.detach()}
+
+        synthetic = prob_synthetic = None
+        if recipe.method == "rsmatch":
+            with torch.no_grad():
+                prob_synthetic = self.detector_ema(augment.weak(batch.unlabeled_tiles, rng)).sigmoid()
+            synthetic = (prob_synthetic >= ROUTE_AT) & (number >= recipe.routing_start)
+
+        with self._autocast:
+            losses = classifier_loss(
+                self.classifier,
+                labeled,
+                batch.labels,
+                augment.weak(batch.unlabeled, rng),
+                augment.strong(batch.unlabeled, rng),
+                synthetic,
+                threshold=recipe.threshold,
+            )
+        self._update_classifier(losses.total, rate, number)
+        num_classes = self.classifier.real.out_features
+        figures = {
+            "sup_real": losses.sup_real.detach(),
+            "self_real": losses.self_real.detach(),
+            "confidence": losses.confidence.mean(),
+            "confident_share": losses.confident.float().mean(),
+            "pseudo_label_shares": torch.bincount(losses.pseudo_labels, minlength=num_classes) / len(batch.rows),
+        }
+        if synthetic is not None and prob_synthetic is not None:
+            figures |= {
+                "sup_dummy": losses.sup_dummy.detach(),
+                "self_dummy": losses.self_dummy.detach(),
+                "dummy_share": synthetic.float().mean(),
+            }
+            if number >= recipe.detector_start:
+                figures |= self._detect(number, batch, prob_synthetic, losses.pseudo_labels, fetch_tiles, rng)
+        return figures
+
+    def _detect(
+        self,
+        number: int,
+        batch: Batch,
+        prob_synthetic: Tensor,
+        pseudo_labels: Tensor,
+        fetch_tiles: Callable[[Tensor], Tensor],
+        rng: Generator,
+    ) -> dict[str, Tensor]:
+        """Fill the queue, then train the detector on labeled, queued and unlabeled tiles."""
+        recipe, age = self.recipe, number - self.recipe.detector_start
+        settled = age >= DETECTOR_SETTLES
+        if settled or recipe.detector_init == "random":
+            score = prob_synthetic if settled else torch.rand(len(batch.rows), generator=rng, device=batch.rows.device)
+            p, q = recipe.queue_classes, recipe.queue_per_class
+            self.queue.push(batch.rows, score, pseudo_labels, num_classes=p, per_class=q, rng=rng)
+
+        real = batch.labeled_tiles
+        queued = self.queue.draw(len(real), rng)
+        if len(self.confident_real):
+            pick = torch.randint(len(self.confident_real), (len(real),), generator=rng, device=real.device)
+            both = fetch_tiles(torch.cat((queued, self.confident_real[pick])))
+            queued_tiles, confident = torch.split(both, len(real))
+            real = torch.cat((real, confident))
+        else:
+            queued_tiles = fetch_tiles(queued)
+        losses = detector_loss(
+            self.detector,
+            augment.detector(real, rng),
+            augment.detector(queued_tiles, rng),
+            augment.detector(batch.unlabeled_tiles, rng),
+            # Consistency with a teacher that has not settled would teach its random sign.
+            prob_synthetic if settled else torch.full_like(prob_synthetic, 0.5),
+            threshold=recipe.threshold,
+        )
+        rate = cosine(number, recipe.num_steps, DETECTOR_RATE)
+        _descend(self.detector_optimizer, losses.total, rate)
+        ema.update(self.detector_ema, self.detector, ema.decay_at(age, DETECTOR_DECAY))
+        return {
+            "detector_sup": losses.sup.detach(),
+            "detector_cons": losses.cons.detach(),
+            "queue_score": self.queue.mean_score(),
+            "queue_filled": self.queue.size.float().mean() / self.queue.index.shape[1],
+        }
+
+    def _update_classifier(self, loss: Tensor, rate: float, number: int) -> None:
+        _descend(self.classifier_optimizer, loss, rate)
+        ema.update(self.classifier_ema, self.classifier, ema.decay_at(number, self.recipe.ema_decay))
+
+    def bootstrap(
+        self,
+        rows_N: Tensor,
+        statistics_N: tuple[Tensor, Tensor],
+        statistics_labeled: tuple[Tensor, Tensor],
+        pseudo_labels_N: Tensor,
+        rng: Generator,
+    ) -> Tensor:
+        """Fill the queue and find confident real images by residual statistics; returns the scores (N,).
+
+        `statistics_*` are what `residual.statistics` gives for tiles of the pool and of the labeled set.
+        """
+        num_classes = self.classifier.real.out_features
+        scores_N = residual.bootstrap(*statistics_N, *statistics_labeled, pseudo_labels_N, num_classes, rng)
+        real_N, synthetic_N = residual.extremes(scores_N, pseudo_labels_N, num_classes)
+        self.confident_real = rows_N[real_N]
+        self.queue.fill(rows_N[synthetic_N], scores_N[synthetic_N], pseudo_labels_N[synthetic_N])
+        return scores_N
+
+
+def _decay_weights_only(network: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Parameter groups: weight decay on weights, none on biases and batch norms, as FixMatch does."""
+    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

@@ -101,6 +101,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.shard)
 
+    def members(self) -> list[str]:
+        """Names that the images of all rows had in the crawl."""
+        listed = set(self.key.tolist())
+        tables = self.pool.tables(["key", "member"])
+        named = (zip(table["key"].to_pylist(), table["member"].to_pylist(), strict=True) for table in tables)
+        return [member for pairs in named for key, member in pairs if key in listed]
+
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Original bytes of `rows`."""
         result = []
@@ -125,8 +132,18 @@ class Rows:
 
 def index(pool: Pool, without: frozenset[str] = frozenset()) -> Rows:
     """List the rows of a pool, in order, leaving out images whose sha256 is in `without`."""
+    return _rows(pool, range(len(pool.shards)), without)
+
+
+def index_shard(pool: Pool, number: int) -> Rows:
+    """List the rows of one shard."""
+    return _rows(pool, [number], frozenset())
+
+
+def _rows(pool: Pool, numbers: Iterable[int], without: frozenset[str]) -> Rows:
     parts = []
-    for number, table in enumerate(pool.tables(["key", "offset", "num_bytes", "sha256"])):
+    for number in numbers:
+        table = pool.rows(pool.shards[number], ["key", "offset", "num_bytes", "sha256"])
         kept = np.array([digest not in without for digest in table["sha256"].to_pylist()], dtype=bool)
         shard = np.full(int(kept.sum()), number, dtype=np.int32)
         key = np.array(table["key"].to_pylist(), dtype=np.str_)

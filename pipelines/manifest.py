@@ -1,13 +1,14 @@
 """What the files of a pool and of a run hold, and how to find them. The layout on disk is this file.
 
-    pool/00000.tar              WebDataset shard; members are the crawl's own bytes
-    pool/00000.parquet          POOL_SCHEMA, one row per kept image, in the order of the tar
-    pool/00000_stats.json       counts of the shard; written last: the mark that the shard is done
-    pool/rejects/00000.parquet  REJECT_SCHEMA, one row per rejected image
-    run/scores/00000.parquet    SCORE_SCHEMA, row i for row i of pool/00000.parquet
-    run/embeddings/00000.npy    float16 (N, D), row i for row i of the scores
+pool/00000.tar              WebDataset shard; members are the crawl's own bytes
+pool/00000.parquet          POOL_SCHEMA, one row per kept image, in the order of the tar
+pool/00000_stats.json       counts of the shard; written last: the mark that the shard is done
+pool/rejects/00000.parquet  REJECT_SCHEMA, one row per rejected image
+run/scores/00000.parquet    SCORE_SCHEMA, row i for row i of pool/00000.parquet
+run/embeddings/00000.npy    float16 (N, D), row i for row i of the scores
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ REJECT_SCHEMA = pa.schema(
 SCORE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("prob_synthetic", pa.float32(), nullable=False),
-        pa.field("synthetic", pa.bool_(), nullable=False),
+        pa.field("prob_synthetic", pa.float32()),  # this and the next: null where no detector was trained
+        pa.field("synthetic", pa.bool_()),
         pa.field("pseudo_label", pa.string(), nullable=False),  # class name, by the real head
         pa.field("confidence", pa.float32(), nullable=False),  # probability of the pseudo-label
         pa.field("probs", pa.list_(pa.float16()), nullable=False),  # (K,), in the order of config.json's classes
@@ -118,6 +119,10 @@ class Pool:
             raise CorruptShard(f"{path}: is not JSON; remove the shard's files and ingest its source again.") from None
         assert isinstance(stats, dict)
         return stats
+
+    def digest(self, shard: str) -> str:
+        """Digest of a shard's manifest, which names every image by its sha256: what depends on the shard records it."""
+        return hashlib.sha256((self.root / f"{shard}.parquet").read_bytes()).hexdigest()[:16]
 
     def rows(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Manifest of a shard, in the order of its tar."""

@@ -1,0 +1,45 @@
+"""`curate score`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from curate import console
+
+
+def score(
+    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    run: Annotated[Path | None, typer.Option(help="Training run.  [default: run]")] = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"] | None, typer.Option(help="[default: auto]")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Known truth to report against.")] = None,
+    config: Annotated[str | None, typer.Option(help="TOML file with any setting of this command.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score every image of the pool: real or synthetic, pseudo-label, confidence, embedding."""
+    from dataclasses import asdict
+
+    from curate.config import resolve
+    from pipelines import score as stage
+
+    flags = {"pool": pool, "run": run, "device": device, "truth": truth}
+    settings = resolve(stage.ScoreConfig, flags, config)
+    with console.progress("score") as on_tick:
+        summary = stage.run(settings, on_tick)
+    if json:
+        console.as_json(asdict(summary))
+        return
+    shown = {
+        "images": summary.num_images,
+        "shards": summary.num_shards,
+        "scored before": summary.num_scored_before,
+        "synthetic": "no detector" if summary.synthetic_share is None else f"{summary.synthetic_share:.1%}",
+        "mean confidence": summary.mean_confidence,
+        "seconds": summary.seconds,
+    }
+    console.facts(f"Scored into {settings.run}/scores", shown | (summary.truth or {}))
+    console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    console.note(
+        f"Next: curate inspect KEY --run {settings.run}, or curate export --out clean/ "
+        f"--pool {settings.pool} --run {settings.run}"
+    )

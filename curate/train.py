@@ -1,0 +1,80 @@
+"""`curate train`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from curate import console
+
+
+def train(
+    labeled: Annotated[
+        Path | None, typer.Option(help="Labeled real images: a folder per class, or CSV/parquet of path and label.")
+    ] = None,
+    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    run: Annotated[Path | None, typer.Option(help="Where to write the model.  [default: run]")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Labeled images for accuracy while training.")] = None,
+    method: Annotated[
+        Literal["rsmatch", "fixmatch", "supervised"] | None, typer.Option(help="[default: rsmatch]")
+    ] = None,
+    detector_init: Annotated[
+        Literal["features", "random"] | None,
+        typer.Option(
+            help="How the detector starts: residual features, or random as in the paper.  [default: features]"
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="wrn-28-2, small, or timm:NAME.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors to start the backbone from.")] = None,
+    pretrained: Annotated[
+        bool | None, typer.Option("--pretrained", help="Start a timm backbone from its hub's weights.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of what the classifier sees, in pixels.  [default: 32]")
+    ] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"] | None, typer.Option(help="[default: auto]")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Known truth to report against; never trained on.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the run, if there is one.")] = True,
+    config: Annotated[
+        str | None, typer.Option(help="TOML file, or a recipe that ships: cpu.  [default: cpu without a GPU]")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train RSMatch on the pool: a real/synthetic detector and a classifier, from a few labeled real images."""
+    from dataclasses import asdict
+
+    from curate.config import resolve
+    from pipelines import train as stage
+    from pipelines.errors import BadInput
+
+    if labeled is None and config is None:
+        raise BadInput("--labeled is missing: give a folder of real images with one folder per class.")
+    if config is None and stage.choose_device(device or "auto").type == "cpu":
+        config = "cpu"
+        console.note("No GPU: training by the recipe `cpu`; --config names another.")
+    flags = {
+        "labeled": labeled, "pool": pool, "run": run, "validation": validation, "method": method,
+        "detector_init": detector_init, "backbone": backbone, "weights": weights, "pretrained": pretrained,
+        "image_size": image_size, "num_steps": num_steps, "seed": seed, "device": device, "truth": truth,
+        "resume": None if resume else False,
+    }  # fmt: skip
+    settings = resolve(stage.TrainConfig, flags, config)
+    with console.progress("train") as on_tick:
+        summary = stage.run(settings, on_tick)
+    if json:
+        console.as_json(asdict(summary))
+        return
+    shown = {
+        "steps": summary.num_steps,
+        "unlabeled images": summary.num_unlabeled,
+        "labeled images": summary.num_labeled,
+        "labeled also in the pool": summary.labeled_in_pool,
+        "classes": ", ".join(summary.classes),
+        "seconds": summary.seconds,
+    }
+    console.facts(f"Trained {settings.method} into {settings.run}", shown | summary.metrics)
+    for alarm in summary.alarms:
+        console.note(f"Warning: {alarm}")
+    console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")

@@ -1,0 +1,62 @@
+"""Checkpoints: one safetensors file with every tensor a resume needs, and JSON in its header; no pickles.
+
+Batches, augmentation and rates are pure functions of (seed, step), so no random or sampler state is among them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipelines.atomic import replacing
+from pipelines.errors import CorruptShard
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON state to `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(own, temporary, metadata={"state": json.dumps(state)})
+
+
+def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote; raises CorruptShard where it cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            state = json.loads((file.metadata() or {})["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (not a mapping)
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise CorruptShard(
+            f"{path}: is not a readable checkpoint ({error}); remove it to train from the start."
+        ) from None
+
+
+def pack(name: str, part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name a module's or an optimizer's tensors: NAME/KEY, for optimizers NAME/PARAMETER/KEY."""
+    if isinstance(part, nn.Module):
+        return {f"{name}/{key}": tensor for key, tensor in part.state_dict().items()}
+    return {
+        f"{name}/{parameter}/{key}": torch.as_tensor(value)
+        for parameter, values in part.state_dict()["state"].items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def unpack(name: str, tensors: Mapping[str, Tensor], part: nn.Module | torch.optim.Optimizer) -> None:
+    """Give a module or an optimizer the tensors that `pack` named; everything must be there."""
+    own = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+    if isinstance(part, nn.Module):
+        part.load_state_dict(own)
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in own.items():
+        parameter, field = key.split("/")
+        state.setdefault(int(parameter), {})[field] = tensor
+    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})

@@ -1,0 +1,160 @@
+"""What training leaves for others in run/model/, and how to load it.
+
+config.json              classes, sizes, threshold, method: all that is needed to use the weights
+classifier.safetensors   EMA weights of backbone and both heads
+detector.safetensors     EMA weights of the detector
+classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone
+README.md                how to use them
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.networks import Classifier, Detector
+from pipelines.atomic import replacing, write_json
+from pipelines.errors import BadInput, CorruptShard, MissingArtifact
+from pipelines.images import Decoder
+
+README = """# A classifier and a real/synthetic detector, trained by curate
+
+`classifier.pt2` loads with torch alone and takes uint8 RGB images (B, 3, {image_size}, {image_size}):
+
+    import torch
+    model = torch.export.load("classifier.pt2").module()
+    logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
+
+`classifier.safetensors` and `detector.safetensors` hold the weights by parameter name (EMA of training, method
+`{method}`, backbone `{backbone}`, {num_steps} steps). The detector takes native-resolution crops of
+{detector_size} pixels and gives a logit; an image counts as synthetic where its probability reaches {threshold}.
+Scores are an estimate learned without one synthetic label: look at some images (`curate inspect`) before deleting any.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What run/model/config.json holds."""
+
+    classes: tuple[str, ...]
+    method: str
+    backbone: str
+    image_size: int
+    detector_size: int
+    num_steps: int
+    threshold: float
+    pool: str
+
+    @property
+    def has_detector(self) -> bool:
+        """Whether a detector was trained; the baselines train none."""
+        return self.method == "rsmatch"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Trained networks with their configuration; `digest` tells one training from another."""
+
+    config: ModelConfig
+    classifier: Classifier
+    detector: Detector
+    digest: str
+
+    @property
+    def decoder(self) -> Decoder:
+        """How images become what the networks take."""
+        return Decoder(self.config.image_size, self.config.detector_size)
+
+
+class _RealHead(nn.Module):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(images).real
+        return logits
+
+
+def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: Detector) -> None:
+    """Write run/model/; config.json last, as the mark that the rest is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, network in (("classifier", classifier), ("detector", detector)):
+        with replacing(folder / f"{name}.safetensors") as temporary:
+            save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
+    with replacing(folder / "classifier.pt2") as temporary:
+        _export(classifier, config.image_size, temporary)
+    values = {**asdict(config), "num_classes": len(config.classes)}
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(README.format(**values), encoding="utf-8")
+    write_json(folder / "config.json", asdict(config))
+
+
+def _export(classifier: Classifier, size: int, path: Path) -> None:
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=next(classifier.parameters()).device)
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():  # the exporter warns of its own internals
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.export").setLevel(logging.ERROR)
+        program = torch.export.export(_RealHead(classifier).eval(), (example,), dynamic_shapes=({0: batch},))
+        with path.open("wb") as file:
+            torch.export.save(program, file)
+
+
+def load(run: Path, device: torch.device) -> Model:
+    """Load run/model/; MissingArtifact where training has not finished."""
+    folder = run / "model"
+    if not (folder / "config.json").is_file():
+        raise MissingArtifact(f"{run}: holds no trained model; run `curate train --labeled SEED --run {run}` first.")
+    try:
+        values = json.loads((folder / "config.json").read_bytes())
+        config = ModelConfig(**{**values, "classes": tuple(values["classes"])})
+        classifier = Classifier(config.backbone, len(config.classes))
+        detector = Detector()
+        digest = hashlib.sha256()
+        for name, network in (("classifier", classifier), ("detector", detector)):
+            path = folder / f"{name}.safetensors"
+            digest.update(path.read_bytes())
+            network.load_state_dict(load_file(path))
+            network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptShard(f"{folder}: cannot be loaded ({reason}); train again with `--run {run}`.") from None
+    return Model(config, classifier, detector, digest.hexdigest()[:16])
+
+
+def start_from(classifier: Classifier, name: str, weights: Path | None) -> None:
+    """Give the backbone weights from a safetensors file, or (None) those that timm's hub has for it.
+
+    Raises BadInput where the file does not fit, the backbone has none, or no hub can be reached.
+    """
+    if weights is not None:
+        try:
+            tensors = load_file(weights)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise BadInput(f"--weights {weights}: is not a readable safetensors file ({error}).") from None
+    elif name.startswith("timm:"):
+        try:
+            tensors = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(
+                f"--pretrained: the weights of {name} cannot be fetched ({reason}); "
+                "download them elsewhere and give --weights FILE."
+            ) from None
+    else:
+        raise BadInput(f"--pretrained: {name} has no published weights; use a timm: backbone, or --weights FILE.")
+    try:
+        missing, _ = classifier.backbone.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise BadInput(f"--weights {weights}: does not fit {name} ({str(error).splitlines()[1].strip()})") from None
+    if missing:
+        raise BadInput(f"--weights {weights}: has no {missing[0]!r} ({len(missing)} missing); is it of {name}?")

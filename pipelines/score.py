@@ -1,0 +1,198 @@
+"""Score every image of a pool with a trained model.
+
+in      pool/, run/model/
+out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool
+again   shards that this model has scored are skipped; after a new training, or where the pool's shard is another, all
+        are scored anew
+
+A score is a function of the image and the model alone: its place in a batch or a pool does not matter.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines import batches, model, truth
+from pipelines.atomic import replacing, write_json
+from pipelines.images import Views
+from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
+from pipelines.progress import OnTick, Tick, ignore
+from pipelines.train import choose_device
+
+
+class ScoreConfig(BaseModel):
+    """What to score, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool: Path = Path("pool")
+    run: Path = Path("run")
+    truth: Path | None = None  # reported against
+    batch_size: int = Field(256, ge=1)
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What scoring came to."""
+
+    num_images: int
+    num_shards: int
+    num_scored_before: int  # shards that were skipped
+    seconds: float
+    synthetic_share: float | None  # None without a detector
+    mean_confidence: float
+    pseudo_labels: dict[str, int]  # images by class
+    truth: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N images. Without a detector `prob_synthetic` is None."""
+
+    embeddings: npt.NDArray[np.float32]  # (N, D), of the classifier's backbone
+    prob_synthetic: npt.NDArray[np.float32] | None  # (N,), 0..1
+    synthetic: npt.NDArray[np.bool_] | None  # (N,), by the model's threshold
+    pseudo_label: list[str]
+    confidence: npt.NDArray[np.float32]  # (N,), probability of the pseudo-label
+    probs: npt.NDArray[np.float32]  # (N, K)
+
+
+class Scorer:
+    """A trained model that takes images as bytes."""
+
+    def __init__(self, trained: model.Model, device: torch.device) -> None:
+        self.model = trained
+        self._device = device
+        self._threads = ThreadPoolExecutor(max(2, torch.get_num_threads()))
+
+    @classmethod
+    def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto") -> "Scorer":
+        """Load run/model/; MissingArtifact before the end of training."""
+        chosen = choose_device(device)
+        return cls(model.load(run, chosen), chosen)
+
+    def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
+        """Score images given as the bytes of their files; CorruptShard names the one that cannot be decoded."""
+        names = keys or [f"number {i}" for i in range(len(data))]
+        return self.score_views(self.model.decoder.batch(names, data, self._threads))
+
+    @torch.no_grad()
+    def score_views(self, views: Views) -> Scores:
+        """Score decoded images."""
+        classifier, config = self.model.classifier, self.model.config
+        views = views.map(lambda pixels: pixels.to(self._device))
+        embeddings = classifier.embed(views.images)
+        probs = classifier.real(embeddings).softmax(1)
+        confidence, label = probs.max(1)
+        prob_synthetic = self.model.detector(views.tiles).sigmoid().cpu().numpy() if config.has_detector else None
+        return Scores(
+            embeddings=embeddings.cpu().numpy(),
+            prob_synthetic=prob_synthetic,
+            synthetic=None if prob_synthetic is None else prob_synthetic >= config.threshold,
+            pseudo_label=[config.classes[i] for i in label.tolist()],
+            confidence=confidence.cpu().numpy(),
+            probs=probs.cpu().numpy(),
+        )
+
+
+def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
+    """Score all shards that this model has not scored yet."""
+    started = time.monotonic()
+    pool = Pool.open(config.pool)
+    known = truth.read(config.truth) if config.truth else None
+    scorer = Scorer.load(config.run, config.device)
+    for folder in ("scores", "embeddings"):
+        (config.run / folder).mkdir(parents=True, exist_ok=True)
+    device = choose_device(config.device)
+    done = before = 0
+    for number, shard in enumerate(pool.shards):
+        if _is_scored(config.run, pool, shard, scorer.model.digest):
+            before += 1
+            done += pool.counts[number]
+            continue
+        rows = batches.index_shard(pool, number)
+        parts = []
+        streamed = batches.Streamed(rows, scorer.model.decoder, device, max(2, torch.get_num_threads()))
+        for views in streamed.stream(torch.split(torch.arange(len(rows)), config.batch_size) if len(rows) else ()):
+            parts.append(scorer.score_views(views))
+            done += len(views)
+            on_tick(Tick(done=done, total=pool.num_images, unit="images"))
+        _write(config.run, pool, shard, rows.key.tolist(), parts, scorer.model)
+    return _summarize(config, pool, scorer.model, before, known, started)
+
+
+def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
+    path = run / "scores" / f"{shard}.parquet"
+    if not path.exists():
+        return False
+    mark = pq.read_schema(path).metadata or {}
+    return mark.get(b"model") == digest.encode() and mark.get(b"shard") == pool.digest(shard).encode()
+
+
+def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], trained: model.Model) -> None:
+    """Write a shard's embeddings, then its scores, whose presence marks the shard as done."""
+    width = trained.classifier.num_features
+    embeddings = _joined([part.embeddings for part in parts], (0, width))
+    with replacing(run / "embeddings" / f"{shard}.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, embeddings.astype(np.float16))
+    probs = _joined([part.probs for part in parts], (0, len(trained.config.classes))).astype(np.float16)
+    offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * probs.shape[1])
+    has = trained.config.has_detector
+    columns: dict[str, Any] = {
+        "key": keys,
+        "prob_synthetic": _joined([part.prob_synthetic for part in parts]) if has else pa.nulls(len(keys)),
+        "synthetic": _joined([part.synthetic for part in parts]) if has else pa.nulls(len(keys)),
+        "pseudo_label": [name for part in parts for name in part.pseudo_label],
+        "confidence": _joined([part.confidence for part in parts]),
+        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+    }
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
+    mark = {"model": trained.digest, "shard": pool.digest(shard)}
+    with replacing(run / "scores" / f"{shard}.parquet") as temporary:
+        pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(mark)), temporary)
+
+
+def _joined(parts: Sequence[npt.NDArray[Any] | None], empty: tuple[int, ...] = (0,)) -> npt.NDArray[Any]:
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays) if arrays else np.empty(empty, dtype=np.float32)
+
+
+def _summarize(
+    config: ScoreConfig, pool: Pool, trained: model.Model, before: int, known: truth.Truth | None, started: float
+) -> Summary:
+    synthetic, confidence = 0, 0.0
+    pseudo_labels = dict.fromkeys(trained.config.classes, 0)
+    for table in score_tables(pool, config.run, ["synthetic", "pseudo_label", "confidence"]):
+        synthetic += sum(value is True for value in table["synthetic"].to_pylist())
+        confidence += float(table["confidence"].to_numpy().sum())
+        for count in table["pseudo_label"].value_counts().to_pylist():
+            pseudo_labels[count["values"]] += count["counts"]
+    has_detector = trained.config.has_detector
+    summary = Summary(
+        num_images=pool.num_images,
+        num_shards=len(pool.shards),
+        num_scored_before=before,
+        seconds=time.monotonic() - started,
+        synthetic_share=synthetic / pool.num_images if has_detector else None,
+        mean_confidence=confidence / pool.num_images,
+        pseudo_labels=pseudo_labels,
+        truth=truth.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
+    )
+    write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
+    return summary
+
+
+def score_tables(pool: Pool, run: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Scores of all shards, in the order of the pool."""
+    return (read_parquet(run / "scores" / f"{shard}.parquet", columns) for shard in pool.shards)

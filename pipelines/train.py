@@ -1,0 +1,451 @@
+"""Train RSMatch, or one of its baselines, on a pool and a small labeled set.
+
+in      pool/ (ingested), a labeled set, perhaps a validation set
+out     run/model/ (see pipelines.model), run/metrics.jsonl, run/run.json
+resume  run/checkpoint/state.safetensors: run again with the same configuration it goes on, on a CPU to the same numbers
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from models import residual
+from models.networks import Classifier, Detector
+from models.rsmatch import Batch, Recipe, RSMatch
+from pipelines import batches, checkpoint, labeled, model, truth
+from pipelines.atomic import replacing, write_json
+from pipelines.errors import BadInput, Incompatible
+from pipelines.images import Decoder
+from pipelines.manifest import Pool
+from pipelines.progress import OnTick, Tick, ignore
+
+BOOTSTRAP_IMAGES = 50_000  # of the pool, whose statistics start the detector
+EVALUATE_BATCH = 500
+TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is followed
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides what is trained. The defaults are the paper-scale recipe, for a GPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labeled: Path
+    pool: Path = Path("pool")
+    run: Path = Path("run")
+    validation: Path | None = None
+    truth: Path | None = None  # reported against, never trained on
+    method: Literal["rsmatch", "fixmatch", "supervised"] = "rsmatch"
+    detector_init: Literal["features", "random"] = "features"
+    backbone: str = "wrn-28-2"
+    weights: Path | None = None  # safetensors of the backbone to start from
+    pretrained: bool = False  # fetch a timm backbone's weights from its hub
+    image_size: int = Field(32, ge=8)
+    detector_size: int | None = Field(None, ge=16)  # None: the image size, at most 96
+    num_steps: int = Field(2**20, ge=1)
+    batch_size: int = Field(64, ge=2)  # labeled images a step
+    unlabeled_ratio: int = Field(7, ge=1)  # mu: unlabeled images for each labeled one
+    warmup: float = Field(0.05, ge=0, lt=1)
+    threshold: float = Field(0.95, gt=0, le=1)
+    learning_rate: float = Field(0.03, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    norm_momentum: float = Field(0.001, gt=0, le=1)
+    queue_length: int = Field(256, ge=1)
+    queue_classes: int | None = Field(None, ge=1)  # None: a fifth of the classes, 1 to 10
+    queue_per_class: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    memory: Literal["auto", "memory", "stream"] = "auto"  # where the pool's pixels come from
+    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    evaluate_every: int = Field(1000, ge=1)
+    resume: bool = True
+
+    @property
+    def decoder(self) -> Decoder:
+        """Sizes of the views."""
+        return Decoder(self.image_size, self.detector_size or min(self.image_size, 96))
+
+    def recipe(self, num_classes: int) -> Recipe:
+        """The part that the method takes."""
+        shared = {name: getattr(self, name) for name in Recipe.__dataclass_fields__ if name != "queue_classes"}
+        return Recipe(**shared, queue_classes=self.queue_classes or max(1, min(10, round(num_classes / 5))))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with; how often to log or where to run does not matter to the numbers."""
+        free = {"resume", "checkpoint_every", "run", "device", "memory", "validation", "truth", "evaluate_every"}
+        return self.model_dump(mode="json", exclude=free)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What training came to."""
+
+    num_steps: int
+    num_unlabeled: int
+    num_labeled: int
+    labeled_in_pool: int  # taken out of the unlabeled part
+    classes: tuple[str, ...]
+    seconds: float  # of this call
+    resumed_at: int
+    metrics: dict[str, Any]  # the last ones
+    alarms: tuple[str, ...]
+
+
+def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
+    """Train to the end, or on from a checkpoint; KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
+    started = time.monotonic()
+    device = choose_device(config.device)
+    pool = Pool.open(config.pool)
+    examples = labeled.read(config.labeled, config.decoder)
+    validation = labeled.read(config.validation, config.decoder, examples.classes) if config.validation else None
+    known = truth.read(config.truth) if config.truth else None
+    rows = batches.index(pool, without=examples.digests)
+    recipe = config.recipe(len(examples.classes))
+    if not len(rows):
+        raise BadInput(f"{config.pool}: all its images are in the labeled set too; ingest more images.")
+
+    learner = _build(config, recipe, len(examples.classes), device)
+    state_file = config.run / "checkpoint" / "state.safetensors"
+    config.run.mkdir(parents=True, exist_ok=True)
+    start, sums = _resume(config, state_file, learner, device) if config.resume else (0, {})
+    log = _Log(config.run / "metrics.jsonl", keep_until=start)
+
+    images = _pixels(config, rows, device, on_tick)
+    views = examples.views.map(lambda pixels: pixels.to(device))
+    labels = examples.labels.to(device)
+    num_unlabeled = config.batch_size * config.unlabeled_ratio
+    labeled_order = batches.Order(len(labels), config.batch_size, seed=config.seed)
+    unlabeled_order = batches.Order(len(rows), num_unlabeled, seed=config.seed + 1)
+    watch = _Watch(recipe, examples.classes, log)
+    evaluate = _Evaluation(rows, images, validation, known, device)
+    figures: dict[str, float] = {}
+
+    def save(step: int) -> None:
+        checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": config.identity})
+
+    with _stop_on_signal() as stopped:
+        stream = images.stream(unlabeled_order.batch(step) for step in range(start, config.num_steps))
+        for step, unlabeled in zip(range(start, config.num_steps), stream, strict=True):
+            rng = batches.generator(config.seed, step, device)
+            if step == recipe.detector_start and learner.needs_bootstrap:
+                _bootstrap(learner, images, views.tiles, rng, config.seed)
+            picked = labeled_order.batch(step).to(device)
+            batch = Batch(
+                labeled=views.images[picked],
+                labeled_tiles=views.tiles[picked],
+                labels=labels[picked],
+                unlabeled=unlabeled.images,
+                unlabeled_tiles=unlabeled.tiles,
+                rows=unlabeled_order.batch(step).to(device),
+            )
+            for name, value in learner.step(step, batch, lambda picked: images.fetch(picked).tiles, rng).items():
+                sums[name] = sums[name] + value if name in sums else value
+            done = step + 1
+
+            if done % config.log_every == 0 or done == config.num_steps:
+                figures = log.means(sums, done, config.log_every)  # the one place where the host waits for the device
+                for alarm in watch.check(done, figures):
+                    on_tick(Tick(done=done, total=config.num_steps, unit="steps", note=alarm))
+                sums.clear()
+            if done % config.evaluate_every == 0 or done == config.num_steps:
+                figures |= evaluate(learner)
+                log.write({"step": done, **figures})
+            elif done % config.log_every == 0:
+                log.write({"step": done, **figures})
+            if done % config.checkpoint_every == 0 or done == config.num_steps:
+                save(done)
+            on_tick(Tick(done=done, total=config.num_steps, unit="steps", figures=_shown(figures)))
+            if stopped.is_set() and done < config.num_steps:
+                save(done)
+                raise KeyboardInterrupt
+
+    final = {**log.last, **evaluate(learner, everything=True)}
+    _save_model(config, learner, examples.classes)
+    summary = Summary(
+        num_steps=config.num_steps,
+        num_unlabeled=len(rows),
+        num_labeled=len(labels),
+        labeled_in_pool=pool.num_images - len(rows),
+        classes=examples.classes,
+        seconds=time.monotonic() - started,
+        resumed_at=start,
+        metrics=final,
+        alarms=tuple(watch.raised),
+    )
+    versions = {"torch": torch.__version__, "device": str(device)}
+    write_json(
+        config.run / "run.json",
+        {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)},
+    )
+    return summary
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto`: the GPU if there is one; raises BadInput where a GPU is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: PyTorch sees no GPU here; use --device cpu, or check the driver.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32: on GPUs, and on CPUs with AMX or AVX512-BF16 instructions."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    wanted = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+
+
+def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.device) -> RSMatch:
+    torch.manual_seed(config.seed)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    try:
+        classifier = Classifier(config.backbone, num_classes)
+    except ValueError as error:
+        raise BadInput(f"--backbone {config.backbone}: {error}; use wrn-28-2, small or timm:NAME.") from None
+    if config.weights or config.pretrained:
+        model.start_from(classifier, config.backbone, config.weights)
+    detector = Detector()
+    for network in (classifier, detector):
+        network.to(device).to(memory_format=torch.channels_last)
+    return RSMatch(recipe, classifier, detector, _autocast(config, device))
+
+
+def _pixels(config: TrainConfig, rows: batches.Rows, device: torch.device, on_tick: OnTick) -> batches.Images:
+    threads = max(2, torch.get_num_threads())
+    if config.memory == "memory" or (config.memory == "auto" and batches.fits(len(rows), config.decoder, device)):
+        return batches.load(rows, config.decoder, device, threads, on_tick)
+    return batches.Streamed(rows, config.decoder, device, threads)
+
+
+@torch.no_grad()
+def _bootstrap(
+    learner: RSMatch, images: batches.Images, labeled_tiles: Tensor, rng: torch.Generator, seed: int
+) -> None:
+    """Start the detector from residual statistics of a sample of the pool and the classifier's pseudo-labels."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:BOOTSTRAP_IMAGES]
+    chunks = torch.split(order.sort().values, EVALUATE_BATCH)
+    spread, further, pseudo_labels = [], [], []
+    for views in images.stream(chunks):
+        some, more = residual.statistics(views.tiles)
+        spread.append(some)
+        further.append(more)
+        pseudo_labels.append(learner.classifier_ema(views.images).real.argmax(1))
+    rows = torch.cat(chunks).to(labeled_tiles.device)
+    pool_statistics = (torch.cat(spread), torch.cat(further))
+    learner.bootstrap(rows, pool_statistics, residual.statistics(labeled_tiles), torch.cat(pseudo_labels), rng)
+
+
+def _pack(learner: RSMatch, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {"confident_real": learner.confident_real, **{f"sums/{name}": value for name, value in sums.items()}}
+    for name in _PARTS:
+        tensors |= checkpoint.pack(name, getattr(learner, name))
+    return tensors
+
+
+_PARTS = (
+    "classifier",
+    "classifier_ema",
+    "classifier_optimizer",
+    "detector",
+    "detector_ema",
+    "detector_optimizer",
+    "queue",
+)
+
+
+def _resume(config: TrainConfig, path: Path, learner: RSMatch, device: torch.device) -> tuple[int, dict[str, Tensor]]:
+    """Load a checkpoint into `learner` if there is one; returns the step to go on from and the running sums."""
+    if not path.exists():
+        return 0, {}
+    tensors, state = checkpoint.load(path, device)
+    if state["config"] != config.identity:
+        differing = sorted(key for key, value in config.identity.items() if state["config"].get(key) != value)
+        raise Incompatible(
+            f"{path}: was trained with another {', '.join(differing)}; repeat that configuration to go on, "
+            f"choose another --run, or start over with --no-resume."
+        )
+    for name in _PARTS:
+        checkpoint.unpack(name, tensors, getattr(learner, name))
+    learner.confident_real = tensors["confident_real"]
+    sums = {key.removeprefix("sums/"): value for key, value in tensors.items() if key.startswith("sums/")}
+    return int(state["step"]), sums
+
+
+class _Log:
+    """metrics.jsonl: one flat object per log step; lines after the checkpoint that we resume from are dropped."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        self._path = path
+        self.last: dict[str, Any] = {}
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                break  # a line that a kill cut short: all that follows was after the checkpoint
+            if values["step"] <= keep_until:
+                kept.append(line)
+                self.last = values
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
+
+    def means(self, sums: dict[str, Tensor], done: int, every: int) -> dict[str, float]:
+        """Means since the last log step; of the pseudo-label shares the largest and the smallest."""
+        count = done % every or every
+        shares = sums.pop("pseudo_label_shares", None)
+        figures = {name: round(value.item() / count, 6) for name, value in sums.items()}
+        if shares is not None:
+            figures["largest_class"] = round(shares.max().item() / count, 6)
+            figures["smallest_class"] = round(shares.min().item() / count, 6)
+            self.shares = (shares / count).tolist()
+        return figures
+
+    shares: list[float] | None = None
+
+    def write(self, values: dict[str, Any]) -> None:
+        self.last = values
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+class _Watch:
+    """Alarms that a person can act on, each raised once."""
+
+    def __init__(self, recipe: Recipe, classes: tuple[str, ...], log: _Log) -> None:
+        self._recipe, self._classes, self._log = recipe, classes, log
+        self.raised: dict[str, None] = {}
+
+    def check(self, step: int, figures: dict[str, float]) -> Iterator[str]:
+        """Yield what is new at a log step."""
+        if step <= self._recipe.routing_start + self._recipe.num_steps // 10:
+            return  # early figures mean little
+        for alarm in self._alarms(figures):
+            if alarm not in self.raised:
+                self.raised[alarm] = None
+                yield alarm
+
+    def _alarms(self, figures: dict[str, float]) -> Iterator[str]:
+        share = figures.get("dummy_share")
+        if share is not None and share < 0.01:
+            yield (
+                "Under 1 % of the pool goes to the dummy head: the pool is clean, or the detector found nothing. "
+                "Look at the most synthetic images with `curate inspect`; train with --method fixmatch if it is clean."
+            )
+        if share is not None and share > 0.99:
+            yield (
+                "Over 99 % of the pool goes to the dummy head: the labeled images differ from all of the pool, often "
+                "in size or file format. Take labeled images that went through the same pipeline as the crawl."
+            )
+        if figures.get("largest_class", 0.0) > 0.9 and len(self._classes) > 1:
+            assert self._log.shares is not None
+            name = self._classes[self._log.shares.index(max(self._log.shares))]
+            yield (
+                f"Pseudo-labels have collapsed to the class {name!r}: give more labeled images per class, or a lower "
+                "--learning-rate."
+            )
+        for name, value in zip(self._classes, self._log.shares or (), strict=False):
+            if value < 0.02 / len(self._classes):
+                yield (
+                    f"The labeled class {name!r} is hardly found in the pool: "
+                    "check its labeled images, or leave it out."
+                )
+
+
+class _Evaluation:
+    """Accuracy on the validation set and, where a truth is known, the detector's AUROC on the pool."""
+
+    def __init__(
+        self,
+        rows: batches.Rows,
+        images: batches.Images,
+        validation: labeled.Labeled | None,
+        known: truth.Truth | None,
+        device: torch.device,
+    ) -> None:
+        self._images, self._validation, self._device = images, validation, device
+        self._synthetic = torch.from_numpy(known.of(rows.members())[0]) if known else None
+
+    @torch.no_grad()
+    def __call__(self, learner: RSMatch, everything: bool = False) -> dict[str, float]:
+        """Figures of the averaged networks; on a sample of the pool unless `everything`."""
+        figures = {}
+        if self._validation is not None:
+            correct = 0
+            pixels, labels = self._validation.views.images, self._validation.labels
+            for image, label in zip(pixels.split(EVALUATE_BATCH), labels.split(EVALUATE_BATCH), strict=True):  # type: ignore[no-untyped-call]
+                predicted = learner.classifier_ema(image.to(self._device)).real.argmax(1)
+                correct += int((predicted == label.to(self._device)).sum())
+            figures["accuracy"] = correct / len(labels)
+        if self._synthetic is not None and learner.recipe.method == "rsmatch":
+            every = 1 if everything else max(1, len(self._images) // TRUTH_SAMPLE)
+            known = (self._synthetic != truth.UNKNOWN).nonzero().squeeze(1)[::every]
+            stream = self._images.stream(torch.split(known, EVALUATE_BATCH))
+            logits = torch.cat([learner.detector_ema(views.tiles) for views in stream])
+            figures["detector_auroc"] = truth.auroc(logits.cpu().numpy(), self._synthetic[known].numpy() == 1)
+        return {name: round(value, 6) for name, value in figures.items()}
+
+
+def _shown(figures: dict[str, float]) -> dict[str, float | str]:
+    names = {
+        "sup_real": "loss",
+        "accuracy": "accuracy",
+        "dummy_share": "dummy",
+        "queue_score": "queue",
+        "detector_auroc": "AUROC",
+    }
+    return {shown: figures[name] for name, shown in names.items() if name in figures}
+
+
+def _save_model(config: TrainConfig, learner: RSMatch, classes: tuple[str, ...]) -> None:
+    saved = model.ModelConfig(
+        classes=classes,
+        method=config.method,
+        backbone=config.backbone,
+        image_size=config.decoder.image_size,
+        detector_size=config.decoder.detector_size,
+        num_steps=config.num_steps,
+        threshold=0.5,
+        pool=str(config.pool),
+    )
+    model.save(config.run / "model", saved, learner.classifier_ema, learner.detector_ema)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop reads between steps, so that no step is half done."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # only the main thread may set handlers
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
