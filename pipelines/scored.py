@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import POOL_SCHEMA, SCORE_SCHEMA, Pool, read_parquet
 
-COLUMNS = (*POOL_SCHEMA.names, *(name for name in SCORE_SCHEMA.names if name != "key"))
+SCHEMA = pa.schema([*POOL_SCHEMA, *(field for field in SCORE_SCHEMA if field.name != "key")])
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class ScoredPool:
         """Class names, in the order of the model's outputs."""
         return tuple(self.model["classes"])
 
-    def rows(self, shard: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
+    def rows(self, shard: str, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
         """Rows of a shard with columns of its manifest and of its scores, in the order of its tar.
 
         Raises Incompatible where the scores are those of other images.
         """
-        of_pool = [name for name in columns if name in POOL_SCHEMA.names]
         of_scores = [name for name in columns if name not in POOL_SCHEMA.names]
-        rows = self.pool.rows(shard, ["key", *(name for name in of_pool if name != "key")])
+        rows = self.pool.rows(shard, list({"key": None} | {name: None for name in columns if name not in of_scores}))
         scores = read_parquet(self._scores(shard), ["key", *of_scores])
-        if not rows["key"].equals(scores["key"]):
+        mark = (scores.schema.metadata or {}).get(b"shard")
+        if not rows["key"].equals(scores["key"]) or mark not in (None, self.pool.digest(shard).encode()):
             raise Incompatible(
                 f"{self._scores(shard)}: holds the scores of other images than {self.pool.root}/{shard}.parquet lists; "
                 "give the --pool and --run that belong together, or run `curate score` again."

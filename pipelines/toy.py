@@ -11,7 +11,7 @@ the pixels.
     root/crawl/00000_stats.json
     root/seed/CLASS/*.jpg       the small labeled set: real, and not in the crawl
     root/test/CLASS/*.jpg       real test images
-    root/truth.parquet          TRUTH_SCHEMA; written last; for evaluation only, no stage reads it
+    root/truth.parquet          TRUTH_SCHEMA; written last; no stage learns from it
 
 It is a toy: what a method reaches here says nothing of what it reaches on photographs.
 The same arguments give the same bytes.
@@ -42,8 +42,8 @@ JPEG = {"quality": 92, "subsampling": "4:2:0"}
 TRUTH_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # stem of the crawl's member
-        pa.field("is_synthetic", pa.bool_()),  # null for what is not an image
-        pa.field("class", pa.string()),
+        pa.field("is_synthetic", pa.int8(), nullable=False),  # 1, 0, or -1 for what is not an image
+        pa.field("cls", pa.int8(), nullable=False),  # index into CLASSES, or -1
         pa.field("kind", pa.string(), nullable=False),  # real, synthetic, duplicate, truncated, html or empty
     ]
 )
@@ -76,8 +76,8 @@ class _File:
 
     data: bytes
     kind: str
-    is_synthetic: bool | None = None
-    label: str | None = None
+    is_synthetic: int = -1
+    cls: int = -1
 
 
 def make(
@@ -125,19 +125,18 @@ def _pictures(seed: int, part: str, count: int, *, synthetic: bool) -> Iterator[
         pixels_NHWC = _generate(rng, scenes_NHWC) if synthetic else _photograph(rng, scenes_NHWC)
         for label, pixels_HWC in zip(labels, pixels_NHWC, strict=True):
             kind = "synthetic" if synthetic else "real"
-            yield _File(data=_jpeg(pixels_HWC), kind=kind, is_synthetic=synthetic, label=CLASSES[label])
+            yield _File(data=_jpeg(pixels_HWC), kind=kind, is_synthetic=int(synthetic), cls=int(label))
 
 
 def _junk(rng: np.random.Generator, found: list[_File], cut: Iterator[_File]) -> list[_File]:
     """What every crawl holds beside its pictures: copies, cut downloads, error pages, nothing."""
     whole = list(cut)
     copies = [found[i] for i in rng.choice(len(found), size=len(whole), replace=False)]
-    junk = [_File(data=f.data, kind="duplicate", is_synthetic=f.is_synthetic, label=f.label) for f in copies]
+    junk = [_File(data=f.data, kind="duplicate", is_synthetic=f.is_synthetic, cls=f.cls) for f in copies]
     junk += [_File(data=f.data[: len(f.data) // 2], kind="truncated") for f in whole]
     # Each error page carries its own request number, as they do: no two are the same bytes.
     pages = [
-        f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}"
-        for i in rng.choice(2**31, len(whole) // 2)
+        f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}" for i in rng.choice(2**31, len(whole) // 2)
     ]
     junk += [_File(data=page.encode(), kind="html") for page in pages]
     junk += [_File(data=b"", kind="empty")] * (len(whole) // 4)
@@ -146,15 +145,12 @@ def _junk(rng: np.random.Generator, found: list[_File], cut: Iterator[_File]) ->
 
 def _write_folders(root: Path, files: Iterator[_File]) -> None:
     for i, file in enumerate(files):
-        assert file.label is not None
-        folder = root / file.label
+        folder = root / CLASSES[file.cls]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i:05d}.jpg").write_bytes(file.data)
 
 
-def _write_shard(
-    crawl: Path, shard: int, files: list[_File], rng: np.random.Generator
-) -> list[dict[str, Any]]:
+def _write_shard(crawl: Path, shard: int, files: list[_File], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Write one shard as img2dataset does and return its rows of the truth."""
     num_rows = len(files) + 1  # one URL has gone, and its key is missing from the tar
     gone, *arrived = (int(row) for row in rng.permutation(num_rows))
@@ -175,7 +171,7 @@ def _write_shard(
                 {
                     "key": meta["key"],
                     "is_synthetic": file.is_synthetic,
-                    "class": file.label,
+                    "cls": file.cls,
                     "kind": file.kind,
                 }
             )

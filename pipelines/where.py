@@ -56,6 +56,10 @@ class Where:
             raise self._refusal(f"it is a value ({answer.type}), not a condition; compare it with something")
         return np.asarray(answer.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
 
+    def close(self) -> None:
+        """Let go of the database, which lies in memory alone."""
+        self._connection.close()
+
     def _check(self, columns: Sequence[str]) -> None:
         expression = self._parse()
         functions = self._pure_functions()

@@ -88,10 +88,10 @@ def test_truth_tells_every_file(truth: dict[str, dict[str, object]], images: dic
     for key, row in truth.items():
         if row["kind"] in ("real", "synthetic", "duplicate"):
             assert row["is_synthetic"] == (row["kind"] == "synthetic") or row["kind"] == "duplicate"
-            assert row["class"] in toy.CLASSES
+            assert row["cls"] in range(len(toy.CLASSES))
             assert Image.open(io.BytesIO(images[key])).size == (toy.SIZE, toy.SIZE)
         else:
-            assert row["is_synthetic"] is None
+            assert row["is_synthetic"] == row["cls"] == -1
 
 
 def test_the_labeled_and_the_test_images_are_not_in_the_crawl(world: Path, images: dict[str, bytes]) -> None:

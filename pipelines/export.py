@@ -1,0 +1,399 @@
+"""Export: the part of a scored pool that is worth training on, as WebDataset shards.
+
+In: a pool and its scores. Out, below `config.out`:
+
+    00000.tar ...        KEY.jpg (the crawl's own bytes), KEY.cls (class index), KEY.json (the crawl's, and ours under
+                         "curate"), KEY.txt and whatever else stood beside the image
+    00000_stats.json     counts of the shard, under img2dataset's names
+    kept.parquet         KEPT_SCHEMA, a row per exported image, in the order of the shards
+    dropped.parquet      DROPPED_SCHEMA, a row per image that stays behind, with the reason
+    uids.npy             DataComp's list of kept images: sorted, dtype u8,u8
+    run.json             configuration, versions and counts
+
+Kept + dropped = pool. All is written beside `out` and renamed at the end, so that `out` is the old export or the new
+one, whole; a second run replaces the first, and the same pool, scores and configuration give the same bytes. Memory
+holds one shard, the most confident rows of each class where --per-class asks for them, and 16 bytes per kept image.
+"""
+
+import errno
+import json
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.atomic import sync, write_json
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
+from pipelines.manifest import KEY_DIGITS
+from pipelines.progress import OnTick, Tick, ignore
+from pipelines.scored import SCHEMA, ScoredPool
+from pipelines.shards import ShardWriter, read_samples
+from pipelines.where import Where
+
+KEPT_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # of the export
+        pa.field("cls", pa.int32(), nullable=False),  # index of the pseudo-label among the model's classes
+        pa.field("pseudo_label", pa.string(), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("prob_synthetic", pa.float32(), nullable=False),
+        pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("member", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+
+DROPPED_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # Reason
+    ]
+)
+
+_DESCRIBED = (
+    "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "declared", "declared_by", "source", "member",
+)  # fmt: skip
+_UID = re.compile(r"[0-9a-f]{32}")
+_UIDS = np.dtype("u8,u8")
+_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json")
+
+
+class Reason(StrEnum):
+    """Why an image of the pool is not in the export; the first that applies, in this order."""
+
+    SYNTHETIC = "synthetic"
+    REAL = "real"
+    LOW_CONFIDENCE = "low_confidence"
+    WHERE = "where"
+    OVER_PER_CLASS = "over_per_class"
+
+
+class ExportConfig(BaseModel):
+    """Which images to export, and to where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path
+    pool: Path = Path("pool")
+    run: Path = Path("run")
+    where: str | None = None  # SQL condition on the columns of pool and scores
+    keep: Literal["real", "synthetic", "all"] = "real"
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    per_class: int | None = Field(default=None, ge=1)  # the most confident of each pseudo-label
+    shard_size: int = Field(default=1000, ge=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What was exported; kept + dropped = images of the pool."""
+
+    out: str
+    pool: int
+    kept: int
+    dropped: dict[str, int]  # by reason
+    per_class: dict[str, int]  # kept images, by pseudo-label
+    shards: int
+    num_bytes: int  # of the images
+
+
+def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
+    """Write the export; see the module.
+
+    Raises MissingArtifact where a shard has no scores, Incompatible where they are not the pool's, BadInput for a wrong
+    `where` and for an `out` that holds anything but an earlier export.
+    """
+    scored = ScoredPool.open(config.pool, config.run)
+    if scored.unscored:
+        raise MissingArtifact(
+            f"{config.run}/scores: shard {scored.unscored[0]} of {config.pool} has no scores "
+            f"({len(scored.unscored)} of {len(scored.pool.shards)} shards have none); run `curate score` first."
+        )
+    with (
+        _working_folder(config) as work,
+        closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,
+    ):
+        ranking = _rank(scored, config, where) if config.per_class else None
+        summary = _write(scored, config, _Selection(config, where, ranking), work, on_tick)
+        _replace(config.out.resolve(), work)
+    return summary
+
+
+# The decision: which rows of a shard are kept, and why the others are not
+
+
+def judge(rows: pa.Table, config: ExportConfig, met: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
+    """Reason (N,) to drop each row, None where it is kept; `met` (N,) says where the condition holds."""
+    reasons = np.full(rows.num_rows, None, dtype=object)
+    if config.keep != "all" and rows["synthetic"].null_count:
+        raise Incompatible(
+            f"{config.run}: trained no detector, so that nothing tells real from synthetic; add --keep all, "
+            "or train with --method rsmatch."
+        )
+    synthetic = rows["synthetic"].to_numpy(zero_copy_only=False).astype(bool)
+    reasons[~met] = Reason.WHERE
+    reasons[rows["confidence"].to_numpy() < np.float32(config.min_confidence)] = Reason.LOW_CONFIDENCE
+    if config.keep == "real":
+        reasons[synthetic] = Reason.SYNTHETIC
+    elif config.keep == "synthetic":
+        reasons[~synthetic] = Reason.REAL
+    return reasons
+
+
+class Ranking:
+    """The `limit` most confident rows of each class over all shards; ties go to the smaller key."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._best: dict[str, list[tuple[float, str]]] = {}  # (-confidence, key), best first
+
+    def add(self, labels: Iterable[str], confidences: Iterable[float], keys: Iterable[str]) -> None:
+        """Let the rows of a shard compete for the places of their classes."""
+        rows = defaultdict[str, list[tuple[float, str]]](list)
+        for label, confidence, key in zip(labels, confidences, keys, strict=True):
+            rows[label].append((-confidence, key))
+        for label, candidates in rows.items():
+            self._best[label] = sorted(self._best.get(label, []) + candidates)[: self._limit]
+
+    def keeps(self, label: str, confidence: float, key: str) -> bool:
+        """Whether a row that was added is among the best of its class."""
+        return (-confidence, key) <= self._best[label][-1]
+
+
+def _rank(scored: ScoredPool, config: ExportConfig, where: Where) -> Ranking:
+    """Go once over all scores to find the best of each class."""
+    assert config.per_class is not None
+    ranking = Ranking(config.per_class)
+    for shard in scored.shards:
+        rows = scored.rows(shard)
+        kept = rows.filter(pa.array([reason is None for reason in judge(rows, config, where.mask(rows))]))
+        ranking.add(*(kept[name].to_pylist() for name in ("pseudo_label", "confidence", "key")))
+    return ranking
+
+
+@dataclass(frozen=True)
+class _Selection:
+    config: ExportConfig
+    where: Where
+    ranking: Ranking | None
+
+    def reasons(self, rows: pa.Table) -> list[Reason | None]:
+        """Why each row of a shard is dropped, None where it is kept."""
+        reasons = judge(rows, self.config, self.where.mask(rows))
+        if self.ranking:
+            columns = (rows[name].to_pylist() for name in ("pseudo_label", "confidence", "key"))
+            for i, place in enumerate(zip(*columns, strict=True)):
+                if reasons[i] is None and not self.ranking.keeps(*place):
+                    reasons[i] = Reason.OVER_PER_CLASS
+        return list(reasons)
+
+
+# The sample: what is written of an image
+
+
+def uid_of(metadata: bytes | None, sha256: str) -> str:
+    """DataComp's name of an image, 32 hexadecimal digits: what its JSON says, else the start of its SHA-256."""
+    values = _object(metadata)
+    uid = values.get("uid") if values else None
+    return uid.lower() if isinstance(uid, str) and _UID.fullmatch(uid.lower()) else sha256[:32]
+
+
+def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
+    """The crawl's JSON with what we know of the image under "curate".
+
+    Where the crawl's is not an object, or has a "curate" already (an export was ingested), it moves below "crawl".
+    """
+    values = _object(metadata)
+    if metadata is None:
+        values = {}
+    elif values is None or "curate" in values:
+        values = {"crawl": values if values is not None else _any_json(metadata)}
+    ours = {name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED}
+    return json.dumps({**values, "curate": ours}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _object(metadata: bytes | None) -> dict[str, Any] | None:
+    values = _any_json(metadata) if metadata is not None else None
+    return values if isinstance(values, dict) else None
+
+
+def _any_json(metadata: bytes) -> Any:
+    """Parse JSON; what is none stays as text."""
+    try:
+        return json.loads(metadata)
+    except (ValueError, RecursionError):
+        return metadata.decode("utf-8", "backslashreplace")
+
+
+def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int) -> dict[str, bytes]:
+    """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files."""
+    others = dict(sample)
+    image, metadata = others.pop(row["format"]), others.pop("json", None)
+    if "cls" in others:  # a label that the crawl came with
+        others["crawl.cls"] = others.pop("cls")
+    return {row["format"]: image, "cls": str(class_index).encode(), "json": describe(metadata, row), **others}
+
+
+# The writing
+
+
+def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Path, on_tick: OnTick) -> Summary:
+    class_index = {name: i for i, name in enumerate(scored.classes)}
+    dropped, per_class = Counter[str](), Counter[str]()
+    uids, num_shards, num_bytes = [], 0, 0
+    with (
+        pq.ParquetWriter(work / "kept.parquet", KEPT_SCHEMA, compression="zstd") as kept_table,
+        pq.ParquetWriter(work / "dropped.parquet", DROPPED_SCHEMA, compression="zstd") as dropped_table,
+    ):
+        kept = _kept(scored, selection, dropped_table, dropped, on_tick)
+        for first in kept:  # each round takes a shard's worth of samples
+            shard, num_shards = f"{num_shards:0{KEY_DIGITS}d}", num_shards + 1
+            rows = []
+            with ShardWriter(work / f"{shard}.tar") as tar:
+                for row, sample in chain([first], islice(kept, config.shard_size - 1)):
+                    index = class_index.get(row["pseudo_label"])
+                    if index is None:
+                        what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
+                        raise Incompatible(f"{config.run}/scores: {what}; run `curate score` again.")
+                    for suffix, content in _members(row, sample, index).items():
+                        tar.add(f"{row['key']}.{suffix}", content)
+                    uid = uid_of(sample.get("json"), row["sha256"])
+                    rows.append({**row, "shard": shard, "cls": index, "uid": uid})
+            kept_table.write_table(pa.Table.from_pylist(rows, schema=KEPT_SCHEMA))
+            uids.append(np.array([(int(row["uid"][:16], 16), int(row["uid"][16:], 16)) for row in rows], dtype=_UIDS))
+            per_class.update(row["pseudo_label"] for row in rows)
+            num_bytes += sum(row["num_bytes"] for row in rows)
+            counts = {"count": len(rows), "successes": len(rows), "failed_to_download": 0, "failed_to_resize": 0}
+            write_json(work / f"{shard}_stats.json", counts)
+    np.save(work / "uids.npy", np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
+    summary = Summary(
+        out=str(config.out),
+        pool=scored.pool.num_images,
+        kept=per_class.total(),
+        dropped={reason.value: dropped[reason.value] for reason in Reason if dropped[reason.value]},
+        per_class={name: per_class[name] for name in scored.classes},
+        shards=num_shards,
+        num_bytes=num_bytes,
+    )
+    assert summary.kept + sum(summary.dropped.values()) == summary.pool
+    write_json(
+        work / "run.json",
+        {
+            "stage": "export",
+            "config": config.model_dump(mode="json"),
+            "versions": {name: version(name) for name in ("curate", "duckdb", "numpy", "pyarrow")},
+            "classes": scored.classes,
+            "summary": asdict(summary),
+        },
+    )
+    return summary
+
+
+def _kept(
+    scored: ScoredPool,
+    selection: _Selection,
+    dropped_table: pq.ParquetWriter,
+    dropped: Counter[str],
+    on_tick: OnTick,
+) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Yield (row, sample) of the images to keep, in order; put the others on record as they pass."""
+    done = 0
+    for shard in scored.shards:
+        rows = scored.rows(shard)
+        reasons = selection.reasons(rows)
+        refused = [
+            {"key": key, "reason": reason.value}
+            for key, reason in zip(rows["key"].to_pylist(), reasons, strict=True)
+            if reason is not None
+        ]
+        dropped_table.write_table(pa.Table.from_pylist(refused, schema=DROPPED_SCHEMA))
+        dropped.update(row["reason"] for row in refused)
+        if len(refused) < len(reasons):
+            samples = read_samples(scored.pool.tar(shard))
+            for row, reason in zip(rows.drop_columns(["probs"]).to_pylist(), reasons, strict=True):
+                key, sample = next(samples, ("nothing more", {}))
+                if key != row["key"] or len(sample.get(row["format"], b"")) != row["num_bytes"]:
+                    raise CorruptShard(
+                        f"{scored.pool.tar(shard)}: holds {key} where its manifest lists {row['key']} of "
+                        f"{row['num_bytes']} bytes; remove the shard's files and ingest its source again."
+                    )
+                if reason is None:
+                    yield row, sample
+        done += len(reasons)
+        figures = {"kept": done - dropped.total()}
+        on_tick(Tick(done=done, total=scored.pool.num_images, unit="images", figures=figures))
+
+
+# The folder: an export appears whole, in the place of an earlier one
+
+
+@contextmanager
+def _working_folder(config: ExportConfig) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, after making sure that `out` is ours to replace; remove it on failure."""
+    out = config.out.resolve()
+    if out.exists():
+        strange = [path.name for path in _entries(out) if not _OURS.fullmatch(path.name)]
+        if strange or (any(out.iterdir()) and not _is_export(out)):
+            what = f"holds {min(strange)}, which no export wrote" if strange else "is not an export"
+            raise BadInput(f"{config.out}: {what}; name another folder with --out.")
+    elif _before(out).exists():
+        _before(out).rename(out)  # a run was killed between its last two renames
+    work = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"{config.out}: cannot be made ({error.strerror}); name another folder with --out.") from None
+    try:
+        yield work
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BadInput(
+            f"{config.out}: {error.strerror}; free some space or name another folder with --out, then run it again."
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _entries(out: Path) -> list[Path]:
+    if not out.is_dir():
+        raise BadInput(f"{out}: is a file; name a folder with --out.")
+    return list(out.iterdir())
+
+
+def _is_export(out: Path) -> bool:
+    try:
+        return bool(json.loads((out / "run.json").read_bytes())["stage"] == "export")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _replace(out: Path, work: Path) -> None:
+    """Put `work` in the place of `out`; whenever this is killed, one of them is whole and found by the next run."""
+    before = _before(out)
+    shutil.rmtree(before, ignore_errors=True)
+    sync(work)
+    if out.exists():
+        out.rename(before)
+    work.rename(out)
+    sync(out.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _before(out: Path) -> Path:
+    return out.with_name(f".{out.name}.before")
