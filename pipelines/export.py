@@ -50,7 +50,7 @@ KEPT_SCHEMA = pa.schema(
         pa.field("cls", pa.int32(), nullable=False),  # index of the pseudo-label among the model's classes
         pa.field("pseudo_label", pa.string(), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
-        pa.field("prob_synthetic", pa.float32(), nullable=False),
+        pa.field("prob_synthetic", pa.float32()),  # null without a detector
         pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
         pa.field("source", pa.string(), nullable=False),
         pa.field("member", pa.string(), nullable=False),
@@ -295,7 +295,7 @@ def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work
         {
             "stage": "export",
             "config": config.model_dump(mode="json"),
-            "versions": {name: version(name) for name in ("curate", "duckdb", "numpy", "pyarrow")},
+            "versions": {name: version(name) for name in ("duckdb", "numpy", "pyarrow")},
             "classes": scored.classes,
             "summary": asdict(summary),
         },
