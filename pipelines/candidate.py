@@ -31,6 +31,9 @@ FORMATS = {  # extension of the pool's members -> Pillow's name
     "jp2": "JPEG2000",
 }
 _HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this before they are hashed
+_START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # JPEG markers: baseline, extended, progressive
+_START_OF_SCAN = 0xDA
+_PLAIN_SEGMENTS = (0xE0, 0xDB, 0xC4, 0xDD)  # JFIF, quantization, Huffman codes, restart interval
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -102,14 +105,14 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
         return Reject(Reason.NOT_AN_IMAGE, _what_else(content))
     if format_ not in FORMATS:
         return Reject(Reason.UNSUPPORTED_FORMAT, format_)
+    if format_ == "jpg" and (accepted := _examine_plain_jpeg(content, metadata, limits)):
+        return accepted
     try:
         with Image.open(BytesIO(content), formats=(FORMATS[format_],)) as image:
             width, height = image.size
-            if min(width, height) < limits.min_side:
-                return Reject(Reason.TOO_SMALL, f"{width}x{height}, under the limit of {limits.min_side} a side")
-            if width * height > limits.max_pixels:
-                return Reject(Reason.TOO_MANY_PIXELS, f"{width}x{height}, over the limit of {limits.max_pixels}")
-            hash_ = phash(_decode_luma(image))
+            if reject := _judge_size(width, height, limits):
+                return reject
+            hash_ = phash(_pixels(_decode_luma(image)))
             try:
                 origin = declared(image, content, metadata)
             except Exception:  # broken EXIF or XMP: the image itself is fine, it just declares nothing
@@ -120,6 +123,51 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
     except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
         reason = Reason.TRUNCATED if _is_cut(format_, content) or "truncated" in str(error) else Reason.CORRUPT
         return Reject(reason, _in_a_line(f"{format_}: {error}"))
+
+
+def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | None:
+    """Accept a JPEG that holds nothing but an image; None, for Pillow to look at, if it does or anything is wrong.
+
+    Most of a crawl that was resized is such files, and Pillow's own reading of their headers is 45 µs of 140.
+    """
+    try:
+        size = _plain_jpeg_size(content)
+        if size is None or _judge_size(*size, limits):
+            return None
+        width, height = size
+        scale = next((scale for scale in (8, 4, 2) if min(size) // scale >= SIDE), 1)
+        # What Image.open and draft would ask of the same decoder.
+        decoder = ("jpeg", "L", "", scale, 0)
+        luma = Image.frombytes("L", (-(-width // scale), -(-height // scale)), content, *decoder)
+        return Accepted("jpg", width, height, phash(_pixels(luma)), *declared(None, content, metadata))
+    except (ValueError, IndexError, OSError):
+        return None
+
+
+def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8-bit grey or YCbCr without EXIF, XMP, comments or other segments of that kind."""
+    size, at = None, 2
+    while content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == _START_OF_SCAN:
+            return size
+        if marker in _START_OF_FRAME:
+            precision, num_components = content[at + 4], content[at + 9]
+            if precision != 8 or num_components not in (1, 3):
+                return None
+            size = int.from_bytes(content[at + 7 : at + 9], "big"), int.from_bytes(content[at + 5 : at + 7], "big")
+        elif marker not in _PLAIN_SEGMENTS:
+            return None
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return None
+
+
+def _judge_size(width: int, height: int, limits: Limits) -> Reject | None:
+    if min(width, height) < limits.min_side:
+        return Reject(Reason.TOO_SMALL, f"{width}x{height}, under the limit of {limits.min_side} a side")
+    if width * height > limits.max_pixels:
+        return Reject(Reason.TOO_MANY_PIXELS, f"{width}x{height}, over the limit of {limits.max_pixels}")
+    return None
 
 
 @contextmanager
@@ -138,13 +186,16 @@ def foreign_images() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode_luma(image: Image.Image) -> NDArray[np.uint8]:
-    """Decode all of the image's data; return its luma, (H, W), no smaller than the hash needs."""
+def _decode_luma(image: Image.Image) -> Image.Image:
+    """Decode all of the image's data; return its luma, no smaller than the hash needs."""
     image.draft("L", (SIDE, SIDE))  # only JPEG has such a shortcut; others ignore it
     luma = image if image.mode == "L" else image.convert("L")
     shrink = min(luma.size) // _HASHED_SIDE
-    if shrink > 1:
-        luma = luma.reduce(shrink)
+    return luma.reduce(shrink) if shrink > 1 else luma
+
+
+def _pixels(luma: Image.Image) -> NDArray[np.uint8]:
+    """(H, W); half the price of np.asarray."""
     return np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
 
 

@@ -2,7 +2,7 @@
 
 The usual DCT hash (Zauner 2010, and `imagehash.phash`): luma at 32 × 32 by Lanczos, the 8 × 8 lowest frequencies of
 its DCT, one bit for each that is above their median. Resizing and DCT are both linear, so each axis takes one small
-cached matrix instead of an image operation: 10 µs an image, and no thumbnail has to wait for a batch.
+cached matrix instead of an image operation: 15 µs an image, and no thumbnail has to wait for a batch.
 """
 
 from functools import lru_cache
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 SIDE = 32  # the hash looks at SIDE × SIDE pixels
 _BITS = 8  # per axis
 _LANCZOS_LOBES = 3
+_NOISE = 1e-6  # where an image is flat, the last bits of a float must not toss a coin
 
 
 def phash(luma_HW: NDArray[np.uint8]) -> int:
     """64-bit hash of a grey image of any size; row by row from the lowest frequency, the first in the highest bit."""
     height, width = luma_HW.shape
-    low = (_low_frequencies(height) @ luma_HW.astype(np.float64) @ _low_frequencies(width).T).ravel()
-    # Where an image is flat, frequencies that are zero but for the last float bits must not flip a coin.
-    low = low.round(6)
-    middle = np.sort(low)[_BITS * _BITS // 2 - 1 : _BITS * _BITS // 2 + 1]
-    return int.from_bytes(np.packbits(low > (middle[0] + middle[1]) / 2).tobytes(), "big")
+    low = (_low_frequencies(height) @ luma_HW @ _low_frequencies(width).T).ravel()
+    half = low.size // 2
+    ranked = np.sort(low)
+    median = (ranked[half - 1] + ranked[half]) / 2
+    return int.from_bytes(np.packbits(low > median + _NOISE).tobytes(), "big")
 
 
 @lru_cache(maxsize=1024)

@@ -52,8 +52,8 @@ _EXIF_DESCRIPTION, _EXIF_MAKE, _EXIF_MODEL, _EXIF_SOFTWARE = 0x010E, 0x010F, 0x0
 _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
 
 
-def declared(image: Image.Image, content: bytes, metadata: bytes | None) -> Declared:
-    """What a loaded image, its file and its img2dataset JSON declare.
+def declared(image: Image.Image | None, content: bytes, metadata: bytes | None) -> Declared:
+    """What a loaded image, its file and its img2dataset JSON declare; None for a file that is known to declare nothing.
 
     May raise what Pillow raises on broken EXIF.
     """
@@ -67,8 +67,15 @@ def declared(image: Image.Image, content: bytes, metadata: bytes | None) -> Decl
     return camera
 
 
-def _evidence(image: Image.Image, content: bytes, metadata: bytes | None) -> Iterator[Declared]:
-    # Most files carry nothing: each kind is looked into only where its bytes are there.
+def _evidence(image: Image.Image | None, content: bytes, metadata: bytes | None) -> Iterator[Declared]:
+    if image is not None:
+        yield from _of_image(image, content)
+    if metadata and b'"exif"' in metadata and b'"exif": "{}"' not in metadata:
+        yield from _of_img2dataset(metadata)
+
+
+def _of_image(image: Image.Image, content: bytes) -> Iterator[Declared]:
+    # Most files carry nothing: each place is looked into only where it is there.
     info = image.info
     if image.format == "PNG":
         yield from _of_png(info)
@@ -81,8 +88,6 @@ def _evidence(image: Image.Image, content: bytes, metadata: bytes | None) -> Ite
         yield Declared("synthetic", "comment")
     if _C2PA_STORE in content:
         yield Declared("synthetic" if _SYNTHETIC_SOURCE.search(content.decode("latin-1")) else None, "c2pa")
-    if metadata and b'"exif"' in metadata and b'"exif": "{}"' not in metadata:
-        yield from _of_img2dataset(metadata)
 
 
 def _of_png(info: Mapping[str | tuple[int, int], object]) -> Iterator[Declared]:
