@@ -46,7 +46,7 @@ REJECT_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
         pa.field("member", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),  # pipelines.ingest.Reason
+        pa.field("reason", pa.string(), nullable=False),  # pipelines.reject.Reason
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
