@@ -1,0 +1,126 @@
+"""Each operation against PIL on the same parameters, and the policy's distribution against its definition."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from models import augment
+from models.augment import OPERATIONS, Draw
+
+LEVELS = (0.1, 0.3, 0.5, 0.9)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Smooth, noisy, flat and narrow-range pictures, (8, 3, 32, 32)."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (3, 3, 32, 32), generator=rng)
+    ramp = (torch.arange(32)[None, :] * 4 + torch.arange(32)[:, None] * 2).expand(3, 3, 32, 32)
+    flat = torch.full((1, 3, 32, 32), 77)
+    narrow = torch.randint(90, 120, (1, 3, 32, 32), generator=rng)
+    return torch.cat((noise, ramp, flat, narrow)).to(torch.uint8)
+
+
+def pil(image: Image.Image, name: str, level: float, sign: float) -> Image.Image:
+    amount = 0.05 + 0.9 * level
+    signed = level * sign
+    width, height = image.size
+    affine = {
+        "shear_x": (1, 0.3 * signed, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, 0.3 * signed, 1, 0),
+        "translate_x": (1, 0, 0.3 * signed * width, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, 0.3 * signed * height),
+    }
+    if name in affine:
+        return image.transform(image.size, Image.Transform.AFFINE, affine[name])
+    return {
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "brightness": lambda: ImageEnhance.Brightness(image).enhance(amount),
+        "color": lambda: ImageEnhance.Color(image).enhance(amount),
+        "contrast": lambda: ImageEnhance.Contrast(image).enhance(amount),
+        "equalize": lambda: ImageOps.equalize(image),
+        "identity": lambda: image,
+        "posterize": lambda: ImageOps.posterize(image, int(4 * level) + 4),
+        "rotate": lambda: image.rotate(30 * signed),
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(amount),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(256 * level)),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_operation_is_pils(images: torch.Tensor, name: str, sign: float) -> None:
+    for level in LEVELS:
+        count = len(images)
+        chosen = Draw(
+            torch.full((count,), OPERATIONS.index(name)), torch.full((count,), level), torch.full((count,), sign)
+        )
+        ours = augment.apply(images, chosen).numpy().transpose(0, 2, 3, 1).astype(int)
+        for picture, result in zip(images.numpy().transpose(0, 2, 3, 1), ours, strict=True):
+            theirs = np.asarray(pil(Image.fromarray(picture), name, level, sign)).astype(int)
+            if name in {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}:
+                # Geometry is the same but where a source position falls on the edge of two pixels.
+                assert np.mean(np.any(result != theirs, axis=-1)) < 0.02
+            else:
+                assert np.abs(result - theirs).max() <= 1
+
+
+def test_selecting_rows_and_computing_all_agree(images: torch.Tensor) -> None:
+    rng = torch.Generator().manual_seed(3)
+    chosen = augment.draw(len(images), torch.device("cpu"), rng)
+    for names, function in augment._FUNCTIONS:
+        mask = torch.isin(chosen.operation, torch.tensor([OPERATIONS.index(name) for name in names]))
+        everything = torch.where(mask[:, None, None, None], function(images, chosen), images)
+        assert torch.equal(augment._only(mask, function, images, chosen), everything)
+
+
+def test_weak_view_is_a_flipped_reflected_shift() -> None:
+    image = torch.arange(3 * 16 * 16).remainder(251).to(torch.uint8).view(1, 3, 16, 16)
+    padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    windows = [padded[0, :, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
+    windows += [
+        padded[0, :, y : y + 16, x : x + 16].flip(2) for y in range(5) for x in range(5)
+    ]  # the shift is symmetric, so the order of flip and crop is immaterial
+    views = augment.weak(image.expand(1000, -1, -1, -1), torch.Generator().manual_seed(0))
+    seen = Counter(next(i for i, window in enumerate(windows) if torch.equal(view, window)) for view in views)
+    assert set(seen) == set(range(50))  # each of 25 shifts, flipped and not
+    flipped = sum(count for i, count in seen.items() if i >= 25)
+    assert 440 < flipped < 560  # 4 sigma
+
+
+def test_cutout_greys_a_square_of_half_the_side() -> None:
+    image = torch.full((500, 3, 32, 32), 9, dtype=torch.uint8)
+    cut = augment.cutout(image, torch.Generator().manual_seed(0))
+    grey = (cut == augment.GREY).all(1)
+    sizes = grey.flatten(1).sum(1)
+    assert sizes.max() == 16 * 16
+    assert sizes.min() >= 8 * 8  # the center lies within the picture
+    assert set(cut.unique().tolist()) == {9, augment.GREY}
+
+
+def test_policy_draws_every_operation_equally_and_skips_half() -> None:
+    chosen = augment.draw(28_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    counts = torch.bincount(chosen.operation, minlength=len(OPERATIONS)).float()
+    identity = OPERATIONS.index("identity")
+    assert abs(counts[identity] - (14_000 + 1_000)) < 400
+    others = counts[torch.arange(len(OPERATIONS)) != identity]
+    assert (others - 1_000).abs().max() < 150
+    assert chosen.level.min() == pytest.approx(0.1)
+    assert chosen.level.max() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("view", [augment.weak, augment.strong, augment.detector])
+def test_views_are_functions_of_the_seed_and_leave_the_input(view: object, images: torch.Tensor) -> None:
+    assert callable(view)
+    before = images.clone()
+    first = view(images, torch.Generator().manual_seed(5))
+    again = view(images, torch.Generator().manual_seed(5))
+    other = view(images, torch.Generator().manual_seed(6))
+    assert first.dtype == torch.uint8
+    assert first.shape == images.shape
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(images, before)

@@ -1,0 +1,68 @@
+"""The bootstrap must find the direction of a contamination by itself, and no other."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import residual
+
+
+def pictures(count: int, seed: int, *, synthetic: bool) -> torch.Tensor:
+    """Random fields with sensor noise, or upsampled from half the size: uint8 (count, 3, 32, 32)."""
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 9, 9, generator=rng) * 200
+    smooth = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
+    noise = torch.randn(count, 3, 32, 32, generator=rng)
+    if synthetic:
+        half = torch.nn.functional.avg_pool2d(smooth + 6 * noise, 2)
+        return torch.nn.functional.interpolate(half, scale_factor=2.0).clamp(0, 255).to(torch.uint8)
+    return (smooth + 4 * noise).clamp(0, 255).to(torch.uint8)
+
+
+def test_statistics_are_75_and_finite_even_on_flat_images() -> None:
+    images = torch.cat((torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255.0))).to(torch.uint8)
+    spread, further = residual.statistics(torch.cat((images, pictures(3, 0, synthetic=False))))
+    assert spread.shape == (5, 75)
+    assert spread.isfinite().all()
+    assert further.isfinite().all()
+
+
+def test_statistics_of_an_image_do_not_depend_on_its_batch() -> None:
+    images = pictures(6, 0, synthetic=False)
+    for whole, alone in zip(residual.statistics(images), residual.statistics(images[2:3]), strict=True):
+        torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_spread_is_the_documented_numbers() -> None:
+    image = pictures(1, 3, synthetic=False)
+    spread, _ = residual.statistics(image)
+    red, green, blue = image[0].double().numpy()
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    size = np.abs(luma[:, 1:] - luma[:, :-1]).ravel()
+    expected = [np.log(size.mean() + 0.1), np.mean(size > 3 * size.mean()), np.mean(size < size.mean() / 4)]
+    assert spread[0, [0, 6, 9]].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bootstrap_finds_the_synthetic_part_whatever_the_seed(seed: int) -> None:
+    pool = torch.cat((pictures(600, 2 * seed, synthetic=False), pictures(300, 2 * seed + 1, synthetic=True)))
+    synthetic = torch.arange(900) >= 600
+    labeled = residual.statistics(pictures(40, 100 + seed, synthetic=False))
+    rng = torch.Generator().manual_seed(seed)
+    pseudo_labels = torch.randint(3, (900,), generator=rng)
+    scores = residual.bootstrap(*residual.statistics(pool), *labeled, pseudo_labels, 3, rng)
+    above = (scores[synthetic][:, None] > scores[~synthetic][None, :]).float().mean()
+    assert above > 0.95  # AUROC
+    real, fake = residual.extremes(scores, pseudo_labels, 3)
+    assert synthetic[fake].float().mean() > 0.95
+    assert synthetic[real].float().mean() < 0.05
+
+
+def test_extremes_are_strict_quantiles_of_each_class() -> None:
+    scores = torch.arange(100.0)
+    labels = torch.arange(100) % 2
+    real, synthetic = residual.extremes(scores, labels, 2)
+    assert real.sum() == 30
+    assert synthetic.sum() == 10
+    assert synthetic.nonzero().squeeze(1).tolist() == list(range(90, 100))
+    assert real.nonzero().squeeze(1).tolist() == list(range(30))
