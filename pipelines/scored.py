@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import POOL_SCHEMA, SCORE_SCHEMA, Pool, read_parquet
@@ -77,6 +78,11 @@ class ScoredPool:
         for name in of_scores:
             rows = rows.append_column(scores.schema.field(name), scores[name])
         return rows.select(list(columns))
+
+    def scored_by(self, shard: str) -> str | None:
+        """Digest of the model that scored a shard, None where the scores don't say."""
+        mark = (pq.read_schema(self._scores(shard)).metadata or {}).get(b"model")
+        return mark.decode() if mark else None
 
     def embeddings_file(self, shard: str) -> Path:
         """Path of a shard's embeddings."""

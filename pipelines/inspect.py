@@ -1,0 +1,255 @@
+"""Inspect: why an image was called what it was called, by the images that the model finds most like it.
+
+In: a scored pool, and queries: keys of the pool, image files, folders of images. Out: for each query its own scores
+and its nearest neighbors with theirs, and how many of them disagree; as values, and on request as one HTML page that
+needs nothing beside it. Neighbors that disagree are the first sign of a wrong score.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.atomic import replacing
+from pipelines.candidate import Accepted, Limits, examine, foreign_images
+from pipelines.errors import BadInput, Incompatible, MissingArtifact
+from pipelines.index import Index, Neighbor
+from pipelines.manifest import shard_of
+from pipelines.progress import OnTick, ignore
+from pipelines.reject import Reject
+from pipelines.scored import ScoredPool
+from pipelines.shards import read_spans
+
+THUMBNAIL = 192  # pixels of the longer side; smaller images stay as they are, for the browser to enlarge
+
+_KEY = re.compile(r"\d{9,}")
+_LIMITS = Limits(min_side=1, max_pixels=89_478_485, max_bytes=1 << 28)
+_COLUMNS = (
+    "key", "source", "member", "declared", "offset", "num_bytes", "prob_synthetic", "synthetic", "pseudo_label",
+    "confidence",
+)  # fmt: skip
+
+
+class InspectConfig(BaseModel):
+    """What to look at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queries: tuple[str, ...] = Field(min_length=1)
+    pool: Path = Path("pool")
+    run: Path = Path("run")
+    neighbors: int = Field(default=10, ge=1, le=1000)
+    html: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """An image and what is known of it; `key` is None where it is not from the pool."""
+
+    key: str | None
+    source: str
+    member: str
+    declared: str | None  # by the file itself: synthetic, camera or nothing
+    prob_synthetic: float | None  # this and the next: None without a detector
+    synthetic: bool | None
+    pseudo_label: str
+    confidence: float
+    distance: float | None = None  # to the query: 1 - cosine of the embeddings
+
+    @property
+    def name(self) -> str:
+        """How to call it in a list."""
+        return self.key or self.member
+
+    @property
+    def verdict(self) -> str:
+        """The detector's, in a word."""
+        return "not judged" if self.synthetic is None else "synthetic" if self.synthetic else "real"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """A query with its nearest neighbors, nearest first."""
+
+    query: Item
+    neighbors: tuple[Item, ...]
+
+    @property
+    def other_verdict(self) -> int:
+        """How many neighbors have another verdict than the query."""
+        return sum(neighbor.synthetic != self.query.synthetic for neighbor in self.neighbors)
+
+    @property
+    def other_label(self) -> int:
+        """How many neighbors have another pseudo-label than the query."""
+        return sum(neighbor.pseudo_label != self.query.pseudo_label for neighbor in self.neighbors)
+
+
+class _Query(NamedTuple):
+    item: Item
+    embedding: npt.NDArray[np.floating[Any]]
+    place: tuple[str, int] | None  # shard and row of an image of the pool
+    content: bytes
+
+
+def run(config: InspectConfig, on_tick: OnTick = ignore) -> list[Inspection]:
+    """Look up every query; write the page where `config.html` asks for one.
+
+    Raises BadInput for a query that is neither a key nor an image, MissingArtifact where the pool has no scores.
+    """
+    scored = ScoredPool.open(config.pool, config.run)
+    queries = list(_queries(config, scored))
+    index = Index.open(scored, on_tick)
+    inspections, contents = [], []
+    for query in queries:
+        # One more than asked for, because an image of the pool is its own nearest neighbor.
+        (found,) = index.search(query.embedding[None], config.neighbors + 1)
+        others = [neighbor for neighbor in found if (neighbor.shard, neighbor.row) != query.place]
+        neighbors = _look_up(scored, others[: config.neighbors])
+        inspections.append(Inspection(query=query.item, neighbors=tuple(item for item, _ in neighbors)))
+        contents.append([query.content, *(content for _, content in neighbors)])
+    if config.html:
+        page = contact_sheet(inspections, contents)
+        try:
+            with replacing(config.html) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--html {config.html}: cannot be written ({error.strerror}).") from None
+    return inspections
+
+
+# The queries
+
+
+def _queries(config: InspectConfig, scored: ScoredPool) -> Iterator[_Query]:
+    """All queries in the order given; the images from outside are embedded together."""
+    files = {text: _files(text, scored) for text in config.queries if not _KEY.fullmatch(text)}
+    outside = iter(_from_outside([file for found in files.values() for file in found], scored))
+    for text in config.queries:
+        if text in files:
+            yield from (next(outside) for _ in files.pop(text))
+        elif _KEY.fullmatch(text):
+            yield _from_pool(text, scored)
+
+
+def _from_pool(key: str, scored: ScoredPool) -> _Query:
+    shard = shard_of(key)
+    if shard in scored.unscored:
+        raise MissingArtifact(f"{key}: shard {shard} has no scores in {scored.run} yet; run `curate score` first.")
+    if shard not in scored.shards:
+        raise BadInput(
+            f"{key}: {scored.pool.root} has no shard {shard}; its shards go from {scored.shards[0]} to "
+            f"{scored.shards[-1]}, which are the first five digits of a key."
+        )
+    keys = scored.pool.rows(shard, ["key"])["key"].to_pylist()
+    if key not in keys:
+        between = f"are among {keys[0]} to {keys[-1]}" if keys else "are none, for all its images were rejected"
+        raise BadInput(
+            f"{key}: no image of {scored.pool.root} has this key; those of shard {shard} {between} "
+            f"(rejects/{shard}.parquet lists what was left out)."
+        )
+    row = keys.index(key)
+    ((item, content),) = _look_up(scored, [Neighbor(shard, row, None)])
+    return _Query(item, scored.embeddings(shard)[row], (shard, row), content)
+
+
+def _files(text: str, scored: ScoredPool) -> list[tuple[Path, bytes, Accepted]]:
+    """The image file that a query names, or the images of the folder."""
+    path = Path(text)
+    if not path.exists():
+        raise BadInput(
+            f"{text}: is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000)."
+        )
+    found = []
+    with foreign_images():
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if not file.is_file():
+                continue
+            content = file.read_bytes()
+            accepted = examine(content, None, _LIMITS)
+            if not isinstance(accepted, Reject):
+                found.append((file, content, accepted))
+            elif not path.is_dir():
+                raise BadInput(f"{text}: is not an image that can be read ({accepted.detail or accepted.reason}).")
+    if not found:
+        raise BadInput(f"{text}: is a folder without an image in it.")
+    return found
+
+
+def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredPool) -> list[_Query]:
+    """Score images that are not in the pool with the run's model."""
+    if not files:
+        return []
+    from pipelines.score import Scorer  # only here: a key needs no model, and torch takes seconds to load
+
+    scorer = Scorer.load(scored.run)
+    for shard in scored.shards:
+        if scored.scored_by(shard) not in (None, scorer.model.digest):
+            raise Incompatible(f"{scored.run}: was trained again after shard {shard} was scored; run `curate score`.")
+    queries = []
+    for path, content, accepted in files:
+        # One at a time: images of all sizes, and few.
+        scores = scorer.score([content], [str(path)])
+        item = Item(
+            key=None,
+            source=str(path.parent),
+            member=path.name,
+            declared=accepted.declared,
+            prob_synthetic=None if scores.prob_synthetic is None else float(scores.prob_synthetic[0]),
+            synthetic=None if scores.synthetic is None else bool(scores.synthetic[0]),
+            pseudo_label=scores.pseudo_label[0],
+            confidence=float(scores.confidence[0]),
+        )
+        queries.append(_Query(item, scores.embeddings[0], None, content))
+    return queries
+
+
+def _look_up(scored: ScoredPool, found: Sequence[Neighbor]) -> list[tuple[Item, bytes]]:
+    """What the pool knows of images, and their bytes; each shard is read once."""
+    items: dict[tuple[str, int], tuple[Item, bytes]] = {}
+    for shard in {neighbor.shard for neighbor in found}:
+        mine = [neighbor for neighbor in found if neighbor.shard == shard]
+        rows = scored.rows(shard, _COLUMNS).take([neighbor.row for neighbor in mine]).to_pylist()
+        spans = [(row.pop("offset"), row.pop("num_bytes")) for row in rows]
+        contents = read_spans(scored.pool.tar(shard), spans)
+        for neighbor, row, content in zip(mine, rows, contents, strict=True):
+            items[neighbor.shard, neighbor.row] = Item(**row, distance=neighbor.distance), content
+    return [items[neighbor.shard, neighbor.row] for neighbor in found]
+
+
+# The page
+
+
+def contact_sheet(inspections: Sequence[Inspection], contents: Sequence[Sequence[bytes]]) -> str:
+    """One HTML page; `contents` holds the image files of each query and its neighbors. All text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("pipelines"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    template = environment.get_template("contact_sheet.html.j2")
+    with foreign_images():
+        pictures = [[_data_uri(content) for content in row] for row in contents]
+    return template.render(sheets=list(zip(inspections, pictures, strict=True)))
+
+
+def _data_uri(content: bytes) -> str:
+    """A thumbnail, encoded anew: nothing of a foreign file but its pixels gets into the page."""
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    out = io.BytesIO()
+    if max(picture.size) > THUMBNAIL:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        picture.save(out, "JPEG", quality=88)
+        kind = "jpeg"
+    else:
+        picture.save(out, "PNG")  # small images are looked at by the pixel
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
