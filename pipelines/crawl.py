@@ -167,9 +167,9 @@ def _look(source: str) -> _Entry:
             return _local_entry(Path(path).expanduser().resolve())
         system, inner = fsspec.core.url_to_fs(path)
         return _remote_entry(system, system.info(inner))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each store's driver raises its own kinds: no such bucket, no credentials, no driver
         hint = "; install curate[s3]" if isinstance(error, ImportError) and path.startswith("s3:") else ""
-        raise BadInput(f"{source}: cannot be read ({_why(error)}){hint}.") from None
+        raise BadInput(f"{source}: cannot be read ({_why(error)}){hint}.") from error
 
 
 def _local(source: str) -> str:
@@ -182,7 +182,7 @@ def _local(source: str) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0] if str(error) else type(error).__name__
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 # Listings, local and remote

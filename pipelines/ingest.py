@@ -19,12 +19,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,7 +41,8 @@ from pipelines.shards import MAX_MEMBER_BYTES, ShardWriter
 from pipelines.sift import Kept, Rejected, Sifted, sift
 from pipelines.workers import in_order, usable_cores
 
-_PARTIAL = ".partial"
+_UNFINISHED = ".partial"
+_RUNS = "run.json"  # also the mark of a pool
 _SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet)")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -103,6 +103,8 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
                 f"{config.pool}: has room for {MAX_SHARDS - first} more shards, and these sources make "
                 f"{survey.num_new}; use a larger --shard-size or a second pool."
             )
+        if not (config.pool / _RUNS).exists():
+            write_json(config.pool / _RUNS, {"ingests": []})
         with Digests(work / "digests.sqlite") as digests:
             if survey.num_new:
                 _remember(pool, digests)
@@ -129,26 +131,35 @@ def _working_folder(pool: Path) -> Iterator[Path]:
     """Take the pool for this process alone and yield a fresh folder for what is not finished."""
     try:
         pool.mkdir(parents=True, exist_ok=True)
-        folder = os.open(pool, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(pool, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise BadInput(f"{pool}: cannot be made or opened as a pool ({error.strerror}).") from None
-    partial_ = pool / _PARTIAL
+    unfinished = pool / _UNFINISHED
     try:
-        # The lock lies on the folder itself: it goes with the process, whatever ends that, and leaves no file.
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not (partial_.exists() or (pool / "run.json").exists()) and any(pool.iterdir()):
+        _lock(descriptor, unfinished)
+        if not (unfinished.exists() or (pool / _RUNS).exists()) and any(pool.iterdir()):
             raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
-        shutil.rmtree(partial_, ignore_errors=True)
-        work = partial_ / str(os.getpid())  # a second process reads from it whom it waits for
+        shutil.rmtree(unfinished, ignore_errors=True)
+        work = unfinished / str(os.getpid())
         work.mkdir(parents=True)
-        yield work
-        shutil.rmtree(partial_)
-    except BlockingIOError:
-        holders = [path.name for path in partial_.glob("*")] if partial_.exists() else []
-        who = f"process {holders[0]}" if holders else "another process"
-        raise Incompatible(f"{pool}: {who} is ingesting into it; wait for it, or end it.") from None
+        try:
+            yield work
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                pool.rmdir()  # made for nothing, if the sources were no good
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def _lock(folder: int, unfinished: Path) -> None:
+    """Lock a pool's folder itself: the lock goes with this process, whatever ends it, and leaves no file behind."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # Who holds it has named its own folder after itself.
+        holder = next((f"process {path.name}" for path in unfinished.glob("*")), "another process")
+        raise Incompatible(f"{unfinished.parent}: {holder} is ingesting into it; wait for it, or end it.") from None
 
 
 @contextmanager
@@ -350,13 +361,13 @@ def _summary(config: IngestConfig, survey: _Survey, counts: Counter[str], second
 
 def _record(config: IngestConfig, survey: _Survey, summary: Summary) -> None:
     """Append this run to `run.json`: the only file of the pool that knows times."""
-    path = config.pool / "run.json"
-    runs: list[Any] = json.loads(path.read_bytes())["ingests"] if path.exists() else []
-    run_ = {
+    path = config.pool / _RUNS
+    earlier = json.loads(path.read_bytes())["ingests"]
+    this = {
         "config": config.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("pillow", "pyarrow")}},
         "input_digest": survey.digest,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "summary": asdict(summary),
     }
-    write_json(path, {"ingests": [*runs, run_]})
+    write_json(path, {"ingests": [*earlier, this]})
