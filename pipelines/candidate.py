@@ -13,7 +13,6 @@ from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.phash import SIDE, phash
@@ -112,7 +111,7 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
             width, height = image.size
             if reject := _judge_size(width, height, limits):
                 return reject
-            hash_ = phash(_pixels(_decode_luma(image)))
+            hash_ = _decode_and_hash(image)
             try:
                 origin = declared(image, content, metadata)
             except Exception:  # broken EXIF or XMP: the image itself is fine, it just declares nothing
@@ -139,7 +138,7 @@ def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) 
         # What Image.open and draft would ask of the same decoder.
         decoder = ("jpeg", "L", "", scale, 0)
         luma = Image.frombytes("L", (-(-width // scale), -(-height // scale)), content, *decoder)
-        return Accepted("jpg", width, height, phash(_pixels(luma)), *declared(None, content, metadata))
+        return Accepted("jpg", width, height, _hash(luma, width, height, scale), *declared(None, content, metadata))
     except (ValueError, IndexError, OSError):
         return None
 
@@ -186,17 +185,22 @@ def foreign_images() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode_luma(image: Image.Image) -> Image.Image:
-    """Decode all of the image's data; return its luma, no smaller than the hash needs."""
+def _decode_and_hash(image: Image.Image) -> int:
+    """Decode all of the image's data, its luma no larger than it takes, and hash that."""
+    width, height = image.size
     image.draft("L", (SIDE, SIDE))  # only JPEG has such a shortcut; others ignore it
+    scale = round(width / image.width)
     luma = image if image.mode == "L" else image.convert("L")
-    shrink = min(luma.size) // _HASHED_SIDE
-    return luma.reduce(shrink) if shrink > 1 else luma
+    shrink = max(min(luma.size) // _HASHED_SIDE, 1)
+    if shrink > 1:
+        luma = luma.reduce(shrink)
+    return _hash(luma, width, height, scale * shrink)
 
 
-def _pixels(luma: Image.Image) -> NDArray[np.uint8]:
-    """(H, W); half the price of np.asarray."""
-    return np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
+def _hash(luma: Image.Image, width: int, height: int, scale: int) -> int:
+    # Half the price of np.asarray.
+    pixels_HW = np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
+    return phash(pixels_HW, (height / scale, width / scale))
 
 
 def _is_cut(format_: str, content: bytes) -> bool:
