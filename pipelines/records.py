@@ -171,7 +171,9 @@ def _read_parquet(unit: ParquetUnit) -> Iterator[Record]:
                 for values in batch.to_pylist():
                     yield _row_record(row, values.pop(unit.column), values)
                     row += 1
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # the disk's, not Arrow's about what it read
             for rest in range(row, last):
                 detail = f"the parquet file is damaged: {str(error).splitlines()[0]}"
                 yield Record(f"row {rest}", Reject(Reason.INCOMPLETE_ARCHIVE, detail), {})
