@@ -12,7 +12,7 @@ def ingest(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help='Folders, .tar or .parquet files, brace patterns ("crawl/{00000..00099}.tar"), @LIST files, URLs.',
             show_default=False,
         ),

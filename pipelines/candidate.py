@@ -5,6 +5,7 @@ read later, but JPEGs only as far as that takes: luma at an eighth to full scale
 stream at less than half the price. Of animations the first frame counts.
 """
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.phash import SIDE, phash
-from pipelines.provenance import NOTHING, declared
+from pipelines.provenance import NOTHING, cannot_declare, declared
 from pipelines.reject import Reason, Reject
 
 FORMATS = {  # extension of the pool's members -> Pillow's name
@@ -32,7 +33,8 @@ FORMATS = {  # extension of the pool's members -> Pillow's name
 _HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this before they are hashed
 _START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # JPEG markers: baseline, extended, progressive
 _START_OF_SCAN = 0xDA
-_PLAIN_SEGMENTS = (0xE0, 0xDB, 0xC4, 0xDD)  # JFIF, quantization, Huffman codes, restart interval
+_TABLES = (0xDB, 0xC4, 0xDD)  # quantization, Huffman codes, restart interval
+_APPLICATION = (*range(0xE0, 0xF0), 0xFE)  # JFIF, EXIF, color profiles, ...; and comments
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -125,9 +127,9 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
 
 
 def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | None:
-    """Accept a JPEG that holds nothing but an image; None, for Pillow to look at, if it does or anything is wrong.
+    """Accept a JPEG that is sound and carries no EXIF or the like; None, for Pillow to look at, if it is anything else.
 
-    Most of a crawl that was resized is such files, and Pillow's own reading of their headers is 45 µs of 140.
+    Most of a crawl is such files, and Pillow's own reading of their headers is 45 µs of 140.
     """
     try:
         size = _plain_jpeg_size(content)
@@ -138,26 +140,28 @@ def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) 
         # What Image.open and draft would ask of the same decoder.
         decoder = ("jpeg", "L", "", scale, 0)
         luma = Image.frombytes("L", (-(-width // scale), -(-height // scale)), content, *decoder)
-        return Accepted("jpg", width, height, _hash(luma, width, height, scale), *declared(None, content, metadata))
-    except (ValueError, IndexError, OSError):
+        hash_ = _hash(luma, width, height, scale)
+        return Accepted("jpg", width, height, hash_, *declared(None, content, metadata))
+    except (ValueError, IndexError, OSError, struct.error):
         return None
 
 
 def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8-bit grey or YCbCr without EXIF, XMP, comments or other segments of that kind."""
+    """Width and height of a JPEG of 8-bit grey or color in which no segment can declare an origin; else None."""
     size, at = None, 2
     while content[at] == 0xFF:
-        marker = content[at + 1]
+        marker, start = content[at + 1], at + 4
         if marker == _START_OF_SCAN:
             return size
+        at += 2 + int.from_bytes(content[at + 2 : start], "big")
         if marker in _START_OF_FRAME:
-            precision, num_components = content[at + 4], content[at + 9]
+            precision, num_components = content[start], content[start + 5]
             if precision != 8 or num_components not in (1, 3):
                 return None
-            size = int.from_bytes(content[at + 7 : at + 9], "big"), int.from_bytes(content[at + 5 : at + 7], "big")
-        elif marker not in _PLAIN_SEGMENTS:
+            height, width = struct.unpack_from(">HH", content, start + 1)
+            size = width, height
+        elif marker not in _TABLES and not (marker in _APPLICATION and cannot_declare(marker, content[start:at])):
             return None
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return None
 
 

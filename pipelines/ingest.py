@@ -109,7 +109,8 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
             if survey.num_new:
                 _remember(pool, digests)
             tasks = enumerate(_new_units(config, known), first)
-            for (number, unit), sifted in in_order(partial(_sift, work, config.limits), tasks, config.jobs):
+            jobs = min(config.jobs, max(survey.num_new, 1))
+            for (number, unit), sifted in in_order(partial(_sift, work, config.limits), tasks, jobs):
                 counts += _commit(sifted, unit, number, config.pool, digests)
                 num_bytes += unit.num_bytes
                 on_tick(_tick(counts, num_bytes, survey.num_bytes))

@@ -48,6 +48,8 @@ _SYNTHETIC_SOURCE = "trainedAlgorithmicMedia"
 _CAMERA_SOURCE = "digitalCapture"
 _C2PA_STORE = bytes.fromhex("6332706100110010800000aa00389b71")  # JUMBF type of a C2PA manifest store, in any container
 
+_JPEG_DECLARING = (0xE1, 0xEB)  # APP1: EXIF and XMP; APP11: C2PA
+_JPEG_COMMENT = 0xFE
 _EXIF_DESCRIPTION, _EXIF_MAKE, _EXIF_MODEL, _EXIF_SOFTWARE = 0x010E, 0x010F, 0x0110, 0x0131
 _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
 
@@ -65,6 +67,13 @@ def declared(image: Image.Image | None, content: bytes, metadata: bytes | None) 
         if camera.what is None and (found.what or not camera.by):
             camera = found
     return camera
+
+
+def cannot_declare(marker: int, segment: bytes) -> bool:
+    """Whether `declared` would find nothing in this APP or COM segment of a JPEG: it need not be parsed then."""
+    if marker in _JPEG_DECLARING:
+        return False
+    return marker != _JPEG_COMMENT or b"Steps: " not in segment
 
 
 def _evidence(image: Image.Image | None, content: bytes, metadata: bytes | None) -> Iterator[Declared]:

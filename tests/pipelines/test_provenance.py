@@ -73,6 +73,12 @@ def test_an_ordinary_user_comment_declares_nothing() -> None:
     assert found(save("JPEG", exif=exif({}, b"ASCII\0\0\0Three steps: left, right, left"))) == (None, None)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+def test_generation_parameters_in_a_comment(kind: str) -> None:
+    assert found(save(kind, comment=A1111)) == ("synthetic", "comment")
+    assert found(save(kind, comment="CREATOR: gd-jpeg v1.0")) == (None, None)
+
+
 def test_comfyui_hides_its_graph_in_camera_tags() -> None:
     content = save("WEBP", exif=exif({0x010F: f"workflow:{COMFYUI}", 0x0110: f"prompt:{COMFYUI}"}))
     assert found(content) == ("synthetic", "exif:Make")

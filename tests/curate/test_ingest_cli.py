@@ -1,0 +1,80 @@
+"""`curate ingest` as a person types it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "curate", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def crawl(tmp_path: Path) -> Path:
+    folder = tmp_path / "crawl"
+    folder.mkdir()
+    for number in range(3):
+        out = io.BytesIO()
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(out, "JPEG")
+        (folder / f"{number}.jpg").write_bytes(out.getvalue())
+    (folder / "3.jpg").write_bytes(b"<html>")
+    return folder
+
+
+def test_the_default_pool_and_what_to_do_next(crawl: Path) -> None:
+    done = curate("ingest", "./crawl", cwd=crawl.parent)
+    assert done.returncode == 0, done.stderr
+    assert "not_an_image" in done.stdout and "kept" in done.stdout
+    assert "Next: curate train --labeled" in done.stderr
+    assert (crawl.parent / "pool/00000.tar").exists()
+
+
+def test_json_is_one_object_on_stdout(crawl: Path) -> None:
+    done = curate("ingest", "crawl", "--pool", "p", "--jobs", "1", "--min-side", "32", "--json", cwd=crawl.parent)
+    summary = json.loads(done.stdout)
+    assert (summary["read"], summary["kept"], summary["rejected"]) == (4, 3, {"not_an_image": 1})
+
+
+def test_a_recipe_is_over_ruled_by_a_flag(crawl: Path) -> None:
+    (crawl.parent / "r.toml").write_text("shard_size = 2\nmin_side = 64\n")
+    done = curate("ingest", "crawl", "--config", "r.toml", "--min-side", "8", "--json", cwd=crawl.parent)
+    summary = json.loads(done.stdout)
+    assert (summary["shards"], summary["kept"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("nowhere",), 1, "curate: nowhere: cannot be read (No such file or directory)."),
+        (("crawl", "--min-side", "0"), 1, "--min-side"),
+        (("crawl", "--pool", "crawl"), 1, "not a pool"),
+        ((), 2, "Missing argument"),
+        (("crawl", "--shard-sise", "2"), 2, "--shard-size"),
+    ],
+)
+def test_mistakes_are_one_sentence(crawl: Path, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    done = curate("ingest", *arguments, cwd=crawl.parent)
+    assert done.returncode == code
+    assert sentence in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert not (crawl.parent / "pool").exists()
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    text = curate("ingest", "--help", cwd=tmp_path).stdout
+    for option in ("--pool", "--jobs", "--min-side", "--max-pixels", "--shard-size", "--config", "--json"):
+        assert option in text
