@@ -21,7 +21,7 @@ MAX_MEMBER_BYTES = 8**11 - 1  # what the size field of a USTAR header can say
 _ZEROS = bytes(BLOCK)
 _BUFFER_BYTES = 1 << 20
 _MAX_EXTENSION_BYTES = 1 << 20  # long names and pax headers; a hostile size must not become an allocation
-_EXTENSION_TYPES = b"LKxgX"
+_EXTENSION_TYPES = (b"L", b"K", b"x", b"g", b"X")
 _ADLER_PRIME = 65521
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -114,26 +114,22 @@ def _plain_header(block: bytes) -> _Header | None:
 def _any_header(stream: BinaryIO, position: int, block: bytes) -> _Header | None:
     """Let tarfile read the headers at `position` (long names, pax, sparse, base-256, links); None if it cannot."""
     try:
-        if block[156] in _EXTENSION_TYPES and tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size > (
-            _MAX_EXTENSION_BYTES
-        ):
+        first = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if first.type in _EXTENSION_TYPES and first.size > _MAX_EXTENSION_BYTES:
             return None
         stream.seek(position)
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             info = tar.next()
+            after = tar.offset
     except (tarfile.TarError, ValueError, OverflowError):
         return None
     if info is None or info.size < 0:
         return None
-    is_file = info.isreg() and not info.issparse()
-    start = info.offset_data - position
-    size = info.size if info.isreg() else 0
-    if info.issparse():
-        size = tar.offset - info.offset_data  # as stored, not as it would unfold
+    # A sparse file is passed over as it is stored, not as it would unfold.
+    size = after - info.offset_data if info.issparse() else info.size if info.isreg() else 0
+    kind = "folder" if info.isdir() else "file" if info.isreg() and not info.issparse() else "other"
     stream.seek(info.offset_data)
-    return _Header(
-        _text(os.fsencode(info.name)), size, start, "file" if is_file else "folder" if info.isdir() else "other"
-    )
+    return _Header(_text(os.fsencode(info.name)), size, info.offset_data - position, kind)
 
 
 def _text(name: bytes) -> str:
@@ -219,7 +215,11 @@ def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
     key, sample = "", dict[str, bytes]()
-    with path.open("rb", buffering=_BUFFER_BYTES) as shard:
+    try:
+        shard = path.open("rb", buffering=_BUFFER_BYTES)
+    except FileNotFoundError:
+        raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
+    with shard:
         for name, content in read_tar(shard, MAX_MEMBER_BYTES):
             if isinstance(content, Reject):
                 raise CorruptShard(f"{path}: {content.detail}; make the shard again.")
