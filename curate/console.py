@@ -121,7 +121,7 @@ def as_json(value: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """Say something beside the result: on stderr."""
-    Console(stderr=True).print(Text(text))
+    Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def fail(sentence: str) -> None:
