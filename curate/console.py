@@ -66,15 +66,16 @@ def _lines(title: str) -> Iterator[OnTick]:
 
 
 class _Rate:
-    """Units per second since the first tick, so that a resumed stage does not boast with what it skipped."""
+    """Units per second since the first tick of that unit: a resumed stage does not boast with what it skipped."""
 
     def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
+        self._unit: str | None = None
+        self._start = (0.0, 0)
 
     def rate(self, tick: Tick) -> str:
         now = time.monotonic()
-        if self._start is None:
-            self._start = (now, tick.done)
+        if self._unit != tick.unit:
+            self._unit, self._start = tick.unit, (now, tick.done)
         seconds, done = now - self._start[0], tick.done - self._start[1]
         return f"{done / seconds:,.1f} {tick.unit}/s" if seconds > 0.2 and done else ""
 
