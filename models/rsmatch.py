@@ -248,7 +248,7 @@ class RSMatch:
             "self_real": losses.self_real.detach(),
             "confidence": losses.confidence.mean(),
             "confident_share": losses.confident.float().mean(),
-            "pseudo_label_shares": torch.bincount(losses.pseudo_labels, minlength=num_classes) / len(batch.rows),
+            "pseudo_label_share": torch.bincount(losses.pseudo_labels, minlength=num_classes) / len(batch.rows),
         }
         if synthetic is not None and prob_synthetic is not None:
             figures |= {

@@ -38,7 +38,7 @@ class ScoreConfig(BaseModel):
     pool: Path = Path("pool")
     run: Path = Path("run")
     truth: Path | None = None  # reported against
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(default=256, ge=1)
     device: Literal["auto", "cuda", "cpu"] = "auto"
 
 

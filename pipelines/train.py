@@ -5,7 +5,6 @@ out     run/model/ (see pipelines.model), run/metrics.jsonl, run/run.json
 resume  run/checkpoint/state.safetensors: run again with the same configuration it goes on, on a CPU to the same numbers
 """
 
-import json
 import signal
 import threading
 import time
@@ -24,15 +23,15 @@ from models import residual
 from models.networks import Classifier, Detector
 from models.rsmatch import Batch, Recipe, RSMatch
 from pipelines import batches, checkpoint, labeled, model, truth
-from pipelines.atomic import replacing, write_json
+from pipelines.atomic import write_json
 from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Decoder
 from pipelines.manifest import Pool
+from pipelines.monitor import Evaluation, MetricsLog, Watch, means
 from pipelines.progress import OnTick, Tick, ignore
 
 BOOTSTRAP_IMAGES = 50_000  # of the pool, whose statistics start the detector
-EVALUATE_BATCH = 500
-TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is followed
+BOOTSTRAP_BATCH = 500
 
 
 class TrainConfig(BaseModel):
@@ -50,28 +49,28 @@ class TrainConfig(BaseModel):
     backbone: str = "wrn-28-2"
     weights: Path | None = None  # safetensors of the backbone to start from
     pretrained: bool = False  # fetch a timm backbone's weights from its hub
-    image_size: int = Field(32, ge=8)
-    detector_size: int | None = Field(None, ge=16)  # None: the image size, at most 96
-    num_steps: int = Field(2**20, ge=1)
-    batch_size: int = Field(64, ge=2)  # labeled images a step
-    unlabeled_ratio: int = Field(7, ge=1)  # mu: unlabeled images for each labeled one
-    warmup: float = Field(0.05, ge=0, lt=1)
-    threshold: float = Field(0.95, gt=0, le=1)
-    learning_rate: float = Field(0.03, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    norm_momentum: float = Field(0.001, gt=0, le=1)
-    queue_length: int = Field(256, ge=1)
-    queue_classes: int | None = Field(None, ge=1)  # None: a fifth of the classes, 1 to 10
-    queue_per_class: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
+    image_size: int = Field(default=32, ge=8)
+    detector_size: int | None = Field(default=None, ge=16)  # None: the image size, at most 96
+    num_steps: int = Field(default=2**20, ge=1)
+    batch_size: int = Field(default=64, ge=2)  # labeled images a step
+    unlabeled_ratio: int = Field(default=7, ge=1)  # mu: unlabeled images for each labeled one
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    threshold: float = Field(default=0.95, gt=0, le=1)
+    learning_rate: float = Field(default=0.03, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    norm_momentum: float = Field(default=0.001, gt=0, le=1)
+    queue_length: int = Field(default=256, ge=1)
+    queue_classes: int | None = Field(default=None, ge=1)  # None: a fifth of the classes, 1 to 10
+    queue_per_class: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     memory: Literal["auto", "memory", "stream"] = "auto"  # where the pool's pixels come from
-    log_every: int = Field(50, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    evaluate_every: int = Field(1000, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    evaluate_every: int = Field(default=1000, ge=1)
     resume: bool = True
 
     @property
@@ -123,7 +122,7 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     state_file = config.run / "checkpoint" / "state.safetensors"
     config.run.mkdir(parents=True, exist_ok=True)
     start, sums = _resume(config, state_file, learner, device) if config.resume else (0, {})
-    log = _Log(config.run / "metrics.jsonl", keep_until=start)
+    log = MetricsLog(config.run / "metrics.jsonl", keep_until=start)
 
     images = _pixels(config, rows, device, on_tick)
     views = examples.views.map(lambda pixels: pixels.to(device))
@@ -131,8 +130,8 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     num_unlabeled = config.batch_size * config.unlabeled_ratio
     labeled_order = batches.Order(len(labels), config.batch_size, seed=config.seed)
     unlabeled_order = batches.Order(len(rows), num_unlabeled, seed=config.seed + 1)
-    watch = _Watch(recipe, examples.classes, log)
-    evaluate = _Evaluation(rows, images, validation, known, device)
+    watch = Watch(recipe, examples.classes)
+    evaluate = Evaluation(rows, images, validation, known, device)
     figures: dict[str, float] = {}
 
     def save(step: int) -> None:
@@ -158,7 +157,7 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
             done = step + 1
 
             if done % config.log_every == 0 or done == config.num_steps:
-                figures = log.means(sums, done, config.log_every)  # the one place where the host waits for the device
+                figures = means(sums, done % config.log_every or config.log_every)
                 for alarm in watch.check(done, figures):
                     on_tick(Tick(done=done, total=config.num_steps, unit="steps", note=alarm))
                 sums.clear()
@@ -244,7 +243,7 @@ def _bootstrap(
 ) -> None:
     """Start the detector from residual statistics of a sample of the pool and the classifier's pseudo-labels."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:BOOTSTRAP_IMAGES]
-    chunks = torch.split(order.sort().values, EVALUATE_BATCH)
+    chunks = torch.split(order.sort().values, BOOTSTRAP_BATCH)
     spread, further, pseudo_labels = [], [], []
     for views in images.stream(chunks):
         some, more = residual.statistics(views.tiles)
@@ -290,121 +289,6 @@ def _resume(config: TrainConfig, path: Path, learner: RSMatch, device: torch.dev
     learner.confident_real = tensors["confident_real"]
     sums = {key.removeprefix("sums/"): value for key, value in tensors.items() if key.startswith("sums/")}
     return int(state["step"]), sums
-
-
-class _Log:
-    """metrics.jsonl: one flat object per log step; lines after the checkpoint that we resume from are dropped."""
-
-    def __init__(self, path: Path, keep_until: int) -> None:
-        self._path = path
-        self.last: dict[str, Any] = {}
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                values = json.loads(line)
-            except ValueError:
-                break  # a line that a kill cut short: all that follows was after the checkpoint
-            if values["step"] <= keep_until:
-                kept.append(line)
-                self.last = values
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
-
-    def means(self, sums: dict[str, Tensor], done: int, every: int) -> dict[str, float]:
-        """Means since the last log step; of the pseudo-label shares the largest and the smallest."""
-        count = done % every or every
-        shares = sums.pop("pseudo_label_shares", None)
-        figures = {name: round(value.item() / count, 6) for name, value in sums.items()}
-        if shares is not None:
-            figures["largest_class"] = round(shares.max().item() / count, 6)
-            figures["smallest_class"] = round(shares.min().item() / count, 6)
-            self.shares = (shares / count).tolist()
-        return figures
-
-    shares: list[float] | None = None
-
-    def write(self, values: dict[str, Any]) -> None:
-        self.last = values
-        with self._path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-class _Watch:
-    """Alarms that a person can act on, each raised once."""
-
-    def __init__(self, recipe: Recipe, classes: tuple[str, ...], log: _Log) -> None:
-        self._recipe, self._classes, self._log = recipe, classes, log
-        self.raised: dict[str, None] = {}
-
-    def check(self, step: int, figures: dict[str, float]) -> Iterator[str]:
-        """Yield what is new at a log step."""
-        if step <= self._recipe.routing_start + self._recipe.num_steps // 10:
-            return  # early figures mean little
-        for alarm in self._alarms(figures):
-            if alarm not in self.raised:
-                self.raised[alarm] = None
-                yield alarm
-
-    def _alarms(self, figures: dict[str, float]) -> Iterator[str]:
-        share = figures.get("dummy_share")
-        if share is not None and share < 0.01:
-            yield (
-                "Under 1 % of the pool goes to the dummy head: the pool is clean, or the detector found nothing. "
-                "Look at the most synthetic images with `curate inspect`; train with --method fixmatch if it is clean."
-            )
-        if share is not None and share > 0.99:
-            yield (
-                "Over 99 % of the pool goes to the dummy head: the labeled images differ from all of the pool, often "
-                "in size or file format. Take labeled images that went through the same pipeline as the crawl."
-            )
-        if figures.get("largest_class", 0.0) > 0.9 and len(self._classes) > 1:
-            assert self._log.shares is not None
-            name = self._classes[self._log.shares.index(max(self._log.shares))]
-            yield (
-                f"Pseudo-labels have collapsed to the class {name!r}: give more labeled images per class, or a lower "
-                "--learning-rate."
-            )
-        for name, value in zip(self._classes, self._log.shares or (), strict=False):
-            if value < 0.02 / len(self._classes):
-                yield (
-                    f"The labeled class {name!r} is hardly found in the pool: "
-                    "check its labeled images, or leave it out."
-                )
-
-
-class _Evaluation:
-    """Accuracy on the validation set and, where a truth is known, the detector's AUROC on the pool."""
-
-    def __init__(
-        self,
-        rows: batches.Rows,
-        images: batches.Images,
-        validation: labeled.Labeled | None,
-        known: truth.Truth | None,
-        device: torch.device,
-    ) -> None:
-        self._images, self._validation, self._device = images, validation, device
-        self._synthetic = torch.from_numpy(known.of(rows.members())[0]) if known else None
-
-    @torch.no_grad()
-    def __call__(self, learner: RSMatch, everything: bool = False) -> dict[str, float]:
-        """Figures of the averaged networks; on a sample of the pool unless `everything`."""
-        figures = {}
-        if self._validation is not None:
-            correct = 0
-            pixels, labels = self._validation.views.images, self._validation.labels
-            for image, label in zip(pixels.split(EVALUATE_BATCH), labels.split(EVALUATE_BATCH), strict=True):  # type: ignore[no-untyped-call]
-                predicted = learner.classifier_ema(image.to(self._device)).real.argmax(1)
-                correct += int((predicted == label.to(self._device)).sum())
-            figures["accuracy"] = correct / len(labels)
-        if self._synthetic is not None and learner.recipe.method == "rsmatch":
-            every = 1 if everything else max(1, len(self._images) // TRUTH_SAMPLE)
-            known = (self._synthetic != truth.UNKNOWN).nonzero().squeeze(1)[::every]
-            stream = self._images.stream(torch.split(known, EVALUATE_BATCH))
-            logits = torch.cat([learner.detector_ema(views.tiles) for views in stream])
-            figures["detector_auroc"] = truth.auroc(logits.cpu().numpy(), self._synthetic[known].numpy() == 1)
-        return {name: round(value, 6) for name, value in figures.items()}
 
 
 def _shown(figures: dict[str, float]) -> dict[str, float | str]:

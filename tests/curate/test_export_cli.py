@@ -1,0 +1,73 @@
+"""`curate export` as a person types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.manifest import Pool
+
+ROOT = Path(__file__).parents[2]
+
+
+def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "curate", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_defaults_and_what_to_do_next(scored: Path, tmp_path: Path) -> None:
+    done = curate("export", "--out", str(tmp_path / "clean"), "--keep", "all", cwd=scored)
+    assert done.returncode == 0, done.stderr
+    assert "kept" in done.stdout and "disc" in done.stdout
+    assert f"Next: read {tmp_path}/clean/00000.tar with webdataset" in done.stderr
+    assert (tmp_path / "clean" / "00000.tar").exists()
+
+
+def test_json_is_one_object_on_stdout_and_its_counts_add_up(scored: Path, tmp_path: Path) -> None:
+    flags = ("--where", "width >= 32 and key like '%1'", "--keep", "all", "--per-class", "3", "--json")
+    done = curate("export", "--out", str(tmp_path / "clean"), *flags, cwd=scored)
+    summary = json.loads(done.stdout)
+    assert summary["pool"] == Pool.open(scored / "pool").num_images
+    assert summary["kept"] + sum(summary["dropped"].values()) == summary["pool"]
+    assert max(summary["per_class"].values()) <= 3
+
+
+def test_a_recipe_is_over_ruled_by_a_flag(scored: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(f'out = "{tmp_path}/a"\nkeep = "all"\nmin_confidence = 1.0\n')
+    flags = ("--config", str(tmp_path / "r.toml"), "--min-confidence", "0")
+    summary = json.loads(curate("export", *flags, "--json", cwd=scored).stdout)
+    assert (summary["kept"], summary["out"]) == (summary["pool"], f"{tmp_path}/a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ((), 1, "--out is missing"),
+        (("--out", "clean", "--where", "prob_synthetik < 1"), 1, "did you mean 'prob_synthetic'?"),
+        (("--out", "clean", "--min-confidence", "2"), 1, "--min-confidence"),
+        (("--out", "clean", "--run", "nowhere"), 1, "run `curate score` first"),
+        (("--out", "pool"), 1, "name another folder with --out"),
+        (("--out", "clean", "--keep", "some"), 2, "--keep"),
+        (("--out", "clean", "--per-clas", "2"), 2, "--per-class"),
+    ],
+)
+def test_mistakes_are_one_sentence(scored: Path, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    done = curate("export", *arguments, cwd=scored)
+    assert done.returncode == code
+    assert sentence in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert not (scored / "clean").exists()
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    text = curate("export", "--help", cwd=tmp_path).stdout
+    for name in ("out", "pool", "run", "where", "keep", "min-confidence", "per-class", "shard-size", "config", "json"):
+        assert f"--{name}" in text

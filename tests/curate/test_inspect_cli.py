@@ -1,0 +1,76 @@
+"""`curate inspect` as a person types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.manifest import Pool
+
+ROOT = Path(__file__).parents[2]
+
+
+def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "curate", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def key(scored: Path) -> str:
+    return str(Pool.open(scored / "pool").rows("00000")["key"][0])
+
+
+def test_a_key_is_shown_with_its_neighbors_and_what_to_do_next(scored: Path, key: str) -> None:
+    done = curate("inspect", key, "-k", "4", cwd=scored)
+    assert done.returncode == 0, done.stderr
+    assert f"Nearest neighbors of {key}" in done.stdout
+    assert "of 4 neighbors agree" in done.stdout
+    assert "Next: add --html" in done.stderr
+
+
+def test_json_is_one_object_on_stdout(scored: Path, key: str) -> None:
+    (found,) = json.loads(curate("inspect", key, "-k", "4", "--json", cwd=scored).stdout)["inspections"]
+    assert found["query"]["key"] == key
+    assert len(found["neighbors"]) == 4
+    assert 0 <= found["other_verdict"] <= 4 and 0 <= found["other_label"] <= 4
+
+
+def test_a_page_and_an_image_from_outside(scored: Path, world: Any, tmp_path: Path) -> None:
+    image = next(world.test.glob("*/*.jpg"))
+    done = curate("inspect", str(image), "--html", str(tmp_path / "sheet.html"), cwd=scored)
+    assert done.returncode == 0, done.stderr
+    assert "declares" in done.stdout
+    assert f"Next: open {tmp_path}/sheet.html" in done.stderr
+    assert (tmp_path / "sheet.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("000990001",), 1, "its shards go from 00000 to"),
+        (("nowhere.jpg",), 1, "neither a file nor a key"),
+        (("000000001", "--run", "nowhere"), 1, "run `curate score` first"),
+        (("000000001", "-k", "0"), 1, "--neighbors"),
+        ((), 2, "Missing argument"),
+    ],
+)
+def test_mistakes_are_one_sentence(scored: Path, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    done = curate("inspect", *arguments, cwd=scored)
+    assert done.returncode == code
+    assert sentence in done.stderr and "Traceback" not in done.stderr and not done.stdout
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    text = curate("inspect", "--help", cwd=tmp_path).stdout
+    for name in ("pool", "run", "neighbors", "html", "config", "json"):
+        assert f"--{name}" in text
