@@ -1,0 +1,99 @@
+"""The command line as a user meets it: quick to start, documented, one sentence for each mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curate.app import app
+from curate.config import resolve
+from pipelines.errors import BadInput
+from pipelines.train import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands if command.callback)
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "curate", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_starts_without_the_heavy_libraries(tmp_path: Path) -> None:
+    script = (
+        "import sys\nimport curate.app\n"
+        "heavy = {'torch', 'timm', 'faiss', 'duckdb', 'pyarrow', 'numpy', 'PIL', 'webdataset', 'pydantic', 'jinja2'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_is_in_the_readme(command: str, tmp_path: Path) -> None:
+    done = run(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+    assert f"curate {command}" in (ROOT / "README.md").read_text()
+
+
+def test_commands_are_these() -> None:
+    assert COMMANDS == ["demo", "export", "ingest", "inspect", "score", "train"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("train",), 1, "--labeled is missing"),
+        (("train", "--labeled", "seed"), 1, "run `curate ingest"),
+        (("train", "--labeled", "seed", "--image-size", "4"), 1, "--image-size: image_size = 4"),
+        (("train", "--labeled", "seed", "--config", "nowhere.toml"), 1, "give a TOML file or one of cpu"),
+        (("score",), 1, "run `curate ingest"),
+        (("ingest", "nowhere"), 1, "nowhere"),
+        (("frobnicate",), 2, "No such command"),
+        (("train", "--frobnicate"), 2, "No such option"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_their_exit_code(
+    arguments: tuple[str, ...], code: int, sentence: str, tmp_path: Path
+) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("learning_rat = 0.1\n")
+    with pytest.raises(BadInput, match="unknown key 'learning_rat'; did you mean 'learning_rate'"):
+        resolve(TrainConfig, {"labeled": "seed"}, str(recipe))
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('num_steps = 10\nbackbone = "small"\n')
+    config = resolve(TrainConfig, {"labeled": "seed", "num_steps": 20, "seed": None}, str(recipe))
+    assert (config.num_steps, config.backbone, config.seed) == (20, "small", 0)
+
+
+def test_a_wrong_value_in_the_file_names_the_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("num_steps = 'many'\n")
+    with pytest.raises(BadInput, match=r"recipe\.toml: num_steps = 'many'"):
+        resolve(TrainConfig, {"labeled": "seed"}, str(recipe))
+
+
+def test_the_package_runs_from_a_folder_with_packages_of_our_names(tmp_path: Path) -> None:
+    for name in ("models", "pipelines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a package of the user')")
+    script = "import sys; sys.path.insert(0, ''); import curate.app; import pipelines; print(pipelines.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+    assert str(ROOT / "pipelines") in done.stdout, done.stderr
