@@ -8,6 +8,8 @@ import typer
 from curate import console
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipelines.inspect import Inspection, Item
 
 
@@ -53,20 +55,26 @@ def show(inspection: "Inspection") -> None:
     facts["label"] = f"{query.pseudo_label}: {query.confidence:.3f} confident; {agree} of {count} neighbors agree"
     facts["declares"] = query.declared or "nothing"
     console.facts(query.name, facts)
-    console.table(f"Nearest neighbors of {query.name}", [_row(neighbor) for neighbor in inspection.neighbors])
+    console.table(f"Nearest neighbors of {query.name}", _rows(inspection.neighbors))
 
 
-def _row(item: "Item") -> dict[str, Any]:
-    return {
-        "key": item.key,
-        "distance": item.distance,
-        "synthetic": item.prob_synthetic,
-        "verdict": item.verdict,
-        "label": item.pseudo_label,
-        "confidence": item.confidence,
-        "declares": item.declared,
-        "member": item.member,
-    }
+def _rows(items: "Sequence[Item]") -> list[dict[str, Any]]:
+    """Rows that fit a terminal of 80 columns; --json and --html have every field."""
+    rows = [
+        {
+            "key": item.key,
+            "distance": f"{item.distance:.4f}",
+            "verdict": item.verdict if item.prob_synthetic is None else f"{item.verdict} {item.prob_synthetic:.3f}",
+            "label": f"{item.pseudo_label} {item.confidence:.3f}",
+            "declares": item.declared,
+            "member": item.member,
+        }
+        for item in items
+    ]
+    if not any(item.declared for item in items):
+        for row in rows:
+            del row["declares"]
+    return rows
 
 
 def _as_json(inspection: "Inspection") -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 In: a scored pool, and queries: keys of the pool, image files, folders of images. Out: for each query its own scores
 and its nearest neighbors with theirs, and how many of them disagree; as values, and on request as one HTML page that
-needs nothing beside it. Neighbors that disagree are the first sign of a wrong score.
+needs nothing beside it.
+
+The embeddings are the classifier's, so that neighbors show alike things. Where they have other labels, the label is in
+doubt. Other verdicts are no such sign: the detector judges traces and not what is shown, and a synthetic cat may well
+live among real ones.
 """
 
 import base64
