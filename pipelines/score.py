@@ -11,6 +11,7 @@ A score is a function of the image and the model alone: its place in a batch or 
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +116,9 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
     for folder in ("scores", "embeddings"):
         (config.run / folder).mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device)
+    for shard in pool.shards:
+        if not _is_scored(config.run, pool, shard, scorer.model.digest):
+            (config.run / "scores" / f"{shard}.parquet").unlink(missing_ok=True)  # scores of two models never mix
     done = before = 0
     for number, shard in enumerate(pool.shards):
         if _is_scored(config.run, pool, shard, scorer.model.digest):
@@ -123,11 +127,12 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
             continue
         rows = batches.index_shard(pool, number)
         parts = []
-        streamed = batches.Streamed(rows, scorer.model.decoder, device, max(2, torch.get_num_threads()))
-        for views in streamed.stream(torch.split(torch.arange(len(rows)), config.batch_size) if len(rows) else ()):
-            parts.append(scorer.score_views(views))
-            done += len(views)
-            on_tick(Tick(done=done, total=pool.num_images, unit="images"))
+        chunks = torch.split(torch.arange(len(rows)), config.batch_size) if len(rows) else ()
+        with closing(batches.Streamed(rows, scorer.model.decoder, device, max(2, torch.get_num_threads()))) as streamed:
+            for views in streamed.stream(chunks):
+                parts.append(scorer.score_views(views))
+                done += len(views)
+                on_tick(Tick(done=done, total=pool.num_images, unit="images"))
         _write(config.run, pool, shard, rows.key.tolist(), parts, scorer.model)
     return _summarize(config, pool, scorer.model, before, known, started)
 
