@@ -264,6 +264,7 @@ import os, signal, sys
 from pathlib import Path
 from pipelines import atomic, ingest
 if __name__ == "__main__":  # spawned workers import this file
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits it as ignored
     moment, jobs, pool, *sources = sys.argv[1:]
     countdown = int(moment)
     rename = Path.replace
