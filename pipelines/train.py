@@ -61,6 +61,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     norm_momentum: float = Field(default=0.001, gt=0, le=1)
+    weak_gradient: bool = True
     queue_length: int = Field(default=256, ge=1)
     queue_classes: int | None = Field(default=None, ge=1)  # None: a fifth of the classes, 1 to 10
     queue_per_class: int = Field(default=1, ge=1)

@@ -131,6 +131,21 @@ def test_a_threshold_nothing_passes_leaves_the_supervised_losses(classifier: Pla
     assert not losses.confident.any()
 
 
+def test_weak_views_without_gradient_give_the_same_losses_and_gradients(classifier: Plain) -> None:
+    """Exactly so without batch norm; with it, the views' statistics are apart."""
+    views = Views()
+    results = []
+    for weak_gradient in (True, False):
+        classifier.zero_grad()
+        losses = classifier_loss(
+            classifier, views.labeled, views.labels, views.weak, views.strong, views.synthetic,
+            threshold=0.4, weak_gradient=weak_gradient,
+        )  # fmt: skip
+        losses.total.backward()
+        results.append((losses.total.detach(), [parameter.grad.clone() for parameter in classifier.parameters()]))
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_detector_loss_is_binary_cross_entropy_of_both_sides() -> None:
     torch.manual_seed(0)
     detector = Detector().eval()
