@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
+
+from models.ranks import Rng
 
 # RandAugment's operations as in FixMatch (arXiv 2001.07685, table 12); a level in (0, 1) sets the strength of each.
 OPERATIONS = (
@@ -46,30 +48,30 @@ class Draw(NamedTuple):
     sign: Tensor
 
 
-def weak(images_BCHW: Tensor, rng: Generator) -> Tensor:
+def weak(images_BCHW: Tensor, rng: Rng) -> Tensor:
     """Flip half of the images and shift each by up to an eighth of its side, reflecting at the border."""
     count, _, height, width = images_BCHW.shape
-    flip = _uniform(count, images_BCHW, rng) < 0.5
-    rows = _reflect(_shift(count, height, images_BCHW, rng) + _range(height, images_BCHW), height)
-    columns = _reflect(_shift(count, width, images_BCHW, rng) + _range(width, images_BCHW), width)
+    flip = rng.uniform(count) < 0.5
+    rows = _reflect(_shift(count, height, rng) + _range(height, images_BCHW), height)
+    columns = _reflect(_shift(count, width, rng) + _range(width, images_BCHW), width)
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
     return _gather(images_BCHW, rows[:, :, None] * width + columns[:, None, :])
 
 
-def strong(images_BCHW: Tensor, rng: Generator) -> Tensor:
+def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
     """Weak view, then RandAugment (n = 2) and cutout, as FixMatch trains its strong views."""
     images_BCHW = weak(images_BCHW, rng)
     for _ in range(NUM_OPERATIONS):
-        images_BCHW = apply(images_BCHW, draw(len(images_BCHW), images_BCHW.device, rng))
+        images_BCHW = apply(images_BCHW, draw(len(images_BCHW), rng))
     return cutout(images_BCHW, rng)
 
 
-def detector(images_BCHW: Tensor, rng: Generator) -> Tensor:
+def detector(images_BCHW: Tensor, rng: Rng) -> Tensor:
     """Flip, crop and cutout only: whatever resamples or recolors would erase the traces that the detector looks for."""
     return cutout(weak(images_BCHW, rng), rng)
 
 
-def cutout(images_BCHW: Tensor, rng: Generator) -> Tensor:
+def cutout(images_BCHW: Tensor, rng: Rng) -> Tensor:
     """Grey out a square of half the side around a random center; it may hang over the border."""
     count, _, height, width = images_BCHW.shape
     rows = _hole(count, height, images_BCHW, rng)
@@ -77,12 +79,12 @@ def cutout(images_BCHW: Tensor, rng: Generator) -> Tensor:
     return images_BCHW.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], GREY)
 
 
-def draw(count: int, device: torch.device, rng: Generator) -> Draw:
+def draw(count: int, rng: Rng) -> Draw:
     """Draw one operation for each of `count` images; half of them come out as the identity."""
-    operation = torch.randint(len(OPERATIONS), (count,), generator=rng, device=device)
-    skip = torch.rand(count, generator=rng, device=device) >= APPLY
-    level = torch.randint(1, 10, (count,), generator=rng, device=device) / 10
-    sign = torch.randint(0, 2, (count,), generator=rng, device=device) * 2.0 - 1.0
+    operation = rng.integers(0, len(OPERATIONS), count)
+    skip = rng.uniform(count) >= APPLY
+    level = rng.integers(1, 10, count) / 10
+    sign = rng.integers(0, 2, count) * 2.0 - 1.0
     return Draw(operation.masked_fill(skip, _INDEX["identity"]), level, sign)
 
 
@@ -239,13 +241,9 @@ def _gather(images_BCHW: Tensor, where_BHW: Tensor) -> Tensor:
     return images_BCHW.flatten(2).gather(2, index).view_as(images_BCHW)
 
 
-def _uniform(count: int, images_BCHW: Tensor, rng: Generator) -> Tensor:
-    return torch.rand(count, generator=rng, device=images_BCHW.device)
-
-
-def _shift(count: int, side: int, images_BCHW: Tensor, rng: Generator) -> Tensor:
+def _shift(count: int, side: int, rng: Rng) -> Tensor:
     reach = side // 8
-    return torch.randint(-reach, reach + 1, (count, 1), generator=rng, device=images_BCHW.device)
+    return rng.integers(-reach, reach + 1, count)[:, None]
 
 
 def _range(side: int, images_BCHW: Tensor) -> Tensor:
@@ -256,9 +254,9 @@ def _reflect(position: Tensor, side: int) -> Tensor:
     return (side - 1) - ((side - 1) - position.abs()).abs()
 
 
-def _hole(count: int, side: int, images_BCHW: Tensor, rng: Generator) -> Tensor:
+def _hole(count: int, side: int, images_BCHW: Tensor, rng: Rng) -> Tensor:
     size = int(CUTOUT * side)
-    start = (_uniform(count, images_BCHW, rng)[:, None] * side - size / 2).clamp(min=0).floor()
+    start = (rng.uniform(count)[:, None] * side - size / 2).clamp(min=0).floor()
     position = _range(side, images_BCHW)
     return (position >= start) & (position < start + size)
 

@@ -28,11 +28,12 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from models import augment, ema, residual
 from models.csqueue import CSQueue
 from models.networks import Classifier, Detector, set_norm_momentum
+from models.ranks import ALONE, Ranks, Rng, synchronize_norms
 from models.schedule import cosine
 
 DETECTOR_SETTLES = 200  # steps before the queue and the routes listen to a detector: an untrained one has a random sign
@@ -199,15 +200,22 @@ class RSMatch:
     """Networks, averages, optimizers and queue, and the step that trains them. A plain loop calls `step`."""
 
     def __init__(
-        self, recipe: Recipe, classifier: Classifier, detector: Detector, autocast: AbstractContextManager[object]
+        self,
+        recipe: Recipe,
+        classifier: Classifier,
+        detector: Detector,
+        autocast: AbstractContextManager[object],
+        ranks: Ranks = ALONE,
     ) -> None:
         device = next(classifier.parameters()).device
         self.recipe = recipe
-        self.classifier = classifier.train()
-        self.detector = detector.train()
         set_norm_momentum(classifier, recipe.norm_momentum)
         self.classifier_ema = ema.shadow(classifier)
         self.detector_ema = ema.shadow(detector)
+        synchronize_norms(classifier, ranks)
+        synchronize_norms(detector, ranks)
+        self.classifier = classifier.train()
+        self.detector = detector.train()
         self.classifier_optimizer = torch.optim.SGD(
             _decay_weights_only(classifier, recipe.weight_decay), momentum=recipe.momentum, nesterov=True, lr=1.0
         )
@@ -217,15 +225,14 @@ class RSMatch:
         # ones, which are few and soon memorized.
         self.confident_real = torch.empty(0, dtype=torch.int64, device=device)
         self._autocast = autocast
+        self._ranks = ranks
 
     @property
     def needs_bootstrap(self) -> bool:
         """Whether `bootstrap` has to be called before the detector's first step."""
         return self.recipe.method == "rsmatch" and self.recipe.detector_init == "features"
 
-    def step(
-        self, number: int, batch: Batch, fetch_tiles: Callable[[Tensor], Tensor], rng: Generator
-    ) -> dict[str, Tensor]:
+    def step(self, number: int, batch: Batch, fetch_tiles: Callable[[Tensor], Tensor], rng: Rng) -> dict[str, Tensor]:
         """Train on one batch; `fetch_tiles` gives the tiles of queued rows. Returns figures as tensors, unsynced."""
         recipe = self.recipe
         rate = cosine(number, recipe.num_steps, recipe.learning_rate)
@@ -279,36 +286,36 @@ class RSMatch:
         prob_synthetic: Tensor,
         pseudo_labels: Tensor,
         fetch_tiles: Callable[[Tensor], Tensor],
-        rng: Generator,
+        rng: Rng,
     ) -> dict[str, Tensor]:
         """Fill the queue, then train the detector on labeled, queued and unlabeled tiles."""
         recipe, age = self.recipe, number - self.recipe.detector_start
         settled = age >= DETECTOR_SETTLES
         if settled or recipe.detector_init == "random":
-            score = prob_synthetic if settled else torch.rand(len(batch.rows), generator=rng, device=batch.rows.device)
-            p, q = recipe.queue_classes, recipe.queue_per_class
-            self.queue.push(batch.rows, score, pseudo_labels, num_classes=p, per_class=q, rng=rng)
-
-        real = batch.labeled_tiles
-        queued = self.queue.draw(len(real), rng)
+            score = prob_synthetic if settled else rng.uniform(len(batch.rows))
+            self.queue.push(
+                *(self._ranks.gather(part) for part in (batch.rows, score, pseudo_labels)),
+                num_classes=recipe.queue_classes,
+                per_class=recipe.queue_per_class,
+                rng=rng.generator,
+            )
+        count = len(batch.labeled_tiles)
+        rows = self._ranks.own(self.queue.draw(count * self._ranks.world, rng.generator))
         if len(self.confident_real):
-            pick = torch.randint(len(self.confident_real), (len(real),), generator=rng, device=real.device)
-            both = fetch_tiles(torch.cat((queued, self.confident_real[pick])))
-            queued_tiles, confident = torch.split(both, len(real))
-            real = torch.cat((real, confident))
-        else:
-            queued_tiles = fetch_tiles(queued)
+            rows = torch.cat((rows, self.confident_real[rng.integers(0, len(self.confident_real), count)]))
+        queued, *confident = torch.split(fetch_tiles(rows), count)
+        real = [augment.detector(tiles, rng) for tiles in (batch.labeled_tiles, *confident)]
         losses = detector_loss(
             self.detector,
-            augment.detector(real, rng),
-            augment.detector(queued_tiles, rng),
+            torch.cat(real),
+            augment.detector(queued, rng),
             augment.detector(batch.unlabeled_tiles, rng),
             # Consistency with a teacher that has not settled would teach its random sign.
             prob_synthetic if settled else torch.full_like(prob_synthetic, 0.5),
             threshold=recipe.threshold,
         )
         rate = cosine(number, recipe.num_steps, DETECTOR_RATE)
-        _descend(self.detector_optimizer, losses.total, rate)
+        self._descend(self.detector_optimizer, losses.total, rate)
         ema.update(self.detector_ema, self.detector, ema.decay_at(age, DETECTOR_DECAY))
         return {
             "detector_sup": losses.sup.detach(),
@@ -318,8 +325,18 @@ class RSMatch:
         }
 
     def _update_classifier(self, loss: Tensor, rate: float, number: int) -> None:
-        _descend(self.classifier_optimizer, loss, rate)
+        self._descend(self.classifier_optimizer, loss, rate)
         ema.update(self.classifier_ema, self.classifier, ema.decay_at(number, self.recipe.ema_decay))
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = []
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+            gradients += [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        self._ranks.average_(gradients)
+        optimizer.step()
 
     def bootstrap(
         self,
@@ -327,7 +344,7 @@ class RSMatch:
         statistics_N: tuple[Tensor, Tensor],
         statistics_labeled: tuple[Tensor, Tensor],
         pseudo_labels_N: Tensor,
-        rng: Generator,
+        rng: torch.Generator,
     ) -> Tensor:
         """Fill the queue and find confident real images by residual statistics; returns the scores (N,).
 
@@ -346,11 +363,3 @@ def _decay_weights_only(network: torch.nn.Module, weight_decay: float) -> list[d
     weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

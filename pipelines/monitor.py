@@ -21,6 +21,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, keep_until: int) -> None:
         self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.last: dict[str, Any] = {}
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = []
@@ -103,8 +104,8 @@ class Evaluation:
 
     def __init__(
         self,
-        rows: batches.Rows,
         images: batches.Images,
+        rows: batches.Rows,
         validation: labeled.Labeled | None,
         known: truth.Truth | None,
         device: torch.device,

@@ -3,8 +3,12 @@
 in      pool/ (ingested), a labeled set, perhaps a validation set
 out     run/model/ (see pipelines.model), run/metrics.jsonl, run/run.json
 resume  run/checkpoint/state.safetensors: run again with the same configuration it goes on, on a CPU to the same numbers
+
+Under torchrun each rank trains on its part of every batch, to what one process with all of it would come to; rank 0
+alone writes.
 """
 
+import os
 import signal
 import threading
 import time
@@ -16,11 +20,13 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models import residual
 from models.networks import Classifier, Detector
+from models.ranks import Ranks, Rng
 from models.rsmatch import Batch, Recipe, RSMatch
 from pipelines import batches, checkpoint, labeled, model, truth
 from pipelines.atomic import write_json
@@ -108,8 +114,12 @@ class Summary:
 
 def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     """Train to the end, or on from a checkpoint; KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
+    with _joined(config) as (ranks, device):
+        return _train(config, ranks, device, on_tick)
+
+
+def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnTick) -> Summary:
     started = time.monotonic()
-    device = choose_device(config.device)
     pool = Pool.open(config.pool)
     examples = labeled.read(config.labeled, config.decoder)
     validation = labeled.read(config.validation, config.decoder, examples.classes) if config.validation else None
@@ -119,63 +129,66 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     if not len(rows):
         raise BadInput(f"{config.pool}: all its images are in the labeled set too; ingest more images.")
 
-    learner = _build(config, recipe, len(examples.classes), device)
+    learner = _build(config, recipe, len(examples.classes), device, ranks)
     state_file = config.run / "checkpoint" / "state.safetensors"
-    config.run.mkdir(parents=True, exist_ok=True)
     start, sums = _resume(config, state_file, learner, device) if config.resume else (0, {})
-    log = MetricsLog(config.run / "metrics.jsonl", keep_until=start)
+    ranks.any(False, device)  # all have read the checkpoint before rank 0 writes the next
+    writes = ranks.rank == 0
+    log = MetricsLog(config.run / "metrics.jsonl", keep_until=start) if writes else None
 
     images = _pixels(config, rows, device, on_tick)
     views = examples.views.map(lambda pixels: pixels.to(device))
     labels = examples.labels.to(device)
-    num_unlabeled = config.batch_size * config.unlabeled_ratio
     labeled_order = batches.Order(len(labels), config.batch_size, seed=config.seed)
-    unlabeled_order = batches.Order(len(rows), num_unlabeled, seed=config.seed + 1)
+    unlabeled_order = batches.Order(len(rows), config.batch_size * config.unlabeled_ratio, seed=config.seed + 1)
     watch = Watch(recipe, examples.classes)
-    evaluate = Evaluation(rows, images, validation, known, device)
+    evaluate = Evaluation(images, rows, validation, known, device)
     figures: dict[str, float] = {}
 
     def save(step: int) -> None:
-        checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": config.identity})
+        ranks.average_(list(sums.values()))
+        if writes:
+            checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": config.identity})
 
     with _stop_on_signal() as stopped:
-        stream = images.stream(unlabeled_order.batch(step) for step in range(start, config.num_steps))
+        stream = images.stream(ranks.own(unlabeled_order.batch(step)) for step in range(start, config.num_steps))
         for step, unlabeled in zip(range(start, config.num_steps), stream, strict=True):
-            rng = batches.generator(config.seed, step, device)
+            rng = Rng(batches.generator(config.seed, step, device), ranks)
             if step == recipe.detector_start and learner.needs_bootstrap:
-                _bootstrap(learner, images, views.tiles, rng, config.seed)
-            picked = labeled_order.batch(step).to(device)
+                _bootstrap(learner, images, views.tiles, rng.generator, config.seed)
+            picked = ranks.own(labeled_order.batch(step)).to(device)
             batch = Batch(
                 labeled=views.images[picked],
                 labeled_tiles=views.tiles[picked],
                 labels=labels[picked],
                 unlabeled=unlabeled.images,
                 unlabeled_tiles=unlabeled.tiles,
-                rows=unlabeled_order.batch(step).to(device),
+                rows=ranks.own(unlabeled_order.batch(step)).to(device),
             )
             for name, value in learner.step(step, batch, lambda picked: images.fetch(picked).tiles, rng).items():
                 sums[name] = sums[name] + value if name in sums else value
             done = step + 1
+            is_last, is_logged = done == config.num_steps, done % config.log_every == 0
 
-            if done % config.log_every == 0 or done == config.num_steps:
+            if is_logged or is_last:
+                ranks.average_(list(sums.values()))
                 figures = means(sums, done % config.log_every or config.log_every)
                 for alarm in watch.check(done, figures):
                     on_tick(Tick(done=done, total=config.num_steps, unit="steps", note=alarm))
                 sums.clear()
-            if done % config.evaluate_every == 0 or done == config.num_steps:
-                figures |= evaluate(learner)
-                log.write({"step": done, **figures})
-            elif done % config.log_every == 0:
-                log.write({"step": done, **figures})
-            if done % config.checkpoint_every == 0 or done == config.num_steps:
-                save(done)
+                if writes and (done % config.evaluate_every == 0 or is_last):
+                    figures |= evaluate(learner)
+                if log is not None:
+                    log.write({"step": done, **figures})
             on_tick(Tick(done=done, total=config.num_steps, unit="steps", figures=_shown(figures)))
-            if stopped.is_set() and done < config.num_steps:
+            # Ranks must agree before one of them stops; asking at every step would have them wait for each other.
+            stops = stopped.is_set() if ranks.world == 1 else is_logged and ranks.any(stopped.is_set(), device)
+            if done % config.checkpoint_every == 0 or is_last or stops:
                 save(done)
+            if stops and not is_last:
                 raise KeyboardInterrupt
 
-    final = {**log.last, **evaluate(learner, everything=True)}
-    _save_model(config, learner, examples.classes)
+    final = {**log.last, **evaluate(learner, everything=True)} if log is not None else {}
     summary = Summary(
         num_steps=config.num_steps,
         num_unlabeled=len(rows),
@@ -187,12 +200,37 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
         metrics=final,
         alarms=tuple(watch.raised),
     )
-    versions = {"torch": torch.__version__, "device": str(device)}
-    write_json(
-        config.run / "run.json",
-        {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)},
-    )
+    if writes:
+        _save_model(config, learner, examples.classes)
+        versions = {"torch": torch.__version__, "device": str(device), "ranks": ranks.world}
+        write_json(
+            config.run / "run.json",
+            {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)},
+        )
+    ranks.any(False, device)  # nobody leaves before the files are there
     return summary
+
+
+@contextmanager
+def _joined(config: TrainConfig) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the ranks that torchrun started, if it did; yields this process's place among them and its device."""
+    device = choose_device(config.device)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(), device
+        return
+    if config.batch_size % world:
+        raise BadInput(
+            f"batch_size = {config.batch_size} cannot be shared by {world} ranks; choose a multiple of {world}."
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), world), device
+    finally:
+        dist.destroy_process_group()
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -215,7 +253,7 @@ def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
-def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.device) -> RSMatch:
+def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.device, ranks: Ranks) -> RSMatch:
     torch.manual_seed(config.seed)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -228,7 +266,7 @@ def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.
     detector = Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    return RSMatch(recipe, classifier, detector, _autocast(config, device))
+    return RSMatch(recipe, classifier, detector, _autocast(config, device), ranks)
 
 
 def _pixels(config: TrainConfig, rows: batches.Rows, device: torch.device, on_tick: OnTick) -> batches.Images:

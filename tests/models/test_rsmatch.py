@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.networks import Classifier, Detector, Heads
+from models.ranks import Rng
 from models.rsmatch import Batch, Recipe, RSMatch, classifier_loss, detector_loss
 
 GOLDEN = Path(__file__).with_name("golden_curve.json")
@@ -189,7 +190,7 @@ def train(model: RSMatch, steps: range) -> list[dict[str, Tensor]]:
         rng = torch.Generator().manual_seed(step)
         rows = torch.randint(len(pool), (24,), generator=rng)
         batch = Batch(labeled, labeled, labels, pool[rows], pool[rows], rows)
-        result.append(model.step(step, batch, lambda picked: pool[picked], rng))
+        result.append(model.step(step, batch, lambda picked: pool[picked], Rng(rng)))
     return result
 
 
