@@ -217,9 +217,13 @@ class RSMatch:
         self.classifier = classifier.train()
         self.detector = detector.train()
         self.classifier_optimizer = torch.optim.SGD(
-            _decay_weights_only(classifier, recipe.weight_decay), momentum=recipe.momentum, nesterov=True, lr=1.0
+            _decay_weights_only(classifier, recipe.weight_decay),
+            momentum=recipe.momentum,
+            nesterov=True,
+            lr=1.0,
+            fused=True,
         )
-        self.detector_optimizer = torch.optim.AdamW(_decay_weights_only(detector, 0.01), lr=1.0)
+        self.detector_optimizer = torch.optim.AdamW(_decay_weights_only(detector, 0.01), lr=1.0, fused=True)
         self.queue = CSQueue(classifier.real.out_features, recipe.queue_length).to(device)
         # Dataset indices of images that the bootstrap found most real: examples for the detector beside the labeled
         # ones, which are few and soon memorized.

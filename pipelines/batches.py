@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -62,8 +63,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, rows: Tensor) -> Views:
-        """Views of `rows` (B,) int64, on the training device."""
+    def tiles(self, rows: Tensor) -> Tensor:
+        """Native tiles (B, 3, T, T) of `rows` (B,) int64, on the training device."""
         ...
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
@@ -80,12 +81,13 @@ class InMemory:
     def __len__(self) -> int:
         return len(self._views)
 
-    def fetch(self, rows: Tensor) -> Views:
-        rows = rows.to(self._views.images.device, non_blocking=True)
-        return self._views.map(lambda pixels: pixels.index_select(0, rows))
+    def tiles(self, rows: Tensor) -> Tensor:
+        return self._views.tiles.index_select(0, rows)
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
-        return map(self.fetch, batches)
+        for rows in batches:
+            on_device = rows.to(self._views.images.device, non_blocking=True)
+            yield self._views.map(partial(torch.index_select, dim=0, index=on_device))
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,11 @@ class Streamed:
         numbers = rows.tolist()
         return self._decoder.batch([str(self._rows.key[i]) for i in numbers], self._rows.read(numbers), self._decoding)
 
-    def fetch(self, rows: Tensor) -> Views:
-        return self._decode(rows.cpu()).map(self._move)
+    def tiles(self, rows: Tensor) -> Tensor:
+        numbers = rows.tolist()
+        keys = [str(self._rows.key[i]) for i in numbers]
+        tiles = self._decoding.map(self._decoder.decode_tile, keys, self._rows.read(numbers))
+        return self._move(torch.from_numpy(np.stack(list(tiles))))
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
         waiting: deque[Future[Views]] = deque()

@@ -55,8 +55,13 @@ def unpack(name: str, tensors: Mapping[str, Tensor], part: nn.Module | torch.opt
     if isinstance(part, nn.Module):
         part.load_state_dict(own)
         return
+    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in own.items():
-        parameter, field = key.split("/")
-        state.setdefault(int(parameter), {})[field] = tensor
+        number, field = key.split("/")
+        like = parameters[int(number)]
+        if tensor.shape == like.shape:
+            # Fused optimizers walk through memory: a buffer must lie there as its parameter does (channels last).
+            tensor = torch.empty_like(like).copy_(tensor)
+        state.setdefault(int(number), {})[field] = tensor
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})

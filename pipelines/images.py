@@ -47,15 +47,13 @@ class Decoder:
 
     def decode(self, key: str, data: bytes) -> tuple[Pixels, Pixels]:
         """Decode one image to (3, S, S) and (3, T, T); raises CorruptShard for bytes that are not an image."""
-        try:
-            with Image.open(io.BytesIO(data)) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise CorruptShard(
-                f"image {key} cannot be decoded ({error}); ingest the crawl again: ingest rejects such files."
-            ) from None
+        picture = _picture(key, data)
         native = np.asarray(picture)
         return _planes(_square(picture, native, self.image_size)), _planes(_tile(native, self.detector_size, key))
+
+    def decode_tile(self, key: str, data: bytes) -> Pixels:
+        """Decode one image to its (3, T, T) tile alone."""
+        return _planes(_tile(np.asarray(_picture(key, data)), self.detector_size, key))
 
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
         """Decode many, on `threads`."""
@@ -64,6 +62,16 @@ class Decoder:
         if self.image_size == self.detector_size and all(np.array_equal(image, tile) for image, tile in pairs):
             return Views(images, images)
         return Views(images, torch.from_numpy(np.stack([tile for _, tile in pairs])))
+
+
+def _picture(key: str, data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CorruptShard(
+            f"image {key} cannot be decoded ({error}); ingest the crawl again: ingest rejects such files."
+        ) from None
 
 
 def _square(picture: Image.Image, native: Pixels, size: int) -> Pixels:

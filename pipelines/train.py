@@ -38,6 +38,7 @@ from pipelines.progress import OnTick, Tick, ignore
 
 BOOTSTRAP_IMAGES = 50_000  # of the pool, whose statistics start the detector
 BOOTSTRAP_BATCH = 500
+MUCH_WAITING = 0.2  # share of the time from which the log says that the loader is too slow
 
 
 class TrainConfig(BaseModel):
@@ -75,6 +76,7 @@ class TrainConfig(BaseModel):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     memory: Literal["auto", "memory", "stream"] = "auto"  # where the pool's pixels come from
+    compile: bool = False  # torch.compile; minutes before the first step on a CPU
     log_every: int = Field(default=50, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     evaluate_every: int = Field(default=1000, ge=1)
@@ -107,6 +109,7 @@ class Summary:
     labeled_in_pool: int  # taken out of the unlabeled part
     classes: tuple[str, ...]
     seconds: float  # of this call
+    waiting_share: float  # of the steps' time, spent waiting for images to be read and decoded
     resumed_at: int
     metrics: dict[str, Any]  # the last ones
     alarms: tuple[str, ...]
@@ -150,9 +153,18 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
         if writes:
             checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": config.identity})
 
+    loading = _Stopwatch()
+
+    def fetch_tiles(picked: Tensor) -> Tensor:
+        with loading:
+            return images.tiles(picked)
+
+    loop_started = time.monotonic()
     with _stop_on_signal() as stopped:
         stream = images.stream(ranks.own(unlabeled_order.batch(step)) for step in range(start, config.num_steps))
-        for step, unlabeled in zip(range(start, config.num_steps), stream, strict=True):
+        for step in range(start, config.num_steps):
+            with loading:
+                unlabeled = next(stream)
             rng = Rng(batches.generator(config.seed, step, device), ranks)
             if step == recipe.detector_start and learner.needs_bootstrap:
                 _bootstrap(learner, images, views.tiles, rng.generator, config.seed)
@@ -165,7 +177,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
                 unlabeled_tiles=unlabeled.tiles,
                 rows=ranks.own(unlabeled_order.batch(step)).to(device),
             )
-            for name, value in learner.step(step, batch, lambda picked: images.fetch(picked).tiles, rng).items():
+            for name, value in learner.step(step, batch, fetch_tiles, rng).items():
                 sums[name] = sums[name] + value if name in sums else value
             done = step + 1
             is_last, is_logged = done == config.num_steps, done % config.log_every == 0
@@ -188,6 +200,13 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             if stops and not is_last:
                 raise KeyboardInterrupt
 
+    waiting_share = loading.seconds / (time.monotonic() - loop_started)
+    if waiting_share > MUCH_WAITING:
+        slow = (
+            f"Training waited for images {waiting_share:.0%} of its time: more CPU cores would make it faster, "
+            'or memory = "memory" in --config.'
+        )
+        on_tick(Tick(done=config.num_steps, total=config.num_steps, unit="steps", note=slow))
     final = {**log.last, **evaluate(learner, everything=True)} if log is not None else {}
     summary = Summary(
         num_steps=config.num_steps,
@@ -196,6 +215,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
         labeled_in_pool=pool.num_images - len(rows),
         classes=examples.classes,
         seconds=time.monotonic() - started,
+        waiting_share=round(waiting_share, 4),
         resumed_at=start,
         metrics=final,
         alarms=tuple(watch.raised),
@@ -233,6 +253,19 @@ def _joined(config: TrainConfig) -> Iterator[tuple[Ranks, torch.device]]:
         dist.destroy_process_group()
 
 
+class _Stopwatch:
+    """Adds up the seconds spent within it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._started
+
+
 def choose_device(wanted: str) -> torch.device:
     """`auto`: the GPU if there is one; raises BadInput where a GPU is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -266,7 +299,11 @@ def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.
     detector = Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    return RSMatch(recipe, classifier, detector, _autocast(config, device), ranks)
+    learner = RSMatch(recipe, classifier, detector, _autocast(config, device), ranks)
+    if config.compile:
+        learner.classifier.compile()
+        learner.detector.compile()
+    return learner
 
 
 def _pixels(config: TrainConfig, rows: batches.Rows, device: torch.device, on_tick: OnTick) -> batches.Images:

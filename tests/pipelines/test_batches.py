@@ -50,7 +50,7 @@ def test_memory_and_stream_give_the_same_pixels(world: World, decoder: Decoder) 
     for ours, theirs in zip(loaded.stream(picked), streamed.stream(picked), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.tiles, theirs.tiles)
-    assert torch.equal(loaded.fetch(picked[0]).tiles, streamed.fetch(picked[0]).tiles)
+    assert torch.equal(loaded.tiles(picked[0]), streamed.tiles(picked[0]))
 
 
 def test_pixels_are_those_of_the_tar(world: World) -> None:
@@ -60,9 +60,9 @@ def test_pixels_are_those_of_the_tar(world: World) -> None:
     table = pool.rows(pool.shards[-1])
     with Image.open(io.BytesIO(rows.read([row])[0])) as picture:
         pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-    views = batches.Streamed(rows, Decoder(32, 32), CPU, 1).fetch(torch.tensor([row]))
+    tiles = batches.Streamed(rows, Decoder(32, 32), CPU, 1).tiles(torch.tensor([row]))
     assert table["key"][-3].as_py() == rows.key[row]
-    assert np.array_equal(views.images[0].numpy(), pixels)
+    assert np.array_equal(tiles[0].numpy(), pixels)
 
 
 def test_labeled_images_are_left_out_by_their_digest(world: World) -> None:
