@@ -47,12 +47,13 @@ def train(
     from dataclasses import asdict
 
     from curate.config import resolve
+    from pipelines import devices
     from pipelines import train as stage
     from pipelines.errors import BadInput
 
     if labeled is None and config is None:
         raise BadInput("--labeled is missing: give a folder of real images with one folder per class.")
-    if config is None and stage.choose_device(device or "auto").type == "cpu":
+    if config is None and devices.choose(device or "auto").type == "cpu":
         config = "cpu"
         console.note("No GPU: training by the recipe `cpu`; --config names another.")
     flags = {

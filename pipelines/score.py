@@ -23,12 +23,11 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import batches, model, truth
+from pipelines import batches, devices, model, truth
 from pipelines.atomic import replacing, write_json
 from pipelines.images import Views
 from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.train import choose_device
 
 
 class ScoreConfig(BaseModel):
@@ -80,7 +79,7 @@ class Scorer:
     @classmethod
     def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto") -> "Scorer":
         """Load run/model/; MissingArtifact before the end of training."""
-        chosen = choose_device(device)
+        chosen = devices.choose(device)
         return cls(model.load(run, chosen), chosen)
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
@@ -115,7 +114,7 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
     scorer = Scorer.load(config.run, config.device)
     for folder in ("scores", "embeddings"):
         (config.run / folder).mkdir(parents=True, exist_ok=True)
-    device = choose_device(config.device)
+    device = devices.choose(config.device)
     for shard in pool.shards:
         if not _is_scored(config.run, pool, shard, scorer.model.digest):
             (config.run / "scores" / f"{shard}.parquet").unlink(missing_ok=True)  # scores of two models never mix

@@ -8,19 +8,17 @@ Under torchrun each rank trains on its part of every batch, to what one process 
 alone writes.
 """
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from models import residual
 from models.networks import Classifier, Detector
 from models.ranks import Ranks, Rng
 from models.rsmatch import Batch, Recipe, RSMatch
-from pipelines import batches, checkpoint, labeled, model, truth
+from pipelines import batches, checkpoint, devices, labeled, model, truth
 from pipelines.atomic import write_json
 from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Decoder
@@ -117,7 +115,7 @@ class Summary:
 
 def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     """Train to the end, or on from a checkpoint; KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
-    with _joined(config) as (ranks, device):
+    with devices.joined(config.device, config.batch_size) as (ranks, device):
         return _train(config, ranks, device, on_tick)
 
 
@@ -134,7 +132,8 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
 
     learner = _build(config, recipe, len(examples.classes), device, ranks)
     state_file = config.run / "checkpoint" / "state.safetensors"
-    start, sums = _resume(config, state_file, learner, device) if config.resume else (0, {})
+    identity = config.identity | {"images": [len(rows), len(examples.labels)]}
+    start, sums = _resume(state_file, identity, learner, device) if config.resume else (0, {})
     ranks.any(False, device)  # all have read the checkpoint before rank 0 writes the next
     writes = ranks.rank == 0
     log = MetricsLog(config.run / "metrics.jsonl", keep_until=start) if writes else None
@@ -151,7 +150,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
     def save(step: int) -> None:
         ranks.average_(list(sums.values()))
         if writes:
-            checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": config.identity})
+            checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": identity})
 
     loading = _Stopwatch()
 
@@ -200,7 +199,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             if stops and not is_last:
                 raise KeyboardInterrupt
 
-    waiting_share = loading.seconds / (time.monotonic() - loop_started)
+    waiting_share = loading.seconds / max(time.monotonic() - loop_started, 1e-9)
     if waiting_share > MUCH_WAITING:
         slow = (
             f"Training waited for images {waiting_share:.0%} of its time: more CPU cores would make it faster, "
@@ -231,28 +230,6 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
     return summary
 
 
-@contextmanager
-def _joined(config: TrainConfig) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the ranks that torchrun started, if it did; yields this process's place among them and its device."""
-    device = choose_device(config.device)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Ranks(), device
-        return
-    if config.batch_size % world:
-        raise BadInput(
-            f"batch_size = {config.batch_size} cannot be shared by {world} ranks; choose a multiple of {world}."
-        )
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Ranks(dist.get_rank(), world), device
-    finally:
-        dist.destroy_process_group()
-
-
 class _Stopwatch:
     """Adds up the seconds spent within it."""
 
@@ -264,26 +241,6 @@ class _Stopwatch:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.monotonic() - self._started
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto`: the GPU if there is one; raises BadInput where a GPU is asked for and there is none."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device cuda: PyTorch sees no GPU here; use --device cpu, or check the driver.")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32: on GPUs, and on CPUs with AMX or AVX512-BF16 instructions."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    wanted = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
 def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.device, ranks: Ranks) -> RSMatch:
@@ -299,7 +256,7 @@ def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.
     detector = Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    learner = RSMatch(recipe, classifier, detector, _autocast(config, device), ranks)
+    learner = RSMatch(recipe, classifier, detector, devices.autocast(config.precision, device), ranks)
     if config.compile:
         learner.classifier.compile()
         learner.detector.compile()
@@ -349,15 +306,16 @@ _PARTS = (
 )
 
 
-def _resume(config: TrainConfig, path: Path, learner: RSMatch, device: torch.device) -> tuple[int, dict[str, Tensor]]:
+def _resume(
+    path: Path, identity: dict[str, Any], learner: RSMatch, device: torch.device
+) -> tuple[int, dict[str, Tensor]]:
     """Load a checkpoint into `learner` if there is one; returns the step to go on from and the running sums."""
     if not path.exists():
         return 0, {}
     tensors, state = checkpoint.load(path, device)
-    if state["config"] != config.identity:
-        differing = sorted(key for key, value in config.identity.items() if state["config"].get(key) != value)
+    if differing := sorted(key for key, value in identity.items() if state["config"].get(key) != value):
         raise Incompatible(
-            f"{path}: was trained with another {', '.join(differing)}; repeat that configuration to go on, "
+            f"{path}: was trained with other {', '.join(differing)}; repeat that configuration to go on, "
             f"choose another --run, or start over with --no-resume."
         )
     for name in _PARTS:

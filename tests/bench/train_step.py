@@ -24,7 +24,7 @@ it only torch, torchvision, timm and numpy are needed.
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from reference_step import NUM_CLASSES, Data, Reference
+from reference_step import NUM_CLASSES, UNLABELED_RATIO, Data, Reference
 from torch import Tensor
 
 from models.networks import Classifier, Detector
@@ -43,6 +43,8 @@ from models.ranks import Rng
 from models.rsmatch import DETECTOR_SETTLES, Batch, Recipe, RSMatch
 
 NUM_RANDOM_IMAGES = 10_000
+LINUX_RESET = Path("/proc/self/clear_refs")  # "5" resets the peak of the process's memory
+FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # of a CPU, that decide how fast it trains
 PROFILED_STEPS = 5
 PROFILED_ROWS = 30
 
@@ -155,14 +157,14 @@ def measures(data: Data, bf16: bool, workers: int, compiled: bool) -> list[Row]:
         rows.append(Row("+ bf16", Reference(data, workers=workers, channels_last=True, autocast=half).train))
     rows += [
         Row("+ batched augmentation", Reference(data, channels_last=True, autocast=autocast, batched=True).train),
-        Row("+ foreach EMA (our fixmatch)", ours(data, Recipe(method="fixmatch", weak_gradient=True), autocast)),
+        Row("+ fused SGD, foreach EMA", ours(data, Recipe(method="fixmatch", weak_gradient=True), autocast)),
         Row("+ weak without gradient", ours(data, Recipe(method="fixmatch", weak_gradient=False), autocast)),
     ]
     if compiled:
         recipe = Recipe(method="fixmatch", weak_gradient=False)
         rows.append(Row("+ torch.compile", ours(data, recipe, autocast, compiled=True)))
     recipe = Recipe(method="rsmatch", weak_gradient=False)
-    return [*rows, Row("+ detector (our rsmatch)", ours(data, recipe, autocast, compiled=compiled))]
+    return [*rows, Row("+ detector (all of rsmatch)", ours(data, recipe, autocast, compiled=compiled))]
 
 
 def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -180,22 +182,170 @@ def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> 
         "date": time.strftime("%Y-%m-%d"),
         "machine": _machine(device, args),
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-        "rows": [_summary(row, rows[0], args) for row in rows],
+        "rows": [_summary(row, rows[0], args.batch * (1 + UNLABELED_RATIO)) for row in rows],
         "detector_share": _spread(shares),
     }
 
 
-def _summary(row: Row, reference: Row, args: argparse.Namespace) -> dict[str, Any]:
+def _summary(row: Row, reference: Row, images: int) -> dict[str, Any]:
     pairs = list(zip(reference.runs, row.runs, strict=True))
     wall_s = statistics.median(run.wall_s for run in row.runs)
     return {
         "name": row.name,
         "cpu_s": statistics.median(run.cpu_s for run in row.runs),
         "wall_s": wall_s,
-        "images_per_s": args.batch * (1 + args.ratio) / wall_s,
+        "images_per_s": images / wall_s,
         "memory_mib": max(run.memory for run in row.runs) / 2**20,
         "ratio_cpu": _spread([theirs.cpu_s / own.cpu_s for theirs, own in pairs]),
         "ratio_wall": _spread([theirs.wall_s / own.wall_s for theirs, own in pairs]),
         "warm_up_s": row.warm_up_s,
         "runs": [asdict(run) for run in row.runs],
     }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the table."""
+    print(figures["date"], ", ".join(f"{name}: {value}" for name, value in figures["machine"].items()))
+    columns = (
+        f"{'CPU ms':>9}{'wall ms':>9}{'images/s':>10}{'MiB':>7}  {'CPU ratio':20}{'wall ratio':20}{'warm-up s':>9}"
+    )
+    print(" " * 30 + columns)
+    for row in figures["rows"]:
+        cpu, wall = (
+            f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+            for ratio in (row["ratio_cpu"], row["ratio_wall"])
+        )
+        print(
+            f"{row['name']:30}{row['cpu_s'] * 1e3:9.1f}{row['wall_s'] * 1e3:9.1f}{row['images_per_s']:10.0f}"
+            f"{row['memory_mib']:7.0f}  {cpu:20}{wall:20}{row['warm_up_s']:9.1f}"
+        )
+    share = figures["detector_share"]
+    print(f"the detector adds {share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%}) to a step")
+
+
+def profile(row: Row, device: torch.device) -> str:
+    """Where the time of a row's steps goes, by kernel."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    training = row.train()
+    next(training)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(PROFILED_STEPS):
+            next(training)
+        _synchronize(device)
+    averages = profiler.key_averages()
+    table = averages.table(
+        sort_by="self_device_time_total" if device.type == "cuda" else "self_cpu_time_total",
+        row_limit=PROFILED_ROWS,
+        max_name_column_width=70,
+    )
+    if device.type != "cuda":
+        return table
+    # Kernels alone: an operation's own entry counts the kernels that it started once more.
+    kernels = [event for event in averages if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy_ms = sum(event.self_device_time_total for event in kernels) / PROFILED_STEPS / 1e3
+    return f"{table}\n{row.name}: kernels take {busy_ms:.2f} ms of a step; wall time beyond that is the host's"
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LINUX_RESET.exists():
+        LINUX_RESET.write_text("5")
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not LINUX_RESET.exists():
+        return 0
+    status = LINUX_RESET.with_name("status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def _autocast(data: Data, bf16: bool) -> AbstractContextManager[object]:
+    return torch.autocast(data.images.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """What `precision = "auto"` of `curate train` asks; that module needs more than this one may."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _machine(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    capabilities = torch.cpu.get_capabilities()
+    machine: dict[str, Any] = {} if device.type == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
+    return machine | {
+        "cpu": capabilities["cpu_name"],
+        "features": " ".join(name for name in FEATURES if capabilities.get(name)),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _load(path: Path | None) -> np.ndarray:
+    """Uint8 images (N, H, W, 3) of a file of either order, or random ones of CIFAR's shape."""
+    if path is None:
+        return np.random.default_rng(0).integers(0, 256, (NUM_RANDOM_IMAGES, 32, 32, 3), dtype=np.uint8)
+    loaded = np.load(path)
+    arrays = loaded.values() if isinstance(loaded, np.lib.npyio.NpzFile) else [loaded]
+    for array in arrays:
+        if array.dtype == np.uint8 and array.ndim == 4:
+            return array if array.shape[3] == 3 else array.transpose(0, 2, 3, 1)
+    raise SystemExit(f"{path} holds no uint8 array of four dimensions")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="default: random pixels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=64, help="labeled images of a step; it has 7 unlabeled for each")
+    parser.add_argument("--steps", type=int, default=2, help="counted in a run")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--warm-up", type=int, help="steps not counted; default: 1, on a GPU 10")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, help="processes of each reference loader; default: 0, on a GPU 4")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of ours")
+    parser.add_argument("--table", action="store_true", help="what each measure brings")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile; minutes of warm-up on a CPU")
+    parser.add_argument("--profile", action="store_true", help="where the last row's time goes")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    on_gpu = device.type == "cuda"
+    if args.warm_up is None:
+        args.warm_up = 10 if on_gpu else 1
+    if args.workers is None:
+        args.workers = 4 if on_gpu else 0
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+
+    images = torch.from_numpy(_load(args.images)).permute(0, 3, 1, 2).contiguous().to(device)
+    data = Data(images=images, labels=torch.arange(len(images), device=device) % NUM_CLASSES, batch_size=args.batch)
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and _has_fast_bf16(device))
+    rows = (measures if args.table else comparison)(data, bf16, args.workers, args.compile)
+    figures = compare(rows, args, device)
+    show(figures)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if args.profile:
+        print(profile(rows[-1], device))
+
+
+if __name__ == "__main__":
+    main()

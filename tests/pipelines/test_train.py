@@ -144,9 +144,18 @@ def test_a_finished_run_is_not_trained_again(uninterrupted: Path, world: World, 
 
 def test_another_configuration_does_not_resume(uninterrupted: Path, world: World, tmp_path: Path) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run")
-    with pytest.raises(Incompatible, match="another learning_rate"):
+    with pytest.raises(Incompatible, match="other learning_rate"):
         train.run(config(world, tmp_path / "run", learning_rate=0.1))
     assert train.run(config(world, tmp_path / "run", learning_rate=0.1, num_steps=2, resume=False)).resumed_at == 0
+
+
+def test_other_images_do_not_resume(uninterrupted: Path, world: World, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    seed = tmp_path / "seed"
+    shutil.copytree(world.seed, seed)
+    next(seed.rglob("*.jpg")).unlink()
+    with pytest.raises(Incompatible, match="other images, labeled"):
+        train.run(config(world, tmp_path / "run", labeled=seed))
 
 
 def test_a_broken_checkpoint_is_one_sentence(world: World, tmp_path: Path) -> None:

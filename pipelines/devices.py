@@ -1,0 +1,55 @@
+"""Where to compute, and with whom: device, precision, and the ranks that torchrun started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+
+from models.ranks import Ranks
+from pipelines.errors import BadInput
+
+
+def choose(wanted: str) -> torch.device:
+    """`auto`: the GPU if there is one; raises BadInput where a GPU is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: PyTorch sees no GPU here; use --device cpu, or check the driver.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32: on GPUs, and on CPUs with AMX or AVX512-BF16 instructions."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Context in which networks compute in bf16, if `precision` is bf16, or auto and bf16 pays here."""
+    wanted = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+
+
+@contextmanager
+def joined(wanted: str, batch_size: int) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the ranks that torchrun started, if it did; yields this process's place among them and its device.
+
+    Raises BadInput where they cannot share batches of `batch_size` equally.
+    """
+    device = choose(wanted)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(), device
+        return
+    if batch_size % world:
+        raise BadInput(f"batch_size = {batch_size} cannot be shared by {world} ranks; choose a multiple of {world}.")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), world), device
+    finally:
+        dist.destroy_process_group()
