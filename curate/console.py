@@ -96,13 +96,15 @@ def _cell(value: Any) -> str:
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of equal keys to stdout as a table; what they hold is text, never markup."""
-    view = Table(title=Text(title), title_justify="left")
+    view = Table()
     for name in rows[0] if rows else ():
         numeric = all(isinstance(row[name], int | float) for row in rows)
         view.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(_cell(value)) for value in row.values()))
-    Console().print(view)
+    out = Console()
+    out.print(Text(title, style="bold"))  # a line of its own: the table's own title would wrap to its width
+    out.print(view)
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
