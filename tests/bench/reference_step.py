@@ -124,7 +124,7 @@ class Reference:
         *,
         workers: int = 0,
         channels_last: bool = False,
-        autocast: AbstractContextManager[object] | None = None,
+        autocast: AbstractContextManager[object] = nullcontext(),
         batched: bool = False,
     ) -> None:
         self.data, self.workers, self.batched = data, workers, batched
@@ -132,7 +132,7 @@ class Reference:
         self.labeled, self.unlabeled = Views(images, data.labels.tolist()), Views(images, None)
         self.device = data.images.device
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.autocast = autocast or nullcontext()
+        self.autocast = autocast
         features, width = backbone("wrn-28-2")
         self.standardize = Standardize().to(self.device)
         self.network = nn.Sequential(features, nn.Linear(width, NUM_CLASSES)).train()

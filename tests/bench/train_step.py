@@ -2,7 +2,7 @@
 
     python tests/bench/train_step.py [--images images.npz] [--threads 2] [--steps 2] [--runs 5] [--json FILE]
     python tests/bench/train_step.py --table [--compile]
-    python tests/bench/train_step.py --device cuda --steps 200 --profile
+    python tests/bench/train_step.py --device cuda --profile
 
 The reference (`reference_step.py`) is FixMatch as its popular repositories write it: PIL views, fp32, NCHW. Ours is
 `RSMatch.step` with the default recipe past its warm-up, that is with a full queue, routes and the detector's training;
@@ -15,7 +15,7 @@ for wall clocks swing with the neighbors; the reference's loaders work in the pr
 On a GPU only wall time counts: the device is waited for at both ends of a run alone, and the loaders have `--workers`
 processes each, as the repositories give them. Images/s counts labeled and unlabeled images once each. Memory is the
 peak in a run, of the process (Linux) or of the GPU's allocator, with the pool and the networks of all rows in it.
-The first run of each row, which warms up and compiles, is not counted.
+Not counted are a first run of each row, which warms up and compiles, and on a GPU the first steps of each run.
 
 Needs no data: without `--images` (uint8 images, the first such array of an .npy or .npz file) the pixels are random,
 which changes no shape and no operation. Without an installation of curate, put the repository on `PYTHONPATH`; beside
@@ -29,7 +29,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from reference_step import NUM_CLASSES, UNLABELED_RATIO, Data, Reference
 from torch import Tensor
+from torch.autograd import DeviceType
 
 from models.networks import Classifier, Detector
 from models.ranks import Rng
@@ -91,11 +92,7 @@ class Row:
 
 
 def ours(
-    data: Data,
-    recipe: Recipe,
-    autocast: AbstractContextManager[object],
-    *,
-    compiled: bool = False,
+    data: Data, recipe: Recipe, autocast: AbstractContextManager[object], *, compiled: bool = False
 ) -> Callable[[], Iterator[None]]:
     """RSMatch past its warm-up, built as `curate train` builds it, with as many examples as its bootstrap finds."""
     device = data.images.device
@@ -135,9 +132,8 @@ def ours(
     return train
 
 
-def comparison(data: Data, bf16: bool, workers: int, compiled: bool) -> list[Row]:
+def comparison(data: Data, autocast: AbstractContextManager[object], workers: int, compiled: bool) -> list[Row]:
     """The reference, and ours without and with what RSMatch adds to FixMatch."""
-    autocast = _autocast(data, bf16)
     return [
         Row("reference", Reference(data, workers=workers).train),
         Row("ours, fixmatch", ours(data, Recipe(method="fixmatch"), autocast, compiled=compiled)),
@@ -145,26 +141,25 @@ def comparison(data: Data, bf16: bool, workers: int, compiled: bool) -> list[Row
     ]
 
 
-def measures(data: Data, bf16: bool, workers: int, compiled: bool) -> list[Row]:
+def measures(data: Data, autocast: AbstractContextManager[object], workers: int, compiled: bool) -> list[Row]:
     """The reference and what one measure after the other makes of it; the last row adds the detector."""
-    half, plain = _autocast(data, True), _autocast(data, False)
-    autocast = half if bf16 else plain
+    with_gradient = Recipe(method="fixmatch", weak_gradient=True)
+    without = Recipe(method="fixmatch", weak_gradient=False)
     rows = [
         Row("reference", Reference(data, workers=workers).train),
         Row("+ channels_last", Reference(data, workers=workers, channels_last=True).train),
     ]
-    if bf16:
-        rows.append(Row("+ bf16", Reference(data, workers=workers, channels_last=True, autocast=half).train))
+    if not isinstance(autocast, nullcontext):
+        rows.append(Row("+ bf16", Reference(data, workers=workers, channels_last=True, autocast=autocast).train))
     rows += [
         Row("+ batched augmentation", Reference(data, channels_last=True, autocast=autocast, batched=True).train),
-        Row("+ fused SGD, foreach EMA", ours(data, Recipe(method="fixmatch", weak_gradient=True), autocast)),
-        Row("+ weak without gradient", ours(data, Recipe(method="fixmatch", weak_gradient=False), autocast)),
+        Row("+ fused SGD, foreach EMA", ours(data, with_gradient, autocast)),
+        Row("+ weak without gradient", ours(data, without, autocast)),
     ]
     if compiled:
-        recipe = Recipe(method="fixmatch", weak_gradient=False)
-        rows.append(Row("+ torch.compile", ours(data, recipe, autocast, compiled=True)))
-    recipe = Recipe(method="rsmatch", weak_gradient=False)
-    return [*rows, Row("+ detector (all of rsmatch)", ours(data, recipe, autocast, compiled=compiled))]
+        rows.append(Row("+ torch.compile", ours(data, without, autocast, compiled=True)))
+    complete = replace(without, method="rsmatch")
+    return [*rows, Row("+ detector (all of rsmatch)", ours(data, complete, autocast, compiled=compiled))]
 
 
 def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -180,7 +175,7 @@ def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> 
     shares = [getattr(b, trusted) / getattr(a, trusted) - 1 for a, b in zip(rows[-2].runs, rows[-1].runs, strict=True)]
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": _machine(device, args),
+        "machine": _machine(device),
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "rows": [_summary(row, rows[0], args.batch * (1 + UNLABELED_RATIO)) for row in rows],
         "detector_share": _spread(shares),
@@ -246,8 +241,7 @@ def profile(row: Row, device: torch.device) -> str:
     )
     if device.type != "cuda":
         return table
-    # Kernels alone: an operation's own entry counts the kernels that it started once more.
-    kernels = [event for event in averages if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     busy_ms = sum(event.self_device_time_total for event in kernels) / PROFILED_STEPS / 1e3
     return f"{table}\n{row.name}: kernels take {busy_ms:.2f} ms of a step; wall time beyond that is the host's"
 
@@ -273,10 +267,6 @@ def _peak_memory(device: torch.device) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def _autocast(data: Data, bf16: bool) -> AbstractContextManager[object]:
-    return torch.autocast(data.images.device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
 def _has_fast_bf16(device: torch.device) -> bool:
     """What `precision = "auto"` of `curate train` asks; that module needs more than this one may."""
     if device.type == "cuda":
@@ -285,7 +275,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _machine(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+def _machine(device: torch.device) -> dict[str, Any]:
     capabilities = torch.cpu.get_capabilities()
     machine: dict[str, Any] = {} if device.type == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
     return machine | {
@@ -314,7 +304,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="default: random pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64, help="labeled images of a step; it has 7 unlabeled for each")
-    parser.add_argument("--steps", type=int, default=2, help="counted in a run")
+    parser.add_argument("--steps", type=int, help="counted in a run; default: 2, on a GPU 50")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--warm-up", type=int, help="steps not counted; default: 1, on a GPU 10")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -327,10 +317,9 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
-    if args.warm_up is None:
-        args.warm_up = 10 if on_gpu else 1
-    if args.workers is None:
-        args.workers = 4 if on_gpu else 0
+    for option, on_cpu, otherwise in (("steps", 2, 50), ("warm_up", 1, 10), ("workers", 0, 4)):
+        if getattr(args, option) is None:
+            setattr(args, option, otherwise if on_gpu else on_cpu)
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
@@ -338,7 +327,8 @@ def main() -> None:
     images = torch.from_numpy(_load(args.images)).permute(0, 3, 1, 2).contiguous().to(device)
     data = Data(images=images, labels=torch.arange(len(images), device=device) % NUM_CLASSES, batch_size=args.batch)
     bf16 = args.precision == "bf16" or (args.precision == "auto" and _has_fast_bf16(device))
-    rows = (measures if args.table else comparison)(data, bf16, args.workers, args.compile)
+    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    rows = (measures if args.table else comparison)(data, autocast, args.workers, args.compile)
     figures = compare(rows, args, device)
     show(figures)
     if args.json:
