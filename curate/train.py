@@ -18,6 +18,10 @@ def train(
     method: Annotated[
         Literal["rsmatch", "fixmatch", "supervised"] | None, typer.Option(help="[default: rsmatch]")
     ] = None,
+    rule: Annotated[
+        Literal["fixmatch", "flexmatch", "freematch", "softmatch"] | None,
+        typer.Option(help="Which pseudo-labels count, and how much.  [default: fixmatch]"),
+    ] = None,
     detector_init: Annotated[
         Literal["features", "random"] | None,
         typer.Option(
@@ -58,6 +62,7 @@ def train(
         console.note("No GPU: training by the recipe `cpu`; --config names another.")
     flags = {
         "labeled": labeled, "pool": pool, "run": run, "validation": validation, "method": method,
+        "rule": rule,
         "detector_init": detector_init, "backbone": backbone, "weights": weights, "pretrained": pretrained,
         "image_size": image_size, "num_steps": num_steps, "seed": seed, "device": device, "truth": truth,
         "resume": None if resume else False,

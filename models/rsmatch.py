@@ -7,12 +7,12 @@ examples are the labeled images, its synthetic ones come from the class-wise syn
 
 Notation: labeled X of B images x with classes y; unlabeled U of M images u; weak view w, strong view A; p_r and p_d the
 softmax of the real and the dummy head; s(u) the detector's probability that u is synthetic; tau the confidence
-threshold.
+threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the others are in `models.rules`).
 
     sup_real   = mean CE(p_r(w x), y)                        sup_dummy = mean CE(p_d(w x), y)
     g(u)       = [s(u) >= 0.5]                               1 = goes to the dummy head; no gradient
-    self_real  = 1/M sum (1 - g) [max p_r(w u) >= tau] CE(p_r(A u), argmax p_r(w u))
-    self_dummy = 1/M sum      g  [max p_d(w u) >= tau] CE(p_d(A u), argmax p_d(w u))
+    self_real  = 1/M sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))
+    self_dummy = 1/M sum      g  r(p_d(w u)) CE(p_d(A u), argmax p_d(w u))
     det_sup    = mean CE(D(A x), real) + mean CE(D(A q), synthetic)
     det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(A u), [s >= 0.5])
 
@@ -21,7 +21,7 @@ literature.
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import augment, ema, residual
+from models import augment, ema, residual, rules
 from models.csqueue import CSQueue
 from models.networks import Classifier, Detector, set_norm_momentum
 from models.ranks import ALONE, Ranks, Rng, synchronize_norms
+from models.rules import FixMatch
 from models.schedule import cosine
 
 DETECTOR_SETTLES = 200  # steps before the queue and the routes listen to a detector: an untrained one has a random sign
@@ -51,12 +52,13 @@ class ClassifierLoss(NamedTuple):
     self_dummy: Tensor
     pseudo_labels: Tensor  # (M,) int64, argmax p_r(w u): the pseudo-classes of the queue
     confidence: Tensor  # (M,) max p_r(w u)
-    confident: Tensor  # (M,) bool: passed the threshold of the head that it was routed to
+    weight: Tensor  # (M,) of the pseudo-label by the head that the image was routed to, 0..1
+    penalty: Tensor  # further loss of the rules
 
     @property
     def total(self) -> Tensor:
         """What is minimized."""
-        return self.sup_real + self.sup_dummy + self.self_real + self.self_dummy
+        return self.sup_real + self.sup_dummy + self.self_real + self.self_dummy + self.penalty
 
 
 class DetectorLoss(NamedTuple):
@@ -82,13 +84,15 @@ def classifier_loss(
     labels_B: Tensor,
     weak_MCHW: Tensor,
     strong_MCHW: Tensor,
+    rows_M: Tensor,
     synthetic_M: Tensor | None,
+    rules: Sequence[FixMatch],
     *,
-    threshold: float,
     weak_gradient: bool = True,
 ) -> ClassifierLoss:
     """Losses of both heads on uint8 views; `synthetic_M` is the route g(u) as bool, None for FixMatch.
 
+    `rows_M` are the unlabeled images' dataset indices; `rules` weigh the pseudo-labels of the real and the dummy head.
     One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do. The
     weak views' logits are only ever targets: without `weak_gradient` they go through a pass of their own that keeps no
     graph, which saves a third of the arithmetic but gives them statistics of their own.
@@ -105,21 +109,18 @@ def classifier_loss(
         real, real_strong = heads.real.split(sizes[::2])
         dummy, dummy_strong = heads.dummy.split(sizes[::2])
 
-    confidence, pseudo_labels = real_weak.detach().softmax(1).max(1)
-    to_real = torch.ones_like(confidence, dtype=torch.bool) if synthetic_M is None else ~synthetic_M
-    confident_real = to_real & (confidence >= threshold)
-    self_real = _self_training(real_strong, pseudo_labels, confident_real)
+    to_real = torch.ones_like(strong_MCHW[:, 0, 0, 0], dtype=torch.bool) if synthetic_M is None else ~synthetic_M
     sup_real = F.cross_entropy(real, labels_B)
-    if synthetic_M is None:
-        zero = torch.zeros_like(sup_real)
-        return ClassifierLoss(sup_real, zero, self_real, zero, pseudo_labels, confidence, confident_real)
-
-    confidence_dummy, pseudo_labels_dummy = dummy_weak.detach().softmax(1).max(1)
-    confident_dummy = synthetic_M & (confidence_dummy >= threshold)
-    self_dummy = _self_training(dummy_strong, pseudo_labels_dummy, confident_dummy)
-    sup_dummy = F.cross_entropy(dummy, labels_B)
-    confident = confident_real | confident_dummy
-    return ClassifierLoss(sup_real, sup_dummy, self_real, self_dummy, pseudo_labels, confidence, confident)
+    self_real, weight, penalty = _self_training(real_weak, real_strong, rows_M, to_real, rules[0])
+    sup_dummy = self_dummy = torch.zeros_like(sup_real)
+    if synthetic_M is not None:
+        sup_dummy = F.cross_entropy(dummy, labels_B)
+        self_dummy, weight_dummy, penalty_dummy = _self_training(
+            dummy_weak, dummy_strong, rows_M, synthetic_M, rules[1]
+        )
+        weight, penalty = weight + weight_dummy, penalty + penalty_dummy
+    confidence, pseudo_labels = real_weak.detach().softmax(1).max(1)
+    return ClassifierLoss(sup_real, sup_dummy, self_real, self_dummy, pseudo_labels, confidence, weight, penalty)
 
 
 def detector_loss(
@@ -145,9 +146,14 @@ def detector_loss(
     return DetectorLoss(sup, cons)
 
 
-def _self_training(strong_MK: Tensor, pseudo_labels_M: Tensor, mask_M: Tensor) -> Tensor:
-    """Cross-entropy to the pseudo-labels where the mask holds, averaged over all M."""
-    return (F.cross_entropy(strong_MK, pseudo_labels_M, reduction="none") * mask_M).mean()
+def _self_training(
+    weak_MK: Tensor, strong_MK: Tensor, rows_M: Tensor, counted_M: Tensor, rule: FixMatch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of one head to its own pseudo-labels, averaged over all M; their weights; the rule's penalty."""
+    probs = weak_MK.detach().softmax(1)
+    weight = rule.weigh(probs, rows_M, counted_M)
+    loss = (F.cross_entropy(strong_MK, probs.argmax(1), reduction="none") * weight).mean()
+    return loss, weight, rule.penalty(strong_MK, weight)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +161,7 @@ class Recipe:
     """How to train; the defaults are FixMatch's for CIFAR-10 (arXiv 2001.07685) and the paper's where it says."""
 
     method: Literal["rsmatch", "fixmatch", "supervised"] = "rsmatch"
+    rule: rules.Name = "fixmatch"
     detector_init: Literal["features", "random"] = "features"
     num_steps: int = 2**20
     warmup: float = 0.05  # share of the steps in which everything goes to the real head
@@ -197,7 +204,7 @@ class Batch(NamedTuple):
 
 
 class RSMatch:
-    """Networks, averages, optimizers and queue, and the step that trains them. A plain loop calls `step`."""
+    """Networks, averages, optimizers, rules and queue, and the step that trains them. A plain loop calls `step`."""
 
     def __init__(
         self,
@@ -205,6 +212,8 @@ class RSMatch:
         classifier: Classifier,
         detector: Detector,
         autocast: AbstractContextManager[object],
+        *,
+        num_images: int,
         ranks: Ranks = ALONE,
     ) -> None:
         device = next(classifier.parameters()).device
@@ -224,7 +233,14 @@ class RSMatch:
             fused=True,
         )
         self.detector_optimizer = torch.optim.AdamW(_decay_weights_only(detector, 0.01), lr=1.0, fused=True)
-        self.queue = CSQueue(classifier.real.out_features, recipe.queue_length).to(device)
+        num_classes = classifier.real.out_features
+        self.queue = CSQueue(num_classes, recipe.queue_length).to(device)
+        self.rules = tuple(
+            rules.build(
+                recipe.rule, threshold=recipe.threshold, num_classes=num_classes, num_images=num_images, ranks=ranks
+            ).to(device)
+            for _head in ("real", "dummy")
+        )
         # Dataset indices of images that the bootstrap found most real: examples for the detector beside the labeled
         # ones, which are few and soon memorized.
         self.confident_real = torch.empty(0, dtype=torch.int64, device=device)
@@ -260,8 +276,9 @@ class RSMatch:
                 batch.labels,
                 augment.weak(batch.unlabeled, rng),
                 augment.strong(batch.unlabeled, rng),
+                batch.rows,
                 synthetic,
-                threshold=recipe.threshold,
+                self.rules,
                 weak_gradient=recipe.weak_gradient,
             )
         self._update_classifier(losses.total, rate, number)
@@ -270,7 +287,7 @@ class RSMatch:
             "sup_real": losses.sup_real.detach(),
             "self_real": losses.self_real.detach(),
             "confidence": losses.confidence.mean(),
-            "confident_share": losses.confident.float().mean(),
+            "confident_share": losses.weight.mean(),
             "pseudo_label_share": torch.bincount(losses.pseudo_labels, minlength=num_classes) / len(batch.rows),
         }
         if synthetic is not None and prob_synthetic is not None:

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models import residual
+from models import residual, rules
 from models.networks import Classifier, Detector
 from models.ranks import Ranks, Rng
 from models.rsmatch import Batch, Recipe, RSMatch
@@ -50,6 +50,7 @@ class TrainConfig(BaseModel):
     validation: Path | None = None
     truth: Path | None = None  # reported against, never trained on
     method: Literal["rsmatch", "fixmatch", "supervised"] = "rsmatch"
+    rule: rules.Name = "fixmatch"  # which pseudo-labels count
     detector_init: Literal["features", "random"] = "features"
     backbone: str = "wrn-28-2"
     weights: Path | None = None  # safetensors of the backbone to start from
@@ -130,7 +131,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
     if not len(rows):
         raise BadInput(f"{config.pool}: all its images are in the labeled set too; ingest more images.")
 
-    learner = _build(config, recipe, len(examples.classes), device, ranks)
+    learner = _build(config, recipe, len(examples.classes), len(rows), device, ranks)
     state_file = config.run / "checkpoint" / "state.safetensors"
     identity = config.identity | {"images": [len(rows), len(examples.labels)]}
     start, sums = _resume(state_file, identity, learner, device) if config.resume else (0, {})
@@ -243,7 +244,9 @@ class _Stopwatch:
         self.seconds += time.monotonic() - self._started
 
 
-def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.device, ranks: Ranks) -> RSMatch:
+def _build(
+    config: TrainConfig, recipe: Recipe, num_classes: int, num_images: int, device: torch.device, ranks: Ranks
+) -> RSMatch:
     torch.manual_seed(config.seed)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -256,7 +259,8 @@ def _build(config: TrainConfig, recipe: Recipe, num_classes: int, device: torch.
     detector = Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    learner = RSMatch(recipe, classifier, detector, devices.autocast(config.precision, device), ranks)
+    autocast = devices.autocast(config.precision, device)
+    learner = RSMatch(recipe, classifier, detector, autocast, num_images=num_images, ranks=ranks)
     if config.compile:
         learner.classifier.compile()
         learner.detector.compile()
@@ -290,20 +294,23 @@ def _bootstrap(
 
 def _pack(learner: RSMatch, sums: dict[str, Tensor]) -> dict[str, Tensor]:
     tensors = {"confident_real": learner.confident_real, **{f"sums/{name}": value for name, value in sums.items()}}
-    for name in _PARTS:
-        tensors |= checkpoint.pack(name, getattr(learner, name))
+    for name, part in _parts(learner).items():
+        tensors |= checkpoint.pack(name, part)
     return tensors
 
 
-_PARTS = (
-    "classifier",
-    "classifier_ema",
-    "classifier_optimizer",
-    "detector",
-    "detector_ema",
-    "detector_optimizer",
-    "queue",
-)
+def _parts(learner: RSMatch) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
+    return {
+        "classifier": learner.classifier,
+        "classifier_ema": learner.classifier_ema,
+        "classifier_optimizer": learner.classifier_optimizer,
+        "detector": learner.detector,
+        "detector_ema": learner.detector_ema,
+        "detector_optimizer": learner.detector_optimizer,
+        "queue": learner.queue,
+        "rule_real": learner.rules[0],
+        "rule_dummy": learner.rules[1],
+    }
 
 
 def _resume(
@@ -318,8 +325,8 @@ def _resume(
             f"{path}: was trained with other {', '.join(differing)}; repeat that configuration to go on, "
             f"choose another --run, or start over with --no-resume."
         )
-    for name in _PARTS:
-        checkpoint.unpack(name, tensors, getattr(learner, name))
+    for name, part in _parts(learner).items():
+        checkpoint.unpack(name, tensors, part)
     learner.confident_real = tensors["confident_real"]
     sums = {key.removeprefix("sums/"): value for key, value in tensors.items() if key.startswith("sums/")}
     return int(state["step"]), sums

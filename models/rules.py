@@ -1,0 +1,152 @@
+"""Which pseudo-labels count, and how much: FixMatch's rule and those that came after it.
+
+A rule maps the probabilities of the weak views (M, K) to a weight (M,) in 0..1 for each unlabeled image. Some hold a
+little state, in buffers, which follows the training; under several ranks what they average is gathered first, so that
+all ranks hold the same. `fixmatch` takes one, `rsmatch` one for each head.
+
+    fixmatch   arXiv 2001.07685   one threshold tau
+    flexmatch  arXiv 2110.08263   tau, lower for classes of which little has been learned yet
+    freematch  arXiv 2205.07246   a threshold that follows the confidence, lower for rarer classes, and a fairness loss
+    softmatch  arXiv 2301.10921   a Gaussian weight below the mean confidence, of aligned probabilities
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.ranks import ALONE, Ranks
+
+Name = Literal["fixmatch", "flexmatch", "freematch", "softmatch"]
+FOLLOW = 1 - 0.999  # share of the new batch in FreeMatch's and SoftMatch's averages
+NUM_SIGMAS = 2.0  # SoftMatch's n_sigma
+FAIRNESS = 0.05  # weight of FreeMatch's fairness loss
+
+
+class FixMatch(nn.Module):
+    """The weight is [max p >= tau]."""
+
+    def __init__(self, threshold: float, ranks: Ranks = ALONE) -> None:
+        super().__init__()
+        self.threshold, self.ranks = threshold, ranks
+
+    def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
+        """Weight (M,) float32 of each image of those that count (its head's own); others come out as 0.
+
+        `rows_M` are dataset indices, `counted_M` is bool.
+        """
+        return (counted_M & (probs_MK.amax(1) >= self.threshold)).float()
+
+    def penalty(self, strong_MK: Tensor, weight_M: Tensor) -> Tensor:
+        """Further loss (0-d) on the logits of the strong views."""
+        return strong_MK.new_zeros(())
+
+
+class FlexMatch(FixMatch):
+    """Threshold tau * beta(c) / (2 - beta(c)), beta(c) = sigma(c) / max(max sigma, unused) (eqs. 5-8, 11).
+
+    sigma(c) counts the images of the pool whose last confident pseudo-label is c, `unused` those that had none yet.
+    """
+
+    label: Tensor
+
+    def __init__(self, threshold: float, num_classes: int, num_images: int, ranks: Ranks = ALONE) -> None:
+        super().__init__(threshold, ranks)
+        self.num_classes = num_classes
+        self.register_buffer("label", torch.full((num_images,), num_classes, dtype=torch.int32))  # K: unused
+
+    def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
+        confidence, label = probs_MK.max(1)
+        sigma = torch.bincount(self.label, minlength=self.num_classes + 1)  # the unused ones last
+        beta = sigma[:-1] / sigma.amax()
+        weight = counted_M & (confidence >= self.threshold * (beta / (2 - beta))[label])
+        learned = counted_M & (confidence >= self.threshold)
+        updated = torch.where(learned, label.to(torch.int32), self.label[rows_M])
+        self.label[self.ranks.gather(rows_M)] = self.ranks.gather(updated)
+        return weight.float()
+
+
+class FreeMatch(FixMatch):
+    """Threshold tau_t * p~(c) / max p~, with tau_t the mean confidence and p~ the mean prediction so far (eqs. 5-8)."""
+
+    confidence: Tensor
+    probs: Tensor
+    histogram: Tensor
+
+    def __init__(self, num_classes: int, ranks: Ranks = ALONE) -> None:
+        super().__init__(0.0, ranks)
+        self.register_buffer("confidence", torch.tensor(1 / num_classes))
+        self.register_buffer("probs", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("histogram", torch.full((num_classes,), 1 / num_classes))
+
+    def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
+        confidence, label = probs_MK.max(1)
+        every, counted = self.ranks.gather(probs_MK), self.ranks.gather(counted_M.float())
+        of_class = F.one_hot(every.argmax(1), every.shape[1]).float()
+        _follow(self.confidence, every.amax(1), counted)
+        _follow(self.probs, every, counted)
+        _follow(self.histogram, of_class, counted)
+        threshold = self.confidence * self.probs / self.probs.amax()
+        return (counted_M & (confidence >= threshold[label])).float()
+
+    def penalty(self, strong_MK: Tensor, weight_M: Tensor) -> Tensor:
+        """Fairness: predictions of the strong views should spread over the classes as the average ones do (eqs. 9-11).
+
+        Both are divided by how often each class is predicted, then compared by their cross-entropy, which is maximized.
+        """
+        probs = strong_MK.softmax(1)
+        chosen = weight_M[:, None]
+        histogram = (F.one_hot(strong_MK.argmax(1), strong_MK.shape[1]) * chosen).sum(0)
+        expected = _normalized(self.probs / self.histogram.clamp(min=1e-6))
+        actual = _normalized((probs * chosen).sum(0) * torch.where(histogram > 0, 1 / histogram.clamp(min=1e-6), 0.0))
+        return FAIRNESS * (expected * (actual + 1e-12).log()).sum() * (weight_M.sum() > 0)
+
+
+class SoftMatch(FixMatch):
+    """Weight exp(-(max p - mu)^2 n^2 / (2 sigma^2)) below the mean mu, 1 above, of aligned p (eqs. 7-9, 12)."""
+
+    mean: Tensor
+    variance: Tensor
+    probs: Tensor
+
+    def __init__(self, num_classes: int, ranks: Ranks = ALONE) -> None:
+        super().__init__(0.0, ranks)
+        self.register_buffer("mean", torch.tensor(1 / num_classes))
+        self.register_buffer("variance", torch.tensor(1.0))
+        self.register_buffer("probs", torch.full((num_classes,), 1 / num_classes))
+
+    def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
+        counted = self.ranks.gather(counted_M.float())
+        _follow(self.probs, self.ranks.gather(probs_MK), counted)
+        confidence = _normalized(probs_MK / self.probs).amax(1)  # uniform alignment, for the weight alone
+        every = self.ranks.gather(confidence)
+        mean = (every * counted).sum() / counted.sum().clamp(min=1)
+        _follow(self.mean, every, counted)
+        _follow(self.variance, (every - mean).square(), counted)
+        below = (confidence - self.mean).clamp(max=0)
+        return counted_M * torch.exp(-below.square() * NUM_SIGMAS**2 / (2 * self.variance))
+
+
+def build(name: Name, *, threshold: float, num_classes: int, num_images: int, ranks: Ranks = ALONE) -> FixMatch:
+    """Build a rule; `num_images` is the size of the pool (FlexMatch remembers a label of each)."""
+    match name:
+        case "fixmatch":
+            return FixMatch(threshold, ranks)
+        case "flexmatch":
+            return FlexMatch(threshold, num_classes, num_images, ranks)
+        case "freematch":
+            return FreeMatch(num_classes, ranks)
+        case "softmatch":
+            return SoftMatch(num_classes, ranks)
+
+
+def _follow(average: Tensor, values: Tensor, counted: Tensor) -> None:
+    """Move an average towards the mean of those values that count; nothing happens where none does."""
+    total = counted.sum()
+    mean = torch.tensordot(counted, values, dims=1) / total.clamp(min=1)
+    average.lerp_(mean, FOLLOW * (total > 0))
+
+
+def _normalized(values: Tensor) -> Tensor:
+    return values / values.sum(-1, keepdim=True).clamp(min=1e-12)
