@@ -99,7 +99,7 @@ def ours(
     classifier, detector = Classifier("wrn-28-2", NUM_CLASSES), Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    learner = RSMatch(recipe, classifier, detector, autocast)
+    learner = RSMatch(recipe, classifier, detector, autocast, num_images=len(data.images))
     if compiled:
         learner.classifier.compile()
         learner.detector.compile()
