@@ -91,7 +91,7 @@ def draw(count: int, rng: Rng) -> Draw:
 def apply(images_BCHW: Tensor, chosen: Draw) -> Tensor:
     """Apply each image's operation."""
     for names, function in _FUNCTIONS:
-        mask = torch.isin(chosen.operation, torch.tensor([_INDEX[name] for name in names], device=images_BCHW.device))
+        mask = torch.stack([chosen.operation == _INDEX[name] for name in names]).any(0)
         images_BCHW = _only(mask, function, images_BCHW, chosen)
     return images_BCHW
 

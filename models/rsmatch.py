@@ -288,7 +288,7 @@ class RSMatch:
             "self_real": losses.self_real.detach(),
             "confidence": losses.confidence.mean(),
             "confident_share": losses.weight.mean(),
-            "pseudo_label_share": torch.bincount(losses.pseudo_labels, minlength=num_classes) / len(batch.rows),
+            "pseudo_label_share": F.one_hot(losses.pseudo_labels, num_classes).float().mean(0),
         }
         if synthetic is not None and prob_synthetic is not None:
             figures |= {

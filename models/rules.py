@@ -58,7 +58,10 @@ class FlexMatch(FixMatch):
 
     def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
         confidence, label = probs_MK.max(1)
-        sigma = torch.bincount(self.label, minlength=self.num_classes + 1)  # the unused ones last
+        # Counts of each class, the unused ones last. (bincount would make the host wait for a GPU.)
+        sigma = probs_MK.new_zeros(self.num_classes + 1).index_add_(
+            0, self.label, torch.ones_like(self.label, dtype=probs_MK.dtype)
+        )
         beta = sigma[:-1] / sigma.amax()
         weight = counted_M & (confidence >= self.threshold * (beta / (2 - beta))[label])
         learned = counted_M & (confidence >= self.threshold)

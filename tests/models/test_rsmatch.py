@@ -255,5 +255,21 @@ def test_queue_is_filled_at_random_while_the_detector_knows_nothing() -> None:
     assert (model.queue.score[model.queue.index >= 0] < 1).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_host_never_waits_for_the_gpu() -> None:
+    labeled, labels, pool = (tensor.cuda() for tensor in world())
+    for rule in ("fixmatch", "flexmatch", "freematch", "softmatch"):
+        torch.manual_seed(0)
+        recipe = Recipe(num_steps=300, warmup=0.0, detector_init="random", queue_length=8, rule=rule)
+        model = RSMatch(recipe, Classifier("small", 2).cuda(), Detector().cuda(), nullcontext(), num_images=len(pool))
+        rng = Rng(torch.Generator("cuda").manual_seed(0))
+        rows = rng.integers(0, len(pool), 24)
+        batch = Batch(labeled, labeled, labels, pool[rows], pool[rows], rows)
+        for step in (0, 1, 250):
+            torch.cuda.set_sync_debug_mode("default" if step == 0 else "error")  # the first step sets libraries up
+            model.step(step, batch, lambda picked: pool[picked], rng)
+        torch.cuda.set_sync_debug_mode("default")
+
+
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(curve(learner())) + "\n")
