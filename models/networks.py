@@ -129,14 +129,15 @@ class Classifier(nn.Module):
 class Detector(nn.Module):
     """Lightweight real/synthetic network (98 k parameters): uint8 (B, 3, H, W) to a logit (B,), positive is synthetic.
 
-    Global pooling lets it take crops of any size at native resolution.
+    Beside the colors it is shown what a 3x3 mean leaves of them, in which traces are not hidden below the content: from
+    the same start it came to a higher AUROC, and sooner (docs/log.md). Global pooling lets it take crops of any size.
     """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
         super().__init__()
         self.standardize = Standardize()
         layers: list[nn.Module] = []
-        width_in = 3
+        width_in = 6
         for i, width in enumerate(widths):
             layers += [
                 nn.Conv2d(width_in, width, 3, 1 if i == 0 else 2, 1, bias=False),
@@ -149,6 +150,14 @@ class Detector(nn.Module):
         _initialize(self.features)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        features = self.features(self.standardize(images_BCHW))
+        planes = torch.cat((self.standardize(images_BCHW), _residual_planes(images_BCHW)), dim=1)
+        features = self.features(planes.contiguous(memory_format=torch.channels_last))
         logit: Tensor = self.head(features.float()).squeeze(1)
         return logit
+
+
+def _residual_planes(images_BCHW: Tensor) -> Tensor:
+    """What a 3x3 mean leaves of each color, in units of 8 levels and clipped to 4 of them."""
+    values = images_BCHW.float()
+    mean = F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    return ((values - mean) / 8).clamp(-4, 4)
