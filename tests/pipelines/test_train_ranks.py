@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "unlabeled_ratio": 2,
     "warmup": 0.34,
     "learning_rate": 0.01,
-    "threshold": 0.5,
+    "threshold": 0.6,  # above 0.5, which is what a detector that has not settled says of all images
     "log_every": 4,
     "checkpoint_every": 4,
     "precision": "fp32",
