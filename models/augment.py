@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.ranks import Rng
@@ -265,11 +264,3 @@ def to_float(images_BCHW: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 pixels to standardized float32, in the memory format that convolutions like best (channels last)."""
     scaled = (images_BCHW.float() / 255 - mean[:, None, None]) / std[:, None, None]
     return scaled.contiguous(memory_format=torch.channels_last)
-
-
-def resize(images_BCHW: Tensor, size: int) -> Tensor:
-    """Resize uint8 images to a square of `size` pixels, with antialiasing."""
-    if images_BCHW.shape[-2:] == (size, size):
-        return images_BCHW
-    resized = F.interpolate(images_BCHW.float(), size=(size, size), mode="bilinear", antialias=True)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)

@@ -4,7 +4,7 @@ It is small and somebody's own: unlike in a crawl, a file that is not an image i
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +101,3 @@ def _column(source: Path, table: pa.Table, names: tuple[str, ...]) -> list[str]:
                 raise BadInput(f"{source}: column {name!r} has an empty cell in row {values.index(None) + 1}.")
             return [str(value) for value in values]
     raise BadInput(f"{source}: has no column {names[0]!r} (or {', '.join(names[1:])}); it has {table.column_names}.")
-
-
-def counts(labeled: Labeled) -> Mapping[str, int]:
-    """Number of images of each class."""
-    totals = torch.bincount(labeled.labels, minlength=len(labeled.classes)).tolist()
-    return dict(zip(labeled.classes, totals, strict=True))

@@ -1,6 +1,6 @@
 """The main job on a real contaminated crawl, as a user runs it, against its truth; and again with kills.
 
-    python tests/bench/main_job.py --shared ../shared --work /tmp/main-job --json figures.json [--kill]
+    python tests/bench/main_job.py --shared ../shared --work WORK --json figures.json [--kill]
 
 Makes the crawl with `tools/make_crawl.py` (20,000 CIFAR-10 images, 10,000 of Stable Diffusion 1.4, 250 labels, junk),
 runs `curate ingest`, `train --config cpu`, `score` and `export` as processes, and checks what they left. With --kill a
