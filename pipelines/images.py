@@ -2,7 +2,7 @@
 
 - The classifier's image: shorter side resized to `image_size`, center cropped to a square.
 - The detector's tile: a crop at native resolution, never resized (resizing destroys the traces it reads); its place is
-  a function of the key, so that every pass over a pool sees the same pixels.
+  a function of the file's bytes, so that every pass, and an image from outside the pool, sees the same pixels.
 """
 
 import io
@@ -49,11 +49,11 @@ class Decoder:
         """Decode one image to (3, S, S) and (3, T, T); raises CorruptShard for bytes that are not an image."""
         picture = _picture(key, data)
         native = np.asarray(picture)
-        return _planes(_square(picture, native, self.image_size)), _planes(_tile(native, self.detector_size, key))
+        return _planes(_square(picture, native, self.image_size)), _planes(_tile(native, self.detector_size, data))
 
     def decode_tile(self, key: str, data: bytes) -> Pixels:
         """Decode one image to its (3, T, T) tile alone."""
-        return _planes(_tile(np.asarray(_picture(key, data)), self.detector_size, key))
+        return _planes(_tile(np.asarray(_picture(key, data)), self.detector_size, data))
 
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
         """Decode many, on `threads`."""
@@ -80,13 +80,13 @@ def _square(picture: Image.Image, native: Pixels, size: int) -> Pixels:
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
 
 
-def _tile(native: Pixels, size: int, key: str) -> Pixels:
+def _tile(native: Pixels, size: int, data: bytes) -> Pixels:
     height, width = native.shape[:2]
     missing = ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0))
     if height < size or width < size:
         native = np.pad(native, missing, mode="symmetric")
         height, width = native.shape[:2]
-    place = zlib.crc32(key.encode())
+    place = zlib.crc32(data)
     top, left = place % (height - size + 1), (place >> 16) % (width - size + 1)
     return native[top : top + size, left : left + size]
 

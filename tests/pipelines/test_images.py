@@ -26,12 +26,14 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     assert np.array_equal(tile, image)
 
 
-def test_tile_is_native_pixels_at_a_place_of_the_keys_own() -> None:
+def test_tile_is_native_pixels_at_a_place_of_the_files_own() -> None:
     pixels = noise(90, 120)
-    data = png(pixels)
     places = set()
     for i in range(20):
-        _, tile = Decoder(32, 48).decode(f"key{i}", data)
+        exif = Image.Exif()
+        exif[0x010E] = f"copy {i}"  # the same pixels in another file
+        data = png(pixels, exif=exif)
+        _, tile = Decoder(32, 48).decode("in the pool", data)
         found = [
             (y, x)
             for y in range(90 - 48 + 1)
@@ -41,7 +43,7 @@ def test_tile_is_native_pixels_at_a_place_of_the_keys_own() -> None:
         ]
         assert len(found) == 1
         places.add(found[0])
-        again = Decoder(32, 48).decode(f"key{i}", data)[1]
+        again = Decoder(32, 48).decode("from outside", data)[1]
         assert np.array_equal(tile, again)
     assert len(places) > 15
 
