@@ -65,11 +65,6 @@ def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
     return cutout(images_BCHW, rng)
 
 
-def detector(images_BCHW: Tensor, rng: Rng) -> Tensor:
-    """Flip, crop and cutout only: whatever resamples or recolors would erase the traces that the detector looks for."""
-    return cutout(weak(images_BCHW, rng), rng)
-
-
 def cutout(images_BCHW: Tensor, rng: Rng) -> Tensor:
     """Grey out a square of half the side around a random center; it may hang over the border."""
     count, _, height, width = images_BCHW.shape

@@ -121,6 +121,8 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(unbiased, self.momentum)
             assert self.num_batches_tracked is not None
             self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = self.weight * scale
+        shift = (self.bias if self.affine else 0) - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)

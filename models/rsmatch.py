@@ -6,18 +6,19 @@ that synthetic images reach what it says through the backbone alone. The detecto
 examples are the labeled images, its synthetic ones come from the class-wise synthetic queue (`models.csqueue`).
 
 Notation: labeled X of B images x with classes y; unlabeled U of M images u; weak view w, strong view A; p_r and p_d the
-softmax of the real and the dummy head; s(u) the detector's probability that u is synthetic; tau the confidence
+softmax of the real and the dummy head; D the detector, s(u) its probability that u is synthetic; tau the confidence
 threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the others are in `models.rules`).
 
     sup_real   = mean CE(p_r(w x), y)                        sup_dummy = mean CE(p_d(w x), y)
     g(u)       = [s(u) >= 0.5]                               1 = goes to the dummy head; no gradient
     self_real  = 1/M sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))
     self_dummy = 1/M sum      g  r(p_d(w u)) CE(p_d(A u), argmax p_d(w u))
-    det_sup    = mean CE(D(A x), real) + mean CE(D(A q), synthetic)      q of the queue, each class equally often
-    det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(A u), [s >= 0.5])
+    det_sup    = mean CE(D(w x), real) + mean CE(D(w q), synthetic)      q of the queue, each class equally often
+    det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(w' u), [s >= 0.5])
 
 The paper's equations are not public: the losses follow its text and figures, and where these are silent the nearest
-literature.
+literature. The detector's other view w' is a weak one too: whatever resamples, recolors or cuts would erase or forge
+the traces that it looks for.
 Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool is
 synthetic; the cut that this estimate gives s(u) and the queue (`Cut`); real images that the start is sure of as further
 examples; and what a person marked (`Trusted`).
@@ -151,11 +152,11 @@ def true_risk(real_B: Tensor, unlabeled_M: Tensor, synthetic_M: Tensor) -> Tenso
     return real / (len(real_B) + (1 - known).sum()) + synthetic / known.sum().clamp(min=1)
 
 
-def consistency(strong_M: Tensor, prob_synthetic_M: Tensor, threshold: float) -> Tensor:
-    """det_cons from the logits of the strong views and the probabilities s(u) of the weak ones."""
+def consistency(logits_M: Tensor, prob_synthetic_M: Tensor, threshold: float) -> Tensor:
+    """det_cons from the logits of one view and the probabilities s(u) that the average gave another."""
     confident = torch.maximum(prob_synthetic_M, 1 - prob_synthetic_M) >= threshold
     target = (prob_synthetic_M >= 0.5).float()
-    return (F.binary_cross_entropy_with_logits(strong_M, target, reduction="none") * confident).mean()
+    return (F.binary_cross_entropy_with_logits(logits_M, target, reduction="none") * confident).mean()
 
 
 def _self_training(
@@ -491,7 +492,7 @@ class RSMatch:
             if trusted and len(trusted.real):
                 real = [torch.where(taken[:, None, None, None], further.pop(), batch.labeled_tiles)]
             real += further
-        views = [augment.detector(tiles, rng) for tiles in (*real, queued, batch.unlabeled_tiles)]
+        views = [augment.weak(tiles, rng) for tiles in (*real, queued, batch.unlabeled_tiles)]
         logits = self.detector(torch.cat(views))
         real_B, queued_Q, unlabeled_M = logits.split((sum(map(len, real)), len(queued), len(batch.unlabeled_tiles)))
         match recipe.detector_examples:

@@ -112,7 +112,7 @@ def test_policy_draws_every_operation_equally_and_skips_half() -> None:
     assert chosen.level.max() == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("view", [augment.weak, augment.strong, augment.detector])
+@pytest.mark.parametrize("view", [augment.weak, augment.strong])
 def test_views_are_functions_of_the_seed_and_leave_the_input(view: object, images: torch.Tensor) -> None:
     assert callable(view)
     before = images.clone()

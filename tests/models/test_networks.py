@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models import ema
+from models import ema, residual
 from models.networks import Classifier, Detector, backbone
 from models.schedule import cosine
 
@@ -37,6 +37,17 @@ def test_detector_is_light_and_takes_any_size() -> None:
     assert num_parameters(detector) < 100_000
     for side in (32, 96):
         assert detector(torch.zeros(2, 3, side, side, dtype=torch.uint8)).shape == (2,)
+
+
+def test_detector_adds_a_linear_score_of_the_statistics() -> None:
+    detector = Detector().eval()
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = detector(images)
+    statistics = torch.cat(residual.statistics(images), dim=1)
+    with torch.no_grad():
+        detector.linear.weight[0, 3] = 2.0  # the mean of 0 and variance of 1 that a fresh norm assumes
+    expected = before + 2 * statistics[:, 3].clamp(-5, 5)
+    torch.testing.assert_close(detector(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_average_follows_the_formula_and_copies_buffers() -> None:

@@ -41,6 +41,9 @@ def test_spread_is_the_documented_numbers() -> None:
     size = np.abs(luma[:, 1:] - luma[:, :-1]).ravel()
     expected = [np.log(size.mean() + 0.1), np.mean(size > 3 * size.mean()), np.mean(size < size.mean() / 4)]
     assert spread[0, [0, 6, 9]].tolist() == pytest.approx(expected, abs=1e-3)
+    assert spread[0, 3].item() == pytest.approx(np.log((luma[:, 1:] - luma[:, :-1]).std() + 0.1), abs=1e-3)
+    # counted in quarters of a level
+    assert spread[0, 12].exp().item() - 0.1 == pytest.approx(np.quantile(size, 0.95), abs=0.25)
 
 
 @pytest.mark.parametrize("seed", range(4))
