@@ -36,6 +36,7 @@ _INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 NUM_OPERATIONS = 2  # per image
 APPLY = 0.5  # probability of each
 CUTOUT = 0.5  # of the side
+SHARPENED = 0.6  # of what smoothing takes away, at most, added or taken in the detector's views
 GREY = 127
 
 
@@ -63,6 +64,18 @@ def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
     for _ in range(NUM_OPERATIONS):
         images_BCHW = apply(images_BCHW, draw(len(images_BCHW), rng))
     return cutout(images_BCHW, rng)
+
+
+def detector(images_BCHW: Tensor, rng: Rng) -> Tensor:
+    """Weak view, made a little sharper or softer, as a pipeline leaves honest photographs.
+
+    Nothing else: what resamples, recolors or cuts would erase or forge the traces that a detector looks for.
+    """
+    images_BCHW = weak(images_BCHW, rng)
+    amount = (2 * rng.uniform(len(images_BCHW)) - 1)[:, None, None, None] * SHARPENED
+    values = images_BCHW.float()
+    changed = values + amount * (values - _smooth(images_BCHW))
+    return changed.round().clamp(0, 255).to(torch.uint8)
 
 
 def cutout(images_BCHW: Tensor, rng: Rng) -> Tensor:

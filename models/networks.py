@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import augment, residual
+from models import augment, residual, spectrum
 
 SLOPE = 0.1  # of the leaky ReLU, as in FixMatch's WRN
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -129,10 +129,11 @@ class Classifier(nn.Module):
 class Detector(nn.Module):
     """Lightweight real/synthetic network (98 k parameters): uint8 (B, 3, H, W) to a logit (B,), positive is synthetic.
 
-    Beside the colors it is shown what a 3x3 mean leaves of them, in which traces are not hidden below the content, and
-    its logit is the sum of the convolutions' and of a linear score of the residual statistics, which convolutions of
-    this size do not come to by themselves: from the same start each led to a higher AUROC, and sooner (docs/log.md).
-    Global pooling lets it take crops of any size.
+    It sees images whose radial spectrum is that of photographs, so that it cannot take how an image was scaled for a
+    trace. Beside their colors it is shown what a 3x3 mean leaves of them, in which traces are not hidden below the
+    content, and its logit is the sum of the convolutions' and of a linear score of the residual statistics, which
+    convolutions of this size do not come to by themselves: from the same start each led to a higher AUROC, and sooner
+    (docs/log.md). Global pooling lets it take crops of any size.
     """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
@@ -155,6 +156,7 @@ class Detector(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        images_BCHW = spectrum.equalize(images_BCHW)
         planes = torch.cat((self.standardize(images_BCHW), _residual_planes(images_BCHW)), dim=1)
         features = self.features(planes.contiguous(memory_format=torch.channels_last))
         with torch.no_grad():
@@ -165,8 +167,7 @@ class Detector(nn.Module):
         return logit
 
 
-def _residual_planes(images_BCHW: Tensor) -> Tensor:
+def _residual_planes(levels_BCHW: Tensor) -> Tensor:
     """What a 3x3 mean leaves of each color, in units of 8 levels and clipped to 4 of them."""
-    values = images_BCHW.float()
-    mean = F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
-    return ((values - mean) / 8).clamp(-4, 4)
+    mean = F.avg_pool2d(F.pad(levels_BCHW, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    return ((levels_BCHW - mean) / 8).clamp(-4, 4)

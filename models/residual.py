@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models import spectrum
+
 TRUNCATE = 2  # co-occurrences count residuals in -2..2
-NUM_RINGS = 12  # of the radial power spectrum
-NUM_STATISTICS = 75 + NUM_RINGS + 9 + (2 * TRUNCATE + 1) ** 3
+NUM_STATISTICS = 75 + spectrum.NUM_RINGS + 9 + (2 * TRUNCATE + 1) ** 3
 FAR = 5.0  # standard deviations, to which standardized statistics are clipped
 ROUNDS = 4
 RESAMPLES = 1000
@@ -79,12 +80,7 @@ def _spectrum(luma_BHW: Tensor) -> Tensor:
     hann = torch.outer(*(torch.hann_window(side, False, device=luma_BHW.device) for side in (height, width)))
     centered = (luma_BHW - luma_BHW.mean((1, 2), keepdim=True)) * hann
     power = torch.fft.rfft2(centered).abs().square()
-    fy = torch.fft.fftfreq(height, device=luma_BHW.device)[:, None]
-    fx = torch.fft.rfftfreq(width, device=luma_BHW.device)[None, :]
-    ring = ((fy.square() + fx.square()).sqrt() / 0.7072 * NUM_RINGS).long().clamp_(max=NUM_RINGS - 1).flatten()
-    sums = torch.zeros(len(power), NUM_RINGS, device=luma_BHW.device).index_add_(1, ring, power.flatten(1))
-    counts = torch.zeros(NUM_RINGS, device=luma_BHW.device).index_add_(0, ring, torch.ones_like(ring, dtype=sums.dtype))
-    level = (sums / counts.clamp_(min=1) + 1.0).log()
+    level = (spectrum.ring_means(power, width) + 1.0).log()
     return level - level.mean(1, keepdim=True)
 
 

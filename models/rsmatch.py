@@ -13,12 +13,11 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the ot
     g(u)       = [s(u) >= 0.5]                               1 = goes to the dummy head; no gradient
     self_real  = 1/M sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))
     self_dummy = 1/M sum      g  r(p_d(w u)) CE(p_d(A u), argmax p_d(w u))
-    det_sup    = mean CE(D(w x), real) + mean CE(D(w q), synthetic)      q of the queue, each class equally often
-    det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(w' u), [s >= 0.5])
+    det_sup    = mean CE(D(v x), real) + mean CE(D(v q), synthetic)      q of the queue, each class equally often
+    det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(v u), [s >= 0.5])
 
 The paper's equations are not public: the losses follow its text and figures, and where these are silent the nearest
-literature. The detector's other view w' is a weak one too: whatever resamples, recolors or cuts would erase or forge
-the traces that it looks for.
+literature. The detector's own view v is a weak one, a little sharper or softer; s(u) is what D's average says of w u.
 Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool is
 synthetic; the cut that this estimate gives s(u) and the queue (`Cut`); real images that the start is sure of as further
 examples; and what a person marked (`Trusted`).
@@ -492,7 +491,7 @@ class RSMatch:
             if trusted and len(trusted.real):
                 real = [torch.where(taken[:, None, None, None], further.pop(), batch.labeled_tiles)]
             real += further
-        views = [augment.weak(tiles, rng) for tiles in (*real, queued, batch.unlabeled_tiles)]
+        views = [augment.detector(tiles, rng) for tiles in (*real, queued, batch.unlabeled_tiles)]
         logits = self.detector(torch.cat(views))
         real_B, queued_Q, unlabeled_M = logits.split((sum(map(len, real)), len(queued), len(batch.unlabeled_tiles)))
         match recipe.detector_examples:

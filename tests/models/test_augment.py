@@ -112,7 +112,7 @@ def test_policy_draws_every_operation_equally_and_skips_half() -> None:
     assert chosen.level.max() == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("view", [augment.weak, augment.strong])
+@pytest.mark.parametrize("view", [augment.weak, augment.strong, augment.detector])
 def test_views_are_functions_of_the_seed_and_leave_the_input(view: object, images: torch.Tensor) -> None:
     assert callable(view)
     before = images.clone()
@@ -168,3 +168,15 @@ def test_whole_policy_has_the_distribution_of_pils() -> None:
             np.searchsorted(first, grid, side="right") - np.searchsorted(second, grid, side="right")
         ).max() / len(first)
         assert distance < 0.045, name  # Kolmogorov-Smirnov at 4,000 against 4,000: 0.043 is p = 0.001
+
+
+def test_detector_views_are_weak_views_made_sharper_or_softer(images: torch.Tensor) -> None:
+    weak, view = (make(images, Rng(torch.Generator().manual_seed(3))) for make in (augment.weak, augment.detector))
+    rest = weak.int() - augment._smooth(weak)
+    added = view.int() - weak.int()
+    inside = (view > 0) & (view < 255)  # elsewhere clipped
+    assert (added.abs() <= augment.SHARPENED * rest.abs() + 0.5)[inside].all()
+    agrees = [int((a * r)[i].sum()) for a, r, i in zip(added, rest, inside, strict=True)]
+    assert min(agrees) < 0 < max(agrees)  # some are softer, some sharper
+    flat = torch.full_like(images, 90)
+    assert torch.equal(augment.detector(flat, Rng(torch.Generator().manual_seed(0))), flat)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models import ema, residual
+from models import ema, residual, spectrum
 from models.networks import Classifier, Detector, backbone
 from models.schedule import cosine
 
@@ -43,7 +43,7 @@ def test_detector_adds_a_linear_score_of_the_statistics() -> None:
     detector = Detector().eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before = detector(images)
-    statistics = torch.cat(residual.statistics(images), dim=1)
+    statistics = torch.cat(residual.statistics(spectrum.equalize(images)), dim=1)
     with torch.no_grad():
         detector.linear.weight[0, 3] = 2.0  # the mean of 0 and variance of 1 that a fresh norm assumes
     expected = before + 2 * statistics[:, 3].clamp(-5, 5)
