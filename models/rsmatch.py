@@ -25,7 +25,6 @@ FixMatch is the case g = 0 without a dummy head; supervised training is the case
 from the truth or be shuffled (`Recipe.routing`), and D may learn from other examples (`Recipe.detector_examples`).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,15 +36,16 @@ from torch import Tensor, nn
 
 from models import augment, ema, openset, residual, rules
 from models.csqueue import CSQueue
+from models.cut import Cut
 from models.networks import Classifier, Detector, set_norm_momentum
 from models.ranks import ALONE, Ranks, Rng, synchronize_norms
 from models.rules import FixMatch
 from models.schedule import cosine
+from models.trusted import Trusted
 
 DETECTOR_SETTLES = 200  # steps before the queue and the routes listen to a detector: an untrained one has a random sign
 DETECTOR_RATE = 2e-3
 DETECTOR_DECAY = 0.995  # of its average
-CUT_RATE = 0.02  # share of the new batch in the cut
 ROUTE_AT = 0.5  # probability from which an image goes to the dummy head
 
 # Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the detector's routes, shuffled within
@@ -233,80 +233,6 @@ class Batch(NamedTuple):
     unlabeled_tiles: Tensor  # (M, 3, T, T)
     rows: Tensor  # (M,) int64, dataset indices of the unlabeled images
     synthetic: Tensor | None = None  # (M,) bool, the truth, where the recipe needs it
-
-
-class Cut(nn.Module):
-    """The logit that parts real from synthetic, so that the share called synthetic is the one that was estimated.
-
-    A detector that learns from both sides equally often calls too few or too many at a logit of 0, which is the cut
-    while no estimate is known. Further up, `sure` leaves above it what may enter the queue: the best of a batch's few
-    images of a class is often a real one, and dilutes a queue that the bootstrap left pure.
-    """
-
-    share: Tensor
-    interval: Tensor
-    logit: Tensor
-    taken: Tensor
-    sure: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("share", torch.tensor(torch.nan))
-        self.register_buffer("interval", torch.full((2,), torch.nan))
-        self.register_buffer("logit", torch.tensor(0.0))
-        self.register_buffer("taken", torch.tensor(torch.nan))
-        self.register_buffer("sure", torch.tensor(-torch.inf))
-
-    def settle(self, share: float, interval: tuple[float, float]) -> None:
-        """Take the estimate of the synthetic share and its interval."""
-        self.share.fill_(share)
-        self.interval.copy_(torch.tensor(interval))
-        self.taken.fill_(residual.share_taken(share))
-        self.sure.fill_(0.0)
-
-    @property
-    def estimate(self) -> tuple[float | None, tuple[float, float] | None]:
-        """Synthetic share of the pool and its 95 % interval; None while nothing is known."""
-        share, low, high = (round(value, 4) for value in (self.share.item(), *self.interval.tolist()))
-        return (None, None) if math.isnan(share) else (share, (low, high))
-
-    @torch.no_grad()
-    def follow(self, logits_M: Tensor, rate: float = CUT_RATE) -> None:
-        """Move towards the quantiles of these logits; nothing happens while no share is known."""
-        known = ~self.share.isnan()
-        shares = torch.stack((self.share, self.taken)).nan_to_num(0.5)
-        logit, sure = torch.quantile(logits_M.float(), 1 - shares)
-        self.logit.copy_(torch.where(known, self.logit.lerp(logit, rate), self.logit))
-        self.sure.copy_(torch.where(known, self.sure.lerp(sure, rate), self.sure))
-
-
-class Trusted(NamedTuple):
-    """Unlabeled images of which a person said whether they are real, as dataset indices; an extension of ours.
-
-    What was said stands in for the detector's score. And they are the detector's examples, beside the labeled images
-    and those of the queue: each is drawn as often as one of the `num_labeled` labeled images.
-    """
-
-    real: Tensor  # (R,) int64, ascending
-    synthetic: Tensor  # (S,) int64, ascending
-    num_labeled: int
-
-    def to(self, device: torch.device) -> "Trusted":
-        """The same on a device."""
-        return Trusted(self.real.to(device), self.synthetic.to(device), self.num_labeled)
-
-    def settle(self, rows_N: Tensor, scores_N: Tensor, real: float | Tensor, synthetic: float | Tensor) -> Tensor:
-        """The scores (N,) of images, with those given for what is known to be real and known to be synthetic."""
-        for trusted, score in ((self.real, real), (self.synthetic, synthetic)):
-            if len(trusted):
-                place_N = torch.searchsorted(trusted, rows_N).clamp(max=len(trusted) - 1)  # isin would wait for a GPU
-                scores_N = torch.where(trusted[place_N] == rows_N, score, scores_N)
-        return scores_N
-
-    def draw(self, trusted_N: Tensor, count: int, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Draw (B,) of N trusted images, and where (B,) they take another example's place: N / (N + num_labeled)."""
-        share = len(trusted_N) / (len(trusted_N) + self.num_labeled)
-        return trusted_N[rng.integers(0, len(trusted_N), count)], rng.uniform(count) < share
 
 
 class RSMatch:

@@ -21,7 +21,8 @@ def positions(height: int, width: int, device: torch.device) -> Tensor:
     """Distance (H, V) of each frequency of `rfft2` from zero, in widths of a ring: 0..R."""
     fy = torch.fft.fftfreq(height, device=device)[:, None]
     fx = torch.fft.rfftfreq(width, device=device)[None, :]
-    return (fy.square() + fx.square()).sqrt() / HIGHEST * NUM_RINGS
+    radius: Tensor = (fy.square() + fx.square()).sqrt()
+    return radius / HIGHEST * NUM_RINGS
 
 
 def ring_means(power_BHV: Tensor, width: int) -> Tensor:
@@ -53,4 +54,5 @@ def equalize(images_BCHW: Tensor) -> Tensor:
     below = place.long().clamp(max=NUM_RINGS - 2)
     gain = missing_BR[:, below].lerp(missing_BR[:, below + 1], place - below)
     waves = waves * (gain / 2).exp().clamp(1 / MAX_GAIN, MAX_GAIN)[:, None]
-    return torch.fft.irfft2(waves, s=(height, width), norm="ortho") + mean
+    equalized: Tensor = torch.fft.irfft2(waves, s=(height, width), norm="ortho")
+    return equalized + mean

@@ -1,7 +1,7 @@
 """What a person's marks add to a training: labeled images, and examples that the detector trusts.
 
 Of the images of the pool, those marked real and labeled join the labeled set and leave the unlabeled part. The others
-that are marked real or synthetic stay unlabeled, and are examples for the detector (`models.rsmatch.Trusted`).
+that are marked real or synthetic stay unlabeled, and are examples for the detector (`models.trusted.Trusted`).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from models.rsmatch import Trusted
+from models.trusted import Trusted
 from pipelines import batches, marks
 from pipelines.errors import BadInput
 from pipelines.images import Decoder, Views

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.cut import Cut
 from models.networks import Classifier, Detector, Heads
 from models.ranks import Rng
 from models.rsmatch import (
     DETECTOR_SETTLES,
     Batch,
-    Cut,
     Recipe,
     RSMatch,
-    Trusted,
     classifier_loss,
     consistency,
     nnpu_risk,
@@ -25,6 +24,7 @@ from models.rsmatch import (
     true_risk,
 )
 from models.rules import FixMatch
+from models.trusted import Trusted
 
 ROWS = torch.arange(12)
 GOLDEN = Path(__file__).with_name("golden_curve.json")

@@ -1,0 +1,55 @@
+"""Where the detector's logits part real from synthetic."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models import residual
+
+CUT_RATE = 0.02  # share of the new batch in the cut
+
+
+class Cut(nn.Module):
+    """The logit that parts real from synthetic, so that the share called synthetic is the one that was estimated.
+
+    A detector that learns from both sides equally often calls too few or too many at a logit of 0, which is the cut
+    while no estimate is known. Further up, `sure` leaves above it what may enter the queue: the best of a batch's few
+    images of a class is often a real one, and dilutes a queue that the bootstrap left pure.
+    """
+
+    share: Tensor
+    interval: Tensor
+    logit: Tensor
+    taken: Tensor
+    sure: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.tensor(torch.nan))
+        self.register_buffer("interval", torch.full((2,), torch.nan))
+        self.register_buffer("logit", torch.tensor(0.0))
+        self.register_buffer("taken", torch.tensor(torch.nan))
+        self.register_buffer("sure", torch.tensor(-torch.inf))
+
+    def settle(self, share: float, interval: tuple[float, float]) -> None:
+        """Take the estimate of the synthetic share and its interval."""
+        self.share.fill_(share)
+        self.interval.copy_(torch.tensor(interval))
+        self.taken.fill_(residual.share_taken(share))
+        self.sure.fill_(0.0)
+
+    @property
+    def estimate(self) -> tuple[float | None, tuple[float, float] | None]:
+        """Synthetic share of the pool and its 95 % interval; None while nothing is known."""
+        share, low, high = (round(value, 4) for value in (self.share.item(), *self.interval.tolist()))
+        return (None, None) if math.isnan(share) else (share, (low, high))
+
+    @torch.no_grad()
+    def follow(self, logits_M: Tensor, rate: float = CUT_RATE) -> None:
+        """Move towards the quantiles of these logits; nothing happens while no share is known."""
+        known = ~self.share.isnan()
+        shares = torch.stack((self.share, self.taken)).nan_to_num(0.5)
+        logit, sure = torch.quantile(logits_M.float(), 1 - shares)
+        self.logit.copy_(torch.where(known, self.logit.lerp(logit, rate), self.logit))
+        self.sure.copy_(torch.where(known, self.sure.lerp(sure, rate), self.sure))
