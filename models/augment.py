@@ -269,6 +269,6 @@ def _hole(count: int, side: int, images_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def to_float(images_BCHW: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 pixels to standardized float32, in the memory format that convolutions like best (channels last)."""
+    """Levels 0..255 to standardized float32, in the memory format that convolutions like best (channels last)."""
     scaled = (images_BCHW.float() / 255 - mean[:, None, None]) / std[:, None, None]
     return scaled.contiguous(memory_format=torch.channels_last)

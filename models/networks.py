@@ -26,7 +26,7 @@ class Heads(NamedTuple):
 
 
 class Standardize(nn.Module):
-    """uint8 (B, 3, H, W) to float32 with ImageNet's mean and deviation."""
+    """Levels 0..255 (B, 3, H, W) to float32 with ImageNet's mean and deviation."""
 
     mean: Tensor
     std: Tensor
@@ -129,15 +129,16 @@ class Classifier(nn.Module):
 class Detector(nn.Module):
     """Lightweight real/synthetic network (98 k parameters): uint8 (B, 3, H, W) to a logit (B,), positive is synthetic.
 
-    It sees images whose radial spectrum is that of photographs, so that it cannot take how an image was scaled for a
-    trace. Beside their colors it is shown what a 3x3 mean leaves of them, in which traces are not hidden below the
-    content, and its logit is the sum of the convolutions' and of a linear score of the residual statistics, which
-    convolutions of this size do not come to by themselves: from the same start each led to a higher AUROC, and sooner
-    (docs/log.md). Global pooling lets it take crops of any size.
+    Unless told otherwise it sees images whose radial spectrum is that of photographs, so that it cannot take how an
+    image was scaled for a trace (`models.spectrum`). Beside their colors it is shown what a 3x3 mean leaves of them, in
+    which traces are not hidden below the content, and its logit is the sum of the convolutions' and of a linear score
+    of the residual statistics, which convolutions of this size do not come to by themselves: from the same start each
+    led to a higher AUROC, and sooner (docs/log.md). Global pooling lets it take crops of any size.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128), *, equalize: bool = True) -> None:
         super().__init__()
+        self._equalize = equalize
         self.standardize = Standardize()
         layers: list[nn.Module] = []
         width_in = 6
@@ -156,11 +157,11 @@ class Detector(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        images_BCHW = spectrum.equalize(images_BCHW)
-        planes = torch.cat((self.standardize(images_BCHW), _residual_planes(images_BCHW)), dim=1)
+        levels_BCHW = spectrum.equalize(images_BCHW) if self._equalize else images_BCHW.float()
+        planes = torch.cat((self.standardize(levels_BCHW), _residual_planes(levels_BCHW)), dim=1)
         features = self.features(planes.contiguous(memory_format=torch.channels_last))
         with torch.no_grad():
-            statistics = torch.cat(residual.statistics(images_BCHW), dim=1)
+            statistics = torch.cat(residual.statistics(levels_BCHW), dim=1)
         # Far out one statistic of one image would outvote all the others.
         standardized = self.norm(statistics[..., None, None]).flatten(1).clamp(-residual.FAR, residual.FAR)
         logit: Tensor = (self.head(features.float()) + self.linear(standardized)).squeeze(1)

@@ -29,7 +29,7 @@ REAL_BOUNDS = (0.10, 0.30)
 
 
 def statistics(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, 75) residual statistics and (B, F) further ones of uint8 RGB images, at native resolution.
+    """Return (B, 75) residual statistics and (B, F) further ones of RGB images, levels 0..255, at native resolution.
 
     The 75: of luma and two chroma differences, five residuals (first and second differences in both directions, and
     the diagonal one), five numbers each (log mean magnitude, log standard deviation, share beyond three mean

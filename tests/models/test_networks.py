@@ -39,11 +39,13 @@ def test_detector_is_light_and_takes_any_size() -> None:
         assert detector(torch.zeros(2, 3, side, side, dtype=torch.uint8)).shape == (2,)
 
 
-def test_detector_adds_a_linear_score_of_the_statistics() -> None:
-    detector = Detector().eval()
+@pytest.mark.parametrize("equalize", [True, False])
+def test_detector_adds_a_linear_score_of_the_statistics(equalize: bool) -> None:
+    detector = Detector(equalize=equalize).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before = detector(images)
-    statistics = torch.cat(residual.statistics(spectrum.equalize(images)), dim=1)
+    seen = spectrum.equalize(images) if equalize else images
+    statistics = torch.cat(residual.statistics(seen), dim=1)
     with torch.no_grad():
         detector.linear.weight[0, 3] = 2.0  # the mean of 0 and variance of 1 that a fresh norm assumes
     expected = before + 2 * statistics[:, 3].clamp(-5, 5)
