@@ -6,6 +6,7 @@ run knows which of them are in the pool already. Nothing but listings and parque
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -207,9 +208,8 @@ def _local_entry(path: Path, entry: os.DirEntry[str] | None = None) -> _Entry:
     except OSError:
         if not path.is_symlink():
             raise
-        status = path.lstat()  # a link to nowhere: a record of the crawl, to be rejected
-    is_folder = entry.is_dir() if entry else path.is_dir()
-    return _Entry(str(path), path.name, is_folder, status.st_size, str(status.st_mtime_ns))
+        status = path.lstat()  # a link to nowhere or to itself: a record of the crawl, to be rejected
+    return _Entry(str(path), path.name, stat.S_ISDIR(status.st_mode), status.st_size, str(status.st_mtime_ns))
 
 
 def _remote_entry(system: Any, info: dict[str, Any]) -> _Entry:

@@ -49,6 +49,7 @@ _SYNTHETIC_SOURCE = "trainedAlgorithmicMedia"
 _CAMERA_SOURCE = "digitalCapture"
 _C2PA_STORE = bytes.fromhex("6332706100110010800000aa00389b71")  # JUMBF type of a C2PA manifest store, in any container
 
+_MAX_TEXT = 1 << 20
 _JPEG_DECLARING = (0xE1, 0xEB)  # APP1: EXIF and XMP; APP11: C2PA
 _JPEG_COMMENT = 0xFE
 _EXIF_DESCRIPTION, _EXIF_MAKE, _EXIF_MODEL, _EXIF_SOFTWARE = 0x010E, 0x010F, 0x0110, 0x0131
@@ -174,7 +175,10 @@ def _has_parameters(text: str) -> bool:
 
 
 def _plain(value: object) -> str:
-    """Text of a tag in whatever encoding: what we look for is ASCII, so UTF-16 need only lose its zeros."""
+    """Text of a tag in whatever encoding: what we look for is ASCII, so UTF-16 need only lose its zeros.
+
+    Of an absurd one only the beginning counts.
+    """
     if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    return value.replace("\0", "").strip() if isinstance(value, str) else ""
+        value = value[:_MAX_TEXT].decode("latin-1")
+    return value[:_MAX_TEXT].replace("\0", "").strip() if isinstance(value, str) else ""

@@ -3,6 +3,7 @@
 Archives are not trusted to be whole: what img2dataset's own metadata promise and the tar does not hold is a reject too.
 """
 
+import errno
 import json
 import math
 import os
@@ -305,3 +306,7 @@ def _read_file(folder: str, file: File, max_bytes: int) -> bytes | Reject:
         return Reject(Reason.MISSING, "a link to nowhere, or gone since the folder was listed")
     except PermissionError:
         return Reject(Reason.UNREADABLE, "permission denied")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return Reject(Reason.MISSING, "a link that leads to itself")

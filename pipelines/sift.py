@@ -9,8 +9,10 @@ computer that was asleep, or neighbors that took the memory, cost no image.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from mmap import mmap
 from pathlib import Path
@@ -93,7 +95,7 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
     lost = dict[bytes, Reject]()
     num_read = 0
     path = work / f"{task.number:05d}.tar"
-    with ShardWriter(path) as tar, foreign_images(), _Mark(_mark_of(work, task.number)) as mark:
+    with ShardWriter(path) as tar, foreign_images(), _silence(), _Mark(_mark_of(work, task.number)) as mark:
         for row, (member, content, sidecars) in mark.over(islice(read(task.unit, limits.max_bytes), task.stop)):
             num_read += 1
             if isinstance(content, Reject):
@@ -124,6 +126,19 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
             rejected.append(Rejected(row, member, *content))
     assert len(kept) + len(rejected) == num_read
     return Sifted(path, num_read, kept, rejected)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what C libraries print away from the terminal: libtiff has a line for each bad code word of a file."""
+    before = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _examine_in_time(content: bytes, metadata: bytes | None, limits: Limits, seconds: float) -> Accepted | Reject:

@@ -154,7 +154,7 @@ def test_every_reason_is_given_and_every_image_kept(tmp_path: Path) -> None:
     nameless = [row["reason"] for row in rejects(tmp_path / "pool") if not row["member"]]
     assert nameless == [Reason.INCOMPLETE_ARCHIVE]
     given = {row["reason"] for row in rejects(tmp_path / "pool")}
-    elsewhere = {Reason.UNREADABLE, Reason.TOO_SLOW, Reason.CRASHED}  # tests may run as root; see test_hostile
+    elsewhere = {Reason.UNREADABLE, Reason.TOO_SLOW, Reason.CRASHED}  # tests may run as root; see test_sift
     assert given == {str(reason) for reason in Reason} - elsewhere
     assert found["duplicate"]["detail"] == "duplicate of 000000000"
     assert all(row["detail"] for row in rejects(tmp_path / "pool"))
