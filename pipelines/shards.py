@@ -29,7 +29,8 @@ _ADLER_PRIME = 65521
 _MAX_OFFSET = 1 << 62  # what any file system can address
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)  # whatever size
 _SPARSE_GOES_ON, _SPARSE_MAP_GOES_ON = 482, 504  # flags in a GNU sparse header, and in the blocks after it
-_UNSAFE = "absolute, endless, or with .. or control characters in it"
+_NAMELESS = "(no name)"
+_UNSAFE = "absolute, empty, endless, or with .. or control characters in it"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # Mode 0644, owner 0, time 0, so that equal content is equal bytes.
@@ -69,6 +70,7 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
             yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"no tar header at byte {position}"))
             return
         name, size, start, kind = header
+        name = name or _NAMELESS
         start += position
         position = start + size + -size % BLOCK
         if kind == "folder":
@@ -191,7 +193,8 @@ def _text(name: bytes) -> str:
 def is_unsafe(name: str) -> bool:
     """Whether a name would leave the folder it is unpacked in, would not print as one line, or fits no file system."""
     return (
-        len(name) > _MAX_NAME
+        name == _NAMELESS
+        or len(name) > _MAX_NAME
         or name.startswith(("/", "\\"))
         or (".." in name and ".." in re.split(r"[/\\]", name))
         or _CONTROL.search(name) is not None

@@ -125,6 +125,13 @@ def test_a_gigantic_name_is_unsafe_and_is_not_kept_whole() -> None:
         assert reason is Reason.UNSAFE_NAME and len(found) < 5000 and last == ("last.jpg", b"last")
 
 
+def test_a_member_without_a_name_is_unsafe_whatever_it_is() -> None:
+    for kind, reason in ((tarfile.REGTYPE, Reason.UNSAFE_NAME), (tarfile.SYMTYPE, Reason.NOT_A_FILE)):
+        content = b"" if kind == tarfile.SYMTYPE else b"x"
+        assert unpack(member("", content, kind) + LAST + END) == [("(no name)", reason), ("last.jpg", b"last")]
+    assert unpack(pax(path="") + LAST + LAST + END) == [("(no name)", Reason.UNSAFE_NAME), ("last.jpg", b"last")]
+
+
 def test_sparse_members_are_passed_over_without_unfolding() -> None:
     for version in ({"GNU__sparse__major": 1, "GNU__sparse__minor": 0}, {"GNU__sparse__size": 10**15}):
         sparse = pax(**version, GNU__sparse__name="holes.jpg", GNU__sparse__realsize=10**15)
