@@ -5,6 +5,7 @@ read later, but JPEGs only as far as that takes: luma at an eighth to full scale
 stream at less than half the price. Of animations the first frame counts.
 """
 
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from pipelines.phash import SIDE, phash
 from pipelines.provenance import NOTHING, cannot_declare, declared
@@ -36,6 +38,7 @@ _START_OF_SCAN = 0xDA
 _TABLES = (0xDB, 0xC4, 0xDD)  # quantization, Huffman codes, restart interval
 _APPLICATION = (*range(0xE0, 0xF0), 0xFE)  # JFIF, EXIF, color profiles, ...; and comments
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
+_OBJECT = re.compile(r"\s*<\S+ object at 0x[0-9a-f]+>")
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -111,7 +114,7 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
     try:
         with Image.open(BytesIO(content), formats=(FORMATS[format_],)) as image:
             width, height = image.size
-            if reject := _judge_size(width, height, limits):
+            if reject := _judge_size(width, height, limits) or _judge_tiles(image, limits):
                 return reject
             hash_ = _decode_and_hash(image)
             try:
@@ -170,6 +173,16 @@ def _judge_size(width: int, height: int, limits: Limits) -> Reject | None:
         return Reject(Reason.TOO_SMALL, f"{width}x{height}, under the limit of {limits.min_side} a side")
     if width * height > limits.max_pixels:
         return Reject(Reason.TOO_MANY_PIXELS, f"{width}x{height}, over the limit of {limits.max_pixels}")
+    return None
+
+
+def _judge_tiles(image: Image.Image, limits: Limits) -> Reject | None:
+    """Reject a TIFF of which a single tile, however small the image, takes more memory than the largest image."""
+    if not isinstance(image, TiffImageFile):
+        return None
+    width, height = (image.tag_v2.get(tag) for tag in (TILEWIDTH, TILELENGTH))
+    if isinstance(width, int) and isinstance(height, int) and width * height > limits.max_pixels:
+        return Reject(Reason.TOO_MANY_PIXELS, f"a tile of {width}x{height}, over the limit of {limits.max_pixels}")
     return None
 
 
@@ -241,5 +254,6 @@ def _what_else(content: bytes) -> str:
 
 
 def _in_a_line(text: str) -> str:
-    """Flatten and shorten a decoder's message; it may quote the file's own bytes."""
+    """Flatten and shorten a decoder's message; it may quote the file's own bytes, or our memory's addresses."""
+    text = _OBJECT.sub("", text)
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:200]

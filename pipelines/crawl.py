@@ -6,6 +6,7 @@ run knows which of them are in the pool already. Nothing but listings and parque
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -207,9 +208,8 @@ def _local_entry(path: Path, entry: os.DirEntry[str] | None = None) -> _Entry:
     except OSError:
         if not path.is_symlink():
             raise
-        status = path.lstat()  # a link to nowhere: a record of the crawl, to be rejected
-    is_folder = entry.is_dir() if entry else path.is_dir()
-    return _Entry(str(path), path.name, is_folder, status.st_size, str(status.st_mtime_ns))
+        status = path.lstat()  # a link to nowhere or to itself: a record of the crawl, to be rejected
+    return _Entry(str(path), path.name, stat.S_ISDIR(status.st_mode), status.st_size, str(status.st_mtime_ns))
 
 
 def _remote_entry(system: Any, info: dict[str, Any]) -> _Entry:
@@ -234,7 +234,7 @@ def _parquet_units(entry: _Entry, shard_size: int) -> Iterator[Find]:
             parquet = pq.ParquetFile(file)
             column = image_column(parquet.schema_arrow)
             rows = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two from names that are no UTF-8
         yield f"{entry.path}: left aside, it cannot be read as parquet ({_why(error)})."
         return
     if column is None:
@@ -259,15 +259,20 @@ def _parquet_units(entry: _Entry, shard_size: int) -> Iterator[Find]:
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Name of the column that holds image bytes: Hugging Face's struct of bytes and path, or plain binary."""
+    """Name of the column that holds image bytes: Hugging Face's struct of bytes and path, or plain binary.
+
+    A name that two columns share is none of theirs: no reader could tell which is meant.
+    """
 
     def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
             index = kind.get_field_index("bytes")
-            return index >= 0 and holds_bytes(kind.field(index).type)
+            if index < 0:
+                return False
+            kind = kind.field(index).type
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    names = [field.name for field in schema if holds_bytes(field.type)]
+    names = [field.name for field in schema if holds_bytes(field.type) and schema.names.count(field.name) == 1]
     known = [name for name in _IMAGE_COLUMNS if name in names]
     structs = [name for name in names if pa.types.is_struct(schema.field(name).type)]
     return next(iter(known + structs), None)

@@ -67,11 +67,21 @@ class Decoder:
 def _picture(key: str, data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return _upright(opened).convert("RGB")
+    except MemoryError:
+        raise  # says something about this machine, not about the image
+    except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
         raise CorruptShard(
             f"image {key} cannot be decoded ({error}); ingest the crawl again: ingest rejects such files."
         ) from None
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    opened.load()
+    try:
+        return ImageOps.exif_transpose(opened)
+    except Exception:  # broken EXIF: the image itself is fine, and ingest keeps it
+        return opened
 
 
 def _square(picture: Image.Image, native: Pixels, size: int) -> Pixels:

@@ -6,6 +6,7 @@ The crawl is a sequence of units, and each that is not yet in the pool becomes t
 `pool/.partial`, in any order; this process commits them strictly in order, each with its `_stats.json` last. So the
 finished shards are always what an uninterrupted run would have made first: killed at any moment, the same command goes
 on, and with further sources it adds to the pool. The pool's bytes depend neither on interruptions nor on `jobs`.
+Sifting never happens in this process: an image that crashes its decoder, or takes it `max_seconds`, costs itself alone.
 """
 
 import errno
@@ -38,7 +39,7 @@ from pipelines.manifest import KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEM
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.reject import Reason
 from pipelines.shards import MAX_MEMBER_BYTES, ShardWriter
-from pipelines.sift import Kept, Rejected, Sifted, sift
+from pipelines.sift import Kept, Rejected, Sifted, Task, after_the_end, sift
 from pipelines.workers import in_order, usable_cores
 
 _UNFINISHED = ".partial"
@@ -61,6 +62,7 @@ class IngestConfig(BaseModel):
     min_side: int = Field(default=16, ge=1)
     max_pixels: int = Field(default=89_478_485, ge=1)  # where Pillow warns of decompression bombs
     max_bytes: int = Field(default=1 << 28, ge=1, le=MAX_MEMBER_BYTES)
+    max_seconds: float = Field(default=60, gt=0, allow_inf_nan=False)  # to decode one image, by the clock
 
     @property
     def limits(self) -> Limits:
@@ -108,20 +110,16 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
         with Digests(work / "digests.sqlite") as digests:
             if survey.num_new:
                 _remember(pool, digests)
-            tasks = enumerate(_new_units(config, known), first)
+            tasks = (Task(number, unit, {}) for number, unit in enumerate(_new_units(config, known), first))
             jobs = min(config.jobs, max(survey.num_new, 1))
-            for (number, unit), sifted in in_order(partial(_sift, work, config.limits), tasks, jobs):
-                counts += _commit(sifted, unit, number, config.pool, digests)
-                num_bytes += unit.num_bytes
+            work_on = partial(sift, work=work, limits=config.limits, max_seconds=config.max_seconds)
+            for task, sifted in in_order(work_on, tasks, jobs, partial(after_the_end, work, config.max_seconds)):
+                counts += _commit(sifted, task.unit, task.number, config.pool, digests)
+                num_bytes += task.unit.num_bytes
                 on_tick(_tick(counts, num_bytes, survey.num_bytes))
         summary = _summary(config, survey, counts, time.monotonic() - started)
         _record(config, survey, summary)
     return summary
-
-
-def _sift(work: Path, limits: Limits, task: tuple[int, Unit]) -> Sifted:
-    number, unit = task
-    return sift(unit, number, work, limits)
 
 
 # Before: whose folder this is, what is in it, what there is to do

@@ -22,6 +22,8 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_MANY_BYTES = "too_many_bytes"
+    TOO_SLOW = "too_slow"  # a decoder that takes too long, or never comes back
+    CRASHED = "crashed"  # a decoder that ends its process, or takes more memory than there is
     DUPLICATE = "duplicate"  # the same bytes as an image that is already in the pool
 
     @property

@@ -1,7 +1,8 @@
 """Tar shards, in and out: foreign archives read with suspicion, our own written the same bytes every time.
 
-Python's tarfile reads everything but takes 30 µs a member, which is more than hashing a small image costs,
-so plain headers, nearly all of them, are read here and the others are left to it.
+Python's tarfile takes 30 µs a member, which is more than hashing a small image costs, so plain headers, nearly all of
+them, are read here. Of the others it reads the block alone: what it does with the extensions before one (a call in a
+call for each, their size taken on trust, an expression quadratic in theirs) can be made to take hours or all memory.
 """
 
 import os
@@ -20,9 +21,16 @@ BLOCK = 512
 MAX_MEMBER_BYTES = 8**11 - 1  # what the size field of a USTAR header can say
 _ZEROS = bytes(BLOCK)
 _BUFFER_BYTES = 1 << 20
+_MAX_EXTENSIONS = 16  # before one member
 _MAX_EXTENSION_BYTES = 1 << 20  # long names and pax headers; a hostile size must not become an allocation
 _EXTENSION_TYPES = (b"L", b"K", b"x", b"g", b"X")
+_MAX_NAME = 4096  # bytes, as of a path on Linux
 _ADLER_PRIME = 65521
+_MAX_OFFSET = 1 << 62  # what any file system can address
+_WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)  # whatever size
+_SPARSE_GOES_ON, _SPARSE_MAP_GOES_ON = 482, 504  # flags in a GNU sparse header, and in the blocks after it
+_NAMELESS = "(no name)"
+_UNSAFE = "absolute, empty, endless, or with .. or control characters in it"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # Mode 0644, owner 0, time 0, so that equal content is equal bytes.
@@ -57,11 +65,12 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
             what = "ends without its end mark" if position or block else "is empty"
             yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"the archive {what}, at byte {position}"))
             return
-        header = _plain_header(block) or _any_header(stream, position, block)
+        header = _plain_header(block) or _any_header(stream, block)
         if header is None:
             yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"no tar header at byte {position}"))
             return
         name, size, start, kind = header
+        name = name or _NAMELESS
         start += position
         position = start + size + -size % BLOCK
         if kind == "folder":
@@ -77,7 +86,7 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
                 yield Member(name, Reject(Reason.INCOMPLETE_ARCHIVE, detail))
                 return
             if is_unsafe(name):
-                yield Member(name, Reject(Reason.UNSAFE_NAME, "absolute, or with .. or control characters in it"))
+                yield Member(name, Reject(Reason.UNSAFE_NAME, _UNSAFE))
             else:
                 yield Member(name, content)
             stream.read(-size % BLOCK)
@@ -112,36 +121,81 @@ def _plain_header(block: bytes) -> _Header | None:
     return _Header(_text(name), size, BLOCK, "file")
 
 
-def _any_header(stream: BinaryIO, position: int, block: bytes) -> _Header | None:
-    """Let tarfile read the headers at `position` (long names, pax, sparse, base-256, links); None if it cannot."""
-    try:
-        first = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        if first.type in _EXTENSION_TYPES and first.size > _MAX_EXTENSION_BYTES:
+def _any_header(stream: BinaryIO, block: bytes) -> _Header | None:
+    """Read what may come before a member (long names, pax records) and then its own header; None if that is neither.
+
+    The stream stands behind `block`, and is left at the member's data.
+    """
+    start, records = BLOCK, dict[bytes, bytes]()
+    for _ in range(_MAX_EXTENSIONS):
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
             return None
-        stream.seek(position)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            info = tar.next()
-            after = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError):
+        if info.type not in _EXTENSION_TYPES:
+            return _extended(stream, block, info, start, records)
+        if not 0 <= info.size <= _MAX_EXTENSION_BYTES:
+            return None
+        extension = stream.read(info.size + -info.size % BLOCK)[: info.size]
+        if info.type == b"L":
+            records[b"path"] = extension.partition(b"\0")[0]
+        elif info.type in (b"x", b"X"):
+            records |= _pax_records(extension)
+        # The rest says nothing that we ask for: where links lead, and what shall go for all members to come.
+        block = stream.read(BLOCK)
+        start += info.size + -info.size % BLOCK + BLOCK
+    return None
+
+
+def _extended(
+    stream: BinaryIO, block: bytes, info: tarfile.TarInfo, start: int, records: dict[bytes, bytes]
+) -> _Header | None:
+    """Put together a header and what was said before it."""
+    try:
+        size = int(records.get(b"size", info.size))
+    except ValueError:
         return None
-    if info is None or info.size < 0:
+    if not 0 <= size <= _MAX_OFFSET:
         return None
-    # A sparse file is passed over as it is stored, not as it would unfold.
-    size = after - info.offset_data if info.issparse() else info.size if info.isreg() else 0
-    kind = "folder" if info.isdir() else "file" if info.isreg() and not info.issparse() else "other"
-    stream.seek(info.offset_data)
-    return _Header(_text(os.fsencode(info.name)), size, info.offset_data - position, kind)
+    path = records.get(b"GNU.sparse.name", records.get(b"path"))
+    name = _text(os.fsencode(info.name) if path is None else path)
+    is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse.") for key in records)
+    more = info.type == tarfile.GNUTYPE_SPARSE and block[_SPARSE_GOES_ON]
+    while more:  # blocks with the rest of the map; the data follows as it is stored, without its holes
+        block = stream.read(BLOCK)
+        start += len(block)
+        more = len(block) == BLOCK and block[_SPARSE_MAP_GOES_ON]
+    if info.isdir():
+        return _Header(name, 0, start, "folder")
+    if info.isreg() and not is_sparse:
+        return _Header(name, size, start, "file")
+    return _Header(name, size if info.isreg() or info.type not in _WITHOUT_DATA else 0, start, "other")
+
+
+def _pax_records(extension: bytes) -> dict[bytes, bytes]:
+    """Read records such as `20 path=a/name.jpg` and a line's end, each with its length before it, up to a bad one."""
+    records, at = dict[bytes, bytes](), 0
+    while (blank := extension.find(b" ", at, at + 8)) > 0:
+        digits = extension[at:blank]
+        if not digits.isdigit() or int(digits) <= blank - at or at + int(digits) > len(extension):
+            break
+        key, _, value = extension[blank + 1 : at + int(digits) - 1].partition(b"=")
+        records[key] = value
+        at += int(digits)
+    return records
 
 
 def _text(name: bytes) -> str:
-    """Decode a name so that it can always be written again, to parquet or to a terminal."""
-    return name.decode("utf-8", "backslashreplace")
+    """Decode a name so that it can always be written again, to parquet or to a terminal; cut it where it is absurd."""
+    return name[: _MAX_NAME + 1].decode("utf-8", "backslashreplace")
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name would leave the folder it is unpacked in, or would not print as one line."""
+    """Whether a name would leave the folder it is unpacked in, would not print as one line, or fits no file system."""
     return (
-        name.startswith(("/", "\\"))
+        name == _NAMELESS
+        or len(name) > _MAX_NAME
+        or name.startswith(("/", "\\"))
         or (".." in name and ".." in re.split(r"[/\\]", name))
         or _CONTROL.search(name) is not None
     )

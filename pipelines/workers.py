@@ -1,20 +1,24 @@
-"""Run a function over many tasks on several processes, with the results in the order of the tasks."""
+"""Run a function over many tasks on several processes, with the results in the order of the tasks.
+
+A task may be the end of its process: a decoder crashes, or the memory is gone. Whoever can say what to do then, says so
+by `retry`: the processes next to it are not disturbed, and another takes its place.
+"""
 
 import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import suppress
 from itertools import islice
-from multiprocessing import active_children, connection, get_context, parent_process
-from signal import SIG_IGN, SIGINT, signal
+from multiprocessing import connection, get_context, parent_process
+from signal import SIG_DFL, SIG_IGN, SIGALRM, SIGINT, signal
 from threading import Thread
-from typing import TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from pipelines.errors import CurateError
 
 _AHEAD = 2  # tasks that wait or run, for each process
+NO_MEMORY = 71  # exit code of a process that ended itself because it was refused memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -25,54 +29,153 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Task, Result]]:
+def in_order(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    jobs: int,
+    retry: Callable[[Task, int], Task] | None = None,
+) -> Iterator[tuple[Task, Result]]:
     """Yield (task, function(task)) in order; few tasks ahead of the consumer, so that memory stays bounded.
 
-    With one job everything happens in this process. Raises CurateError if a process dies.
+    `retry(task, exit code)` is called when `task` ended its process, and returns the task to run in its place (the code
+    is minus the signal, as in `multiprocessing`). Without it such an end raises CurateError, and with one job
+    everything happens in this process.
     """
-    if jobs == 1:
+    if jobs == 1 and retry is None:
         for task in tasks:
             yield task, function(task)
         return
     tasks = iter(tasks)
-    running: deque[tuple[Task, Future[Result]]] = deque()
-    with _processes(jobs) as processes:
+    running: deque[_Run[Task, Result]] = deque()
+    idle: list[_Process[Task, Result]] = []
+    try:
         while True:
-            for task in islice(tasks, jobs * _AHEAD - len(running)):
-                running.append((task, processes.submit(function, task)))
+            running.extend(_Run(task) for task in islice(tasks, jobs * _AHEAD - len(running)))
             if not running:
                 return
-            task, future = running.popleft()
-            yield task, future.result()
-
-
-@contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    before = active_children()
-    processes = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start)
-    try:
-        yield processes
-    except BrokenProcessPool:
-        raise CurateError(
-            "A worker process died, most likely for want of memory; the same command goes on from here, "
-            "with fewer --jobs it takes less."
-        ) from None
+            _assign(running, idle, function, jobs)
+            if running[0].is_done:
+                run = running.popleft()
+                yield run.task, run.result()
+            else:
+                _collect(running, idle, retry or _give_up)
     finally:
         # Whatever ends us (done, an error, Ctrl-C), nobody waits for results any more.
-        processes.shutdown(wait=False, cancel_futures=True)
-        for process in active_children():
-            if process not in before:
-                process.terminate()
+        for process in [*idle, *(run.process for run in running if run.process)]:
+            process.end()
 
 
-def _start() -> None:
-    """Prepare a worker: Ctrl-C is the parent's business, and a parent that was killed must not be outlived."""
+class _Run(Generic[Task, Result]):
+    """A task on its way: waiting, in a process, or done."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.process: _Process[Task, Result] | None = None
+        self.is_done = False
+        self._outcome: Result | Exception
+
+    def finish(self, outcome: Any) -> None:
+        self._outcome, self.is_done = outcome, True
+
+    def result(self) -> Result:
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+def _assign(
+    running: Iterable[_Run[Task, Result]],
+    idle: list["_Process[Task, Result]"],
+    function: Callable[[Task], Result],
+    jobs: int,
+) -> None:
+    """Give the tasks that wait to processes that do, in order; start processes while there are fewer than `jobs`."""
+    num_busy = sum(run.process is not None for run in running)
+    for run in running:
+        if num_busy == jobs:
+            return
+        if run.process is None and not run.is_done:
+            run.process = idle.pop() if idle else _Process(function)
+            run.process.send(run.task)
+            num_busy += 1
+
+
+def _collect(
+    running: Iterable[_Run[Task, Result]],
+    idle: list["_Process[Task, Result]"],
+    retry: Callable[[Task, int], Task],
+) -> None:
+    """Wait until at least one process has a result or has ended."""
+    busy = {run.process.pipe: run for run in running if run.process}
+    for pipe in connection.wait(list(busy)):
+        run = busy[pipe]  # type: ignore[index]
+        process, run.process = run.process, None
+        assert process is not None
+        try:
+            run.finish(process.receive())
+            idle.append(process)
+        except (EOFError, OSError):
+            run.task = retry(run.task, process.end())
+
+
+def _give_up(task: Any, exit_code: int) -> NoReturn:
+    raise CurateError(
+        "A worker process died, most likely for want of memory; the same command goes on from here, "
+        "with fewer --jobs it takes less."
+    )
+
+
+class _Process(Generic[Task, Result]):
+    """A process that runs one task after the other, and the end of the pipe that leads to it."""
+
+    def __init__(self, function: Callable[[Task], Result]) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(function, theirs), daemon=True)
+        self._process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+
+    def send(self, task: Task) -> None:
+        with suppress(BrokenPipeError):  # it has ended while idle, which `receive` will find out
+            self.pipe.send(task)
+
+    def receive(self) -> Any:
+        return self.pipe.recv()
+
+    def end(self) -> int:
+        """End the process if it has not ended by itself; return its exit code."""
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
+    """Run tasks until the pipe ends. Ctrl-C is the parent's business, and a killed parent must not be outlived."""
     signal(SIGINT, SIG_IGN)
+    signal(SIGALRM, SIG_DFL)  # a timer that runs out ends this process, whatever holds the interpreter up
+    Thread(target=_leave_with_parent, daemon=True).start()
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            outcome = function(task)
+        except MemoryError:
+            os._exit(NO_MEMORY)  # as if the system had ended us for it, which it might do the next time
+        except Exception as error:
+            error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+            outcome = error
+        try:
+            pipe.send(outcome)
+        except BrokenPipeError:
+            return  # the parent was killed
+
+
+def _leave_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
-
-    def leave_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    Thread(target=leave_with_parent, daemon=True).start()
+    connection.wait([parent.sentinel])
+    os._exit(1)
