@@ -254,6 +254,19 @@ def _read_facts(path: Path) -> tuple[Facts | None, tuple[_Part, ...]]:
         return None, ()
 
 
+def contradiction(scored: ScoredPool) -> str | None:
+    """What the stored index of a run gets wrong, in words; shards scored since are added when it is next opened."""
+    folder = scored.run / "index"
+    facts, known = _read_facts(folder / "index.json")
+    if facts is None:
+        return "its index.json cannot be read"
+    if _read(folder / "faiss.index", known, mapped=True) is None:
+        return "its faiss.index is missing, cut, or holds another number of images than its index.json says"
+    marks = {shard: scored.mark(shard) for shard in scored.shards}
+    stale = [part.shard for part in known if part.mark != marks.get(part.shard)]
+    return f"is of other scores than the run's, from shard {stale[0]} on" if stale else None
+
+
 def _read(path: Path, parts: Sequence[_Part], mapped: bool) -> Any:
     """The stored index, or None where it is gone, broken or not that of `parts`: then it is built anew.
 

@@ -244,6 +244,7 @@ def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digest
             "failed_to_resize": len(rejected) - never_arrived,
             "status_dict": {"success": len(fresh), **dict(sorted(reasons.items()))},
             "unit": unit.identity,
+            "sidecars_sha256": hashlib.sha256(b"".join(image.sidecars for image in fresh)).hexdigest(),
         },
     )
     counts = Counter({f"rejected:{reason}": count for reason, count in reasons.items()})

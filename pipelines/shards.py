@@ -4,6 +4,7 @@ Python's tarfile reads everything but takes 30 µs a member, which is more than 
 so plain headers, nearly all of them, are read here and the others are left to it.
 """
 
+import hashlib
 import os
 import re
 import tarfile
@@ -211,6 +212,15 @@ def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
                 yield content
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
+
+
+def digest_of_sidecars(sidecars: Iterable[tuple[str, bytes]]) -> bytes:
+    """SHA-256 of what stands beside an image, (suffix, content) in the order of the tar."""
+    digest = hashlib.sha256()
+    for suffix, content in sidecars:
+        digest.update(f"{suffix} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.digest()
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

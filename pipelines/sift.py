@@ -13,7 +13,7 @@ from pipelines.crawl import Unit
 from pipelines.manifest import key_of
 from pipelines.records import read
 from pipelines.reject import Reason, Reject
-from pipelines.shards import ShardWriter
+from pipelines.shards import ShardWriter, digest_of_sidecars
 
 _SUFFIX = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")  # of a sidecar that can be a member of a tar of ours
 
@@ -35,6 +35,7 @@ class Kept(NamedTuple):
     num_bytes: int
     start: int  # of the sample's first header
     stop: int
+    sidecars: bytes  # their SHA-256
 
 
 class Rejected(NamedTuple):
@@ -80,9 +81,10 @@ def sift(unit: Unit, number: int, work: Path, limits: Limits) -> Sifted:
             digests.add(digest)
             key, start = key_of(number, row), tar.position
             offset = tar.add(f"{key}.{found.format}", content)
-            for suffix, text in sidecars.items():
-                if _SUFFIX.fullmatch(suffix):
-                    tar.add(f"{key}.{suffix}", text)
-            kept.append(Kept(row, key, member, *found, digest, offset, len(content), start, tar.position))
+            beside = [(suffix, text) for suffix, text in sidecars.items() if _SUFFIX.fullmatch(suffix)]
+            for suffix, text in beside:
+                tar.add(f"{key}.{suffix}", text)
+            place = (offset, len(content), start, tar.position)
+            kept.append(Kept(row, key, member, *found, digest, *place, digest_of_sidecars(beside)))
     assert len(kept) + len(rejected) == num_read
     return Sifted(path, num_read, kept, rejected)
