@@ -34,8 +34,7 @@ def held(folder: Path, called: Path | None = None) -> Iterator[None]:
     """
     name = called or folder
     with refusals(name):
-        is_new = not folder.exists()
-        lock = _locked(folder, wait=False, name=name)
+        lock, is_new = _locked(folder, wait=False, name=name)
         try:
             yield
         finally:
@@ -50,7 +49,7 @@ def held(folder: Path, called: Path | None = None) -> Iterator[None]:
 def awaited(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it as soon as nobody else does: for what whoever comes second can use as it is."""
     with refusals(folder):
-        lock = _locked(folder, wait=True, name=folder)
+        lock, _ = _locked(folder, wait=True, name=folder)
         try:
             yield
         finally:
@@ -72,9 +71,10 @@ def refusals(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _locked(folder: Path, wait: bool, name: Path) -> int:
-    """Descriptor of the folder, which holds the lock until it is closed."""
+def _locked(folder: Path, wait: bool, name: Path) -> tuple[int, bool]:
+    """Descriptor of the folder, which holds the lock until it is closed, and whether we made the folder."""
     while True:
+        is_new = not folder.exists()
         make_folder(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -88,7 +88,7 @@ def _locked(folder: Path, wait: bool, name: Path) -> int:
                 os.close(descriptor)
                 raise
         if _is_still(folder, descriptor):
-            return descriptor
+            return descriptor, is_new
         os.close(descriptor)  # who held it has just removed or renamed it
 
 
