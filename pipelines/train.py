@@ -232,7 +232,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             stops = stopped.is_set() if ranks.world == 1 else is_logged and ranks.any(stopped.is_set(), device)
             if done % config.checkpoint_every == 0 or is_last or stops:
                 save(done)
-            if stops and not is_last:
+            if stops:
                 raise KeyboardInterrupt
 
     waiting_share = loading.seconds / max(time.monotonic() - loop_started, 1e-9)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curate.app import app
+from curate.app import _explain, app
 from curate.config import resolve
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
@@ -100,3 +100,11 @@ def test_the_package_runs_from_a_folder_with_packages_of_our_names(tmp_path: Pat
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
     assert str(ROOT / "pipelines") in done.stdout, done.stderr
+
+
+def test_an_error_that_a_library_makes_of_ctrl_c_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    """DuckDB answers Ctrl-C so; of itself the error is a bug."""
+    assert _explain(RuntimeError("Query interrupted"), interrupted=True) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert _explain(RuntimeError("Query interrupted"), interrupted=False) == 70
+    assert "bug" in capsys.readouterr().err
