@@ -33,6 +33,8 @@ app = typer.Typer(
 for command in (ingest, train, score, inspect, review, export, report, verify, demo, generate, benchmark):
     app.command()(command)
 
+_INTERRUPTED = "Interrupted; the same command goes on from here."
+
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 the user can mend it, 2 usage, 130 interrupted, 70 a bug."""
@@ -46,6 +48,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupt)
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:  # typer takes KeyboardInterrupt for itself, and says nothing
+            console.fail(_INTERRUPTED)
+        raise
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(_explain(error, interrupted.is_set()))
 
@@ -53,7 +59,7 @@ def main() -> None:
 def _explain(error: BaseException, interrupted: bool) -> int:
     """Say what went wrong; returns the exit code."""
     if interrupted or isinstance(error, KeyboardInterrupt):  # some libraries turn Ctrl-C into an error of their own
-        console.fail("Interrupted; the same command goes on from here.")
+        console.fail(_INTERRUPTED)
         return 130
     if isinstance(error, CurateError):
         console.fail(str(error))

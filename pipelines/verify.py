@@ -23,7 +23,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipelines import calibration, marks
-from pipelines.errors import CurateError
+from pipelines.errors import CurateError, MissingArtifact
 from pipelines.manifest import POOL_SCHEMA, REJECT_SCHEMA, SCORE_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
@@ -65,7 +65,9 @@ class Summary:
 
 def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
     """Verify a pool and, if there is one, the run beside it. MissingArtifact where there is no pool."""
-    pool = Pool.open(config.pool)
+    pool = Pool(config.pool)
+    if not pool.shards:
+        raise MissingArtifact(f"{pool.root}: holds no finished shard; run `curate ingest` first.")
     problems = list(_strays(pool))
     digests: list[npt.NDArray[np.bytes_]] = []
     num_rejects = 0
@@ -164,8 +166,9 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
             yield problem(manifest, f"lists {key} of the shard {row['shard']}")
         sidecars.update(digest_of_sidecars((name, text) for name, text in sample.items() if name != row["format"]))
         position += sum(BLOCK + len(data) + -len(data) % BLOCK for data in sample.values())
-    if stats.get("sidecars_sha256") != sidecars.hexdigest():
-        yield problem(tar, "holds other text beside its images than was crawled")
+    if (recorded := stats.get("sidecars_sha256")) != sidecars.hexdigest():
+        what = "holds other text beside its images than was crawled" if recorded else "has no digest of its captions"
+        yield problem(tar, what)
     if (missing := next(listed, None)) is not None:
         yield problem(tar, f"ends before the sample {missing['key']}")
     if tar.stat().st_size != position + 2 * BLOCK:

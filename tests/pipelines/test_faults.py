@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -194,17 +193,19 @@ def test_a_disk_that_may_not_be_written_is_one_sentence(stage: str, world: World
 def test_without_root_a_limit_on_files_is_one_sentence_and_exit_1(world: World, whole: Home, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('backbone = "small"\nnum_steps = 2\nbatch_size = 8\nunlabeled_ratio = 2\ndevice = "cpu"\n')
-    command = [sys.executable, "-m", "curate", "train", "--config", str(recipe), "--labeled", str(world.seed)]
-    command += ["--pool", str(world.pool), "--run", str(tmp_path / "run")]
+    options = ["--labeled", str(world.seed), "--pool", str(world.pool), "--run", str(tmp_path / "run")]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    def curate_train(before: str) -> subprocess.CompletedProcess[str]:
+        script = before + "import curate.app; curate.app.main()"
+        command = [sys.executable, "-c", script, "train", "--config", str(recipe), *options]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = curate_train(limit)
     assert done.returncode == 1
     assert "File too large" in done.stderr and "the same command goes on" in done.stderr
     assert "Traceback" not in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = curate_train("")
     assert done.returncode == 0, done.stderr
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipelines import score, train, verify
+from pipelines import ingest, score, train, verify
 from pipelines.errors import MissingArtifact
 from pipelines.index import Index
 from pipelines.manifest import Pool
@@ -116,6 +116,14 @@ def miscount(root: Path) -> None:
     path = root / "pool" / "00000_stats.json"
     stats = json.loads(path.read_text())
     path.write_text(json.dumps(stats | {"count": stats["count"] + 1}))
+
+
+def empty_the_stats(root: Path) -> None:
+    (root / "pool" / "00000_stats.json").write_text("")
+
+
+def lose_the_counts(root: Path) -> None:
+    (root / "pool" / "00000_stats.json").write_text("{}")
 
 
 def lose_the_mark(root: Path) -> None:
@@ -272,6 +280,8 @@ CORRUPTIONS = {
     shift_the_offsets: ("00000.parquet", "lies at byte"),
     drop_the_rejects: ("00000.tar", "missing"),
     miscount: ("00000.parquet", "_stats.json counts"),
+    empty_the_stats: ("00000.tar", "is not JSON"),
+    lose_the_counts: ("00000.tar", "counts no images"),
     lose_the_mark: ("00001.tar", "belongs to no finished shard"),
     ingest_a_shard_twice: ("pool", "more than once"),
     score_other_images: ("00000.parquet", "other images"),
@@ -319,3 +329,25 @@ def test_an_index_of_these_scores_is_no_problem_nor_are_shards_that_it_lacks(sou
     assert problems(root) == []
     (tmp_path / "aside").rename(aside)
     assert problems(root) == []
+
+
+def test_what_is_said_to_mend_a_shard_mends_it(world: World, sound: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(sound, root)
+    images = set(digests(root / "pool"))
+    flip_a_bit(root)
+    (problem,) = problems(root)
+    assert "remove the shard's .tar, .parquet, _stats.json and rejects" in problem.mend
+    for path in [*(root / "pool").glob("00000*"), root / "pool" / "rejects" / "00000.parquet"]:
+        path.unlink()
+    ingest.run(ingest.IngestConfig(sources=(str(world.root / "crawl"),), pool=root / "pool", jobs=1))
+    for problem in problems(root):
+        assert problem.mend == "remove it"  # what the run has of the shard that is gone
+        Path(problem.where).unlink()
+    score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
+    assert problems(root) == []
+    assert set(digests(root / "pool")) == images
+
+
+def digests(pool: Path) -> list[str]:
+    return [digest for table in Pool.open(pool).tables(["sha256"]) for digest in table["sha256"].to_pylist()]
