@@ -30,6 +30,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write contiguous tensors on the CPU as safetensors, atomically; OSError where the disk refuses."""
+    for left in path.parent.glob(".tmp*"):  # the library's own temporary files, where a kill left one
+        left.unlink()
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)

@@ -189,7 +189,7 @@ def _twice(pool: Pool, digests: npt.NDArray[np.bytes_]) -> Iterator[Problem]:
 def _run(scored: ScoredPool) -> Iterator[Problem]:
     """Compare model, checkpoint, scores, embeddings, index and marks with the pool and with each other."""
     run = scored.run
-    for path in sorted(run.rglob(".*.tmp")):
+    for path in sorted([*run.rglob(".*.tmp"), *run.rglob(".tmp*")]):
         yield Problem(where=str(path), what=_LEFT, mend="run the command that made it again, or remove it")
     trained: list[str] = []
     if scored.shards or (run / "model").is_dir():

@@ -265,8 +265,10 @@ def test_a_tar_that_changes_under_the_reader_is_not_taken(fault: str, world: Wor
 @pytest.mark.parametrize("fault", ["is replaced", "is gone"])
 def test_a_file_that_changes_under_the_reader_is_not_taken(fault: str, world: World, tmp_path: Path) -> None:
     folder, pool = tmp_path / "folder", tmp_path / "pool"
-    shutil.copytree(world.test, folder)
-    file = sorted(folder.rglob("*.jpg"))[-1]
+    folder.mkdir()
+    for path in world.test.rglob("*.jpg"):
+        shutil.copy2(path, folder)
+    file = max(folder.iterdir())
     content = file.read_bytes()
 
     def spoil(tick: Tick) -> None:
@@ -317,7 +319,7 @@ def test_two_writers_of_one_folder_are_one_and_readers_are_let_in(world: World, 
         for stage in ("train", "score"):
             with pytest.raises(Incompatible, match=f"{home.run}: {who}"):
                 home.stage(stage)()
-        look = inspect.InspectConfig(queries=("000000000",), pool=world.pool, run=home.run, device="cpu")
+        look = inspect.InspectConfig(queries=("000000000",), pool=world.pool, run=home.run)
         assert inspect.run(look).inspections
         page = report.ReportConfig(pool=world.pool, run=home.run, out=tmp_path / "report.html", device="cpu")
         assert report.run(page).num_bytes
@@ -438,6 +440,9 @@ def test_data_are_on_the_disk_before_their_names_and_marks_come_last(world: Worl
     for call in calls(trace, home.root):
         if call.name.startswith("rename"):
             source, target = call.paths
+            if Path(target).name.startswith("."):  # a library that has temporary names of its own
+                unsynced = {target if path == source else path for path in unsynced}
+                continue
             assert awaited is None, f"{target} was named before the name before it was on the disk"
             assert not {path for path in unsynced if path == source or path.startswith(f"{source}/")}
             awaited = str(Path(target).parent)
