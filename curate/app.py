@@ -1,7 +1,10 @@
 """The command line: one file per command, loaded here; errors are rendered here and nowhere else."""
 
+import signal
 import sys
 import traceback
+from threading import Event
+from types import FrameType
 
 import typer
 
@@ -30,21 +33,40 @@ app = typer.Typer(
 for command in (ingest, train, score, inspect, review, export, report, verify, demo, generate, benchmark):
     app.command()(command)
 
+_INTERRUPTED = "Interrupted; the same command goes on from here."
+
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 the user can mend it, 2 usage, 130 interrupted, 70 a bug."""
+    interrupted = Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app()
-    except CurateError as error:
+    except SystemExit as end:
+        if end.code == 130:  # typer takes KeyboardInterrupt for itself, and says nothing
+            console.fail(_INTERRUPTED)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(_explain(error, interrupted.is_set()))
+
+
+def _explain(error: BaseException, interrupted: bool) -> int:
+    """Say what went wrong; returns the exit code."""
+    if interrupted or isinstance(error, KeyboardInterrupt):  # some libraries turn Ctrl-C into an error of their own
+        console.fail(_INTERRUPTED)
+        return 130
+    if isinstance(error, CurateError):
         console.fail(str(error))
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.fail("Interrupted; the same command goes on from here.")
-        sys.exit(130)
-    except BrokenPipeError:
+        return 1
+    if isinstance(error, BrokenPipeError):
         sys.stderr.close()  # the reader of our output has gone, there is nobody to tell
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
-        console.fail("This is a bug in curate; please report it with the traceback above.")
-        sys.exit(70)
+        return 1
+    traceback.print_exception(error)
+    console.fail("This is a bug in curate; please report it with the traceback above.")
+    return 70

@@ -48,7 +48,6 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train RSMatch on the pool: a real/synthetic detector and a classifier, from a few labeled real images."""
-    import os
     from dataclasses import asdict
 
     from curate.config import resolve
@@ -69,7 +68,7 @@ def train(
         "resume": None if resume else False,
     }  # fmt: skip
     settings = resolve(stage.TrainConfig, flags, config)
-    if os.environ.get("RANK", "0") != "0":
+    if not devices.is_first():
         stage.run(settings)  # under torchrun, rank 0 speaks for all
         return
     with console.progress("train") as on_tick:

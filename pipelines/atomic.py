@@ -1,11 +1,15 @@
 """Files appear whole or not at all: written under a temporary name, synced, renamed."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 
 @contextmanager
@@ -35,7 +39,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, their names on the disk when this returns; what is there stays."""
+    if path.exists():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy under the name given; by way of memory, for NumPy would not say why the disk refuses."""
+    encoded = io.BytesIO()
+    np.save(encoded, array, allow_pickle=False)
+    path.write_bytes(encoded.getbuffer())

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines import calibration, devices, model, plots, train, truth, workers, worlds
+from pipelines import calibration, devices, folders, model, plots, train, truth, workers, worlds
 from pipelines.atomic import replacing
 from pipelines.errors import Incompatible
 from pipelines.images import Decoder
@@ -133,6 +133,11 @@ class Summary:
 
 def run(config: BenchmarkConfig, on_tick: OnTick = ignore) -> Summary:
     """Run what is missing of the matrix, then write table and figures."""
+    with folders.held(config.out):
+        return _run(config, on_tick)
+
+
+def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
     started = time.monotonic()
     jobs = list(matrix(config))
     results = config.out / "results.jsonl"

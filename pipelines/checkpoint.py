@@ -4,6 +4,8 @@ Batches, augmentation and rates are pure functions of (seed, step), so no random
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,30 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.atomic import replacing
+from pipelines.atomic import make_folder, replacing
 from pipelines.errors import CorruptShard
+
+_ERRNO = re.compile(r"\(os error (\d+)\)")  # in what safetensors says of an I/O error
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and a JSON state to `path`, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_tensors(path, own, {"state": json.dumps(state)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors on the CPU as safetensors, atomically; OSError where the disk refuses."""
+    for left in path.parent.glob(".tmp*"):  # the library's own temporary files, where a kill left one
+        left.unlink()
     with replacing(path) as temporary:
-        save_file(own, temporary, metadata={"state": json.dumps(state)})
+        try:
+            save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            if found := _ERRNO.search(str(error)):  # the library's own kind of error, for what is the disk's
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+            raise
 
 
 def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,7 +7,7 @@ run knows which of them are in the pool already. Nothing but listings and parque
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,6 +110,23 @@ def open_source(path: str) -> BinaryIO:
         return Path(path).open("rb", buffering=_BUFFER_BYTES)
     system, inner = fsspec.core.url_to_fs(path)
     return cast(BinaryIO, system.open(inner, "rb"))
+
+
+def has_changed(unit: Unit) -> bool:
+    """Whether a unit's source is another by now than when it was found, or gone.
+
+    Of files below a remote folder this is not asked: it would take a request for each of them.
+    """
+    try:
+        if not isinstance(unit, FilesUnit):
+            entry = _look(unit.source)
+            return unit.fingerprint != f"{entry.num_bytes}-{entry.stamp}"
+        if "://" in unit.source:
+            return False
+        now = [(file, _local_entry(Path(join(unit.source, file.name)))) for file in unit.files]
+        return unit.fingerprint != _fingerprint((file, entry.num_bytes, entry.stamp) for file, entry in now)
+    except (OSError, BadInput):
+        return True
 
 
 def join(folder: str, name: str) -> str:
@@ -295,16 +312,21 @@ def _folder_units(root: str, shard_size: int, pool: str) -> Iterator[Find]:
 
 
 def _files_unit(root: str, start: int, run: list[tuple[File, str]]) -> FilesUnit:
-    digest = hashlib.sha256()
-    for file, stamp in run:
-        digest.update(os.fsencode("\0".join((file.name, str(file.num_bytes), stamp, *file.sidecars, "\n"))))
     return FilesUnit(
         source=root,
         part=f"files {start}-{start + len(run) - 1}",
-        fingerprint=digest.hexdigest()[:32],
+        fingerprint=_fingerprint((file, file.num_bytes, stamp) for file, stamp in run),
         num_bytes=sum(file.num_bytes for file, _ in run),
         files=tuple(file for file, _ in run),
     )
+
+
+def _fingerprint(files: Iterable[tuple[File, int, str]]) -> str:
+    """Digest of files with their sizes and stamps."""
+    digest = hashlib.sha256()
+    for file, num_bytes, stamp in files:
+        digest.update(os.fsencode("\0".join((file.name, str(num_bytes), stamp, *file.sidecars, "\n"))))
+    return digest.hexdigest()[:32]
 
 
 def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | tuple[File, str]]:

@@ -32,6 +32,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes: alone, or the first of the ranks that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined(wanted: str, batch_size: int) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the ranks that torchrun started, if it did; yields this process's place among them and its device.

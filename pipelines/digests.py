@@ -1,5 +1,7 @@
 """Which image bytes a pool holds already, and under which key: on disk, so that memory does not grow with the pool."""
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Self
 
 _DIGEST_BYTES = 16  # of the 32 of SHA-256: among 2^32 images, two differ in content but not in these once in 2^65 pools
 _CACHE_KIB = 16 * 1024
+_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
 
 class Digests:
@@ -43,5 +46,7 @@ class Digests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file."""
+        """Close the file; OSError where it was the disk that refused."""
         self._database.close()
+        if isinstance(error, sqlite3.OperationalError) and (number := _ERRNO.get(error.sqlite_errorcode & 0xFF)):
+            raise OSError(number, os.strerror(number)) from error

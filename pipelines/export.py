@@ -16,7 +16,6 @@ holds one shard, the most confident rows of each class where --per-class asks fo
 per image of the pool while near-duplicates are sought.
 """
 
-import errno
 import json
 import re
 import shutil
@@ -36,7 +35,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.atomic import sync, write_json
+from pipelines import folders
+from pipelines.atomic import save_array, sync, write_json
 from pipelines.duplicates import MAX_DISTANCE, MAX_RADIUS, RADIUS, Groups, best_first
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import KEY_DIGITS
@@ -121,8 +121,9 @@ class Summary:
 def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     """Write the export; see the module.
 
-    Raises MissingArtifact where a shard has no scores, Incompatible where they are not the pool's, BadInput for a wrong
-    `where` and for an `out` that holds anything but an earlier export.
+    Raises MissingArtifact where a shard has no scores, Incompatible where they are not the pool's, change meanwhile or
+    another process exports to the same place, BadInput for a wrong `where` and for an `out` that holds anything but an
+    earlier export.
     """
     scored = ScoredPool.open(config.pool, config.run)
     if scored.unscored:
@@ -130,6 +131,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             f"{config.run}/scores: shard {scored.unscored[0]} of {config.pool} has no scores "
             f"({len(scored.unscored)} of {len(scored.pool.shards)} shards have none); run `curate score` first."
         )
+    origins = [scored.origin(shard) for shard in scored.shards]
     with (
         _working_folder(config) as work,
         closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,
@@ -140,6 +142,8 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
         if config.per_class:
             selection = replace(selection, ranking=_rank(scored, config.per_class, selection))
         summary = _write(scored, config, selection, work, on_tick)
+        if origins != [scored.origin(shard) for shard in scored.shards]:
+            raise Incompatible(f"{config.run}/scores: were made anew meanwhile; run the same command again.")
         _replace(config.out.resolve(), work)
     return summary
 
@@ -323,7 +327,7 @@ def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work
             num_bytes += sum(row["num_bytes"] for row in rows)
             counts = {"count": len(rows), "successes": len(rows), "failed_to_download": 0, "failed_to_resize": 0}
             write_json(work / f"{shard}_stats.json", counts)
-    np.save(work / "uids.npy", np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
+    save_array(work / "uids.npy", np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
     summary = Summary(
         out=str(config.out),
         pool=scored.pool.num_images,
@@ -387,31 +391,27 @@ def _kept(
 
 @contextmanager
 def _working_folder(config: ExportConfig) -> Iterator[Path]:
-    """Yield an empty folder beside `out`, after making sure that `out` is ours to replace; remove it on failure."""
+    """Yield an empty folder beside `out`, after making sure that `out` is ours to replace; remove it on failure.
+
+    It is held for this export alone until it has become `out`.
+    """
     out = config.out.resolve()
-    if out.exists():
-        strange = [path.name for path in _entries(out) if not _OURS.fullmatch(path.name)]
-        if strange or (any(out.iterdir()) and not _is_export(out)):
-            what = f"holds {min(strange)}, which no export wrote" if strange else "is not an export"
-            raise BadInput(f"{config.out}: {what}; name another folder with --out.")
-    elif _before(out).exists():
-        _before(out).rename(out)  # a run was killed between its last two renames
     work = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f"{config.out}: cannot be made ({error.strerror}); name another folder with --out.") from None
-    try:
-        yield work
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    with folders.held(work, called=config.out):
+        try:
+            if out.exists():
+                strange = [path.name for path in _entries(out) if not _OURS.fullmatch(path.name)]
+                if strange or (any(out.iterdir()) and not _is_export(out)):
+                    what = f"holds {min(strange)}, which no export wrote" if strange else "is not an export"
+                    raise BadInput(f"{config.out}: {what}; name another folder with --out.")
+            elif _before(out).exists():
+                _before(out).rename(out)  # a run was killed between its last two renames
+            for path in work.iterdir():  # of a run that was killed
+                path.unlink()
+            yield work
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
             raise
-        raise BadInput(
-            f"{config.out}: {error.strerror}; free some space or name another folder with --out, then run it again."
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _entries(out: Path) -> list[Path]:
@@ -431,6 +431,8 @@ def _replace(out: Path, work: Path) -> None:
     """Put `work` in the place of `out`; whenever this is killed, one of them is whole and found by the next run."""
     before = _before(out)
     shutil.rmtree(before, ignore_errors=True)
+    for path in work.iterdir():
+        sync(path)
     sync(work)
     if out.exists():
         out.rename(before)

@@ -10,14 +10,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import marks, suggest
-from pipelines.atomic import replacing
+from pipelines import folders, marks, suggest
+from pipelines.atomic import replacing, save_array
 from pipelines.errors import BadInput
 from pipelines.index import Index, Neighbor
 from pipelines.manifest import shard_of
@@ -114,7 +115,11 @@ class Gallery:
 
     def _neighborhood(self, on_tick: OnTick) -> Neighborhood:
         """Look up the neighbors of all images, once for an index and its scores: kept in run/review/."""
-        file = self.scored.run / "review" / "neighborhood.npy"
+        folder = self.scored.run / "review"
+        with folders.awaited(folder):  # a second page takes what the first leaves
+            return self._look_up(folder / "neighborhood.npy", on_tick)
+
+    def _look_up(self, file: Path, on_tick: OnTick) -> Neighborhood:
         verdicts, labels = self.synthetic, self._model_labels
         mark = hashlib.sha256(json.dumps(self.index.parts).encode() + verdicts.tobytes() + labels.tobytes()).digest()
         try:
@@ -135,9 +140,8 @@ class Gallery:
                 counts[0, own[:, 0]] = (counted & (labels[others] != labels[own])).sum(axis=1)
                 counts[1, own[:, 0]] = (counted & (verdicts[others] != verdicts[own])).sum(axis=1)
             on_tick(Tick(done=self.starts[number + 1], total=len(self), unit="images"))
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as temporary, temporary.open("wb") as out:
-            np.save(out, np.concatenate([counts.ravel(), np.frombuffer(mark, np.uint8)]))
+        with replacing(file) as temporary:
+            save_array(temporary, np.concatenate([counts.ravel(), np.frombuffer(mark, np.uint8)]))
         return Neighborhood(*(counts / np.float32(NEIGHBORS)))
 
     def _row_of(self, neighbor: Neighbor) -> int:

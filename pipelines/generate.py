@@ -21,18 +21,14 @@ text-to-image pipeline of diffusers serves, a distilled one by --steps and --gui
 bare UNet: put it into an SDXL pipeline with a trailing Euler scheduler once, `save_pretrained`, and name that folder.
 """
 
-import errno
-import fcntl
 import hashlib
 import inspect
 import json
-import os
 import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +38,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines import devices, pretrained, prompts
+from pipelines import devices, folders, pretrained, prompts
 from pipelines.atomic import publish, write_json
 from pipelines.datasets import encode
 from pipelines.errors import BadInput, CorruptShard, Incompatible
@@ -140,7 +136,8 @@ def run(config: GenerateConfig, on_tick: OnTick = ignore) -> Summary:
     num_shards = -(-total // config.shard_size)
     if num_shards > MAX_SHARDS:
         raise BadInput(f"{total} images are more than {MAX_SHARDS} shards of {config.shard_size}; raise shard_size.")
-    with _claimed(config.out):
+    with folders.held(config.out):
+        _refuse_strangers(config.out)
         begun = _begun(config)
         found = prompts.take(config.out / "prompts.jsonl", config.classes, _writer(config), on_tick)
         todo = [shard for shard in range(num_shards) if not _is_done(config.out, shard)]
@@ -163,29 +160,9 @@ def run(config: GenerateConfig, on_tick: OnTick = ignore) -> Summary:
 # The folder
 
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, after making sure that it is new, empty or ours."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be made ({error.strerror}); name another folder with --out.") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with this process, whatever ends it
-        if strange := [path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)]:
-            raise BadInput(f"{out}: holds {min(strange)}, which no generation wrote; name another folder with --out.")
-        yield
-    except BlockingIOError:
-        raise Incompatible(f"{out}: another process is generating into it; wait for it, or end it.") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise BadInput(f"{out}: {error.strerror}; free some space, then the same command goes on.") from error
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):
-            out.rmdir()  # made for nothing, if a model is no good
+def _refuse_strangers(out: Path) -> None:
+    if strange := [path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)]:
+        raise BadInput(f"{out}: holds {min(strange)}, which no generation wrote; name another folder with --out.")
 
 
 def _begun(config: GenerateConfig) -> dict[str, Any] | None:

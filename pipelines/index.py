@@ -14,7 +14,9 @@ pool has outgrown its kind of index. Recall is measured each time.
 """
 
 import bisect
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +29,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from pipelines import folders
 from pipelines.atomic import replacing, write_json
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
@@ -95,7 +98,15 @@ class Index:
 
     @classmethod
     def open(cls, scored: ScoredPool, on_tick: OnTick = ignore) -> "Index":
-        """Open the run's index, after bringing it up to date with the scored shards."""
+        """Open the run's index, after bringing it up to date with the scored shards.
+
+        Where another process is about that already, what it leaves is taken.
+        """
+        with folders.awaited(scored.run / "index"):
+            return cls._open(scored, on_tick)
+
+    @classmethod
+    def _open(cls, scored: ScoredPool, on_tick: OnTick) -> "Index":
         folder = scored.run / "index"
         parts = tuple(_Part(shard, scored.num_rows(shard), scored.mark(shard)) for shard in scored.shards)
         width = scored.embeddings(scored.shards[0]).shape[1]
@@ -243,6 +254,19 @@ def _read_facts(path: Path) -> tuple[Facts | None, tuple[_Part, ...]]:
         return None, ()
 
 
+def contradiction(scored: ScoredPool) -> str | None:
+    """What the stored index of a run gets wrong, in words; shards scored since are added when it is next opened."""
+    folder = scored.run / "index"
+    facts, known = _read_facts(folder / "index.json")
+    if facts is None:
+        return "its index.json cannot be read"
+    if _read(folder / "faiss.index", known, mapped=True) is None:
+        return "its faiss.index is missing, cut, or holds another number of images than its index.json says"
+    marks = {shard: scored.mark(shard) for shard in scored.shards}
+    stale = [part.shard for part in known if part.mark != marks.get(part.shard)]
+    return f"is of other scores than the run's, from shard {stale[0]} on" if stale else None
+
+
 def _read(path: Path, parts: Sequence[_Part], mapped: bool) -> Any:
     """The stored index, or None where it is gone, broken or not that of `parts`: then it is built anew.
 
@@ -256,9 +280,14 @@ def _read(path: Path, parts: Sequence[_Part], mapped: bool) -> Any:
 
 
 def _write(folder: Path, index: Index) -> None:
-    folder.mkdir(exist_ok=True)
     (folder / "index.json").unlink(missing_ok=True)  # from here to its return the two need not agree
     with replacing(folder / "faiss.index") as temporary:
-        faiss.write_index(index.faiss, str(temporary))
+        try:
+            faiss.write_index(index.faiss, str(temporary))
+        except RuntimeError as error:  # FAISS's kind of all errors: what is the disk's is told by its words
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(folder)) from error
+            raise
     facts = {name: getattr(index.facts, name) for name in Facts.__dataclass_fields__}
     write_json(folder / "index.json", {**facts, "shards": index.parts})

@@ -9,8 +9,6 @@ on, and with further sources it adds to the pool. The pool's bytes depend neithe
 Sifting never happens in this process: an image that crashes its decoder, or takes it `max_seconds`, costs itself alone.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +18,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,9 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.atomic import publish, replacing, write_json
+from pipelines import folders
+from pipelines.atomic import make_folder, publish, replacing, write_json
 from pipelines.candidate import Limits
-from pipelines.crawl import Unit, find
+from pipelines.crawl import Unit, find, has_changed
 from pipelines.digests import Digests
 from pipelines.errors import BadInput, CorruptShard, Incompatible
 from pipelines.manifest import KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEMA, Pool
@@ -45,7 +44,7 @@ from pipelines.workers import in_order, usable_cores
 _UNFINISHED = ".partial"
 _RUNS = "run.json"  # also the mark of a pool
 _SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet)")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_TEMPORARY = re.compile(r"\.(\d+\.parquet|\d+_stats\.json|run\.json)\.tmp")  # what a kill kept from its name
 
 Identity = tuple[str, str, str]
 
@@ -94,7 +93,7 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
     """
     started = time.monotonic()
     counts, num_bytes = Counter[str](), 0
-    with _working_folder(config.pool) as work, _disk_errors(config.pool):
+    with folders.held(config.pool), _working_folder(config.pool) as work:
         pool = Pool(config.pool)
         known = {_identity(pool, shard) for shard in pool.shards}
         first = int(pool.shards[-1]) + 1 if pool.shards else 0
@@ -112,7 +111,7 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
                 _remember(pool, digests)
             tasks = (Task(number, unit, {}) for number, unit in enumerate(_new_units(config, known), first))
             jobs = min(config.jobs, max(survey.num_new, 1))
-            work_on = partial(sift, work=work, limits=config.limits, max_seconds=config.max_seconds)
+            work_on = partial(_sift, work, config.limits, config.max_seconds)
             for task, sifted in in_order(work_on, tasks, jobs, partial(after_the_end, work, config.max_seconds)):
                 counts += _commit(sifted, task.unit, task.number, config.pool, digests)
                 num_bytes += task.unit.num_bytes
@@ -122,56 +121,32 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
     return summary
 
 
+def _sift(work: Path, limits: Limits, max_seconds: float, task: Task) -> Sifted:
+    sifted = sift(task, work, limits, max_seconds)
+    if has_changed(task.unit):
+        raise BadInput(
+            f"{task.unit.source}: changed while it was read (is it still being written?); what is in the pool stays, "
+            "and the same command goes on from here once the source is complete."
+        )
+    return sifted
+
+
 # Before: whose folder this is, what is in it, what there is to do
 
 
 @contextmanager
 def _working_folder(pool: Path) -> Iterator[Path]:
-    """Take the pool for this process alone and yield a fresh folder for what is not finished."""
-    try:
-        pool.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(pool, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise BadInput(f"{pool}: cannot be made or opened as a pool ({error.strerror}).") from None
+    """Yield a fresh folder for what is not finished, after making sure that the pool is one or becomes one."""
     unfinished = pool / _UNFINISHED
+    if not (unfinished.exists() or (pool / _RUNS).exists()) and any(pool.iterdir()):
+        raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    work = unfinished / str(os.getpid())
+    work.mkdir(parents=True)
     try:
-        _lock(descriptor, unfinished)
-        if not (unfinished.exists() or (pool / _RUNS).exists()) and any(pool.iterdir()):
-            raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        work = unfinished / str(os.getpid())
-        work.mkdir(parents=True)
-        try:
-            yield work
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            with suppress(OSError):
-                pool.rmdir()  # made for nothing, if the sources were no good
+        yield work
     finally:
-        os.close(descriptor)
-
-
-def _lock(folder: int, unfinished: Path) -> None:
-    """Lock a pool's folder itself: the lock goes with this process, whatever ends it, and leaves no file behind."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        # Who holds it has named its own folder after itself.
-        holder = next((f"process {path.name}" for path in unfinished.glob("*")), "another process")
-        raise Incompatible(f"{unfinished.parent}: {holder} is ingesting into it; wait for it, or end it.") from None
-
-
-@contextmanager
-def _disk_errors(pool: Path) -> Iterator[None]:
-    """Say in a sentence that the disk is full or refuses; other OSErrors are bugs of ours."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise BadInput(
-            f"{pool}: cannot be written ({error.strerror}); what is in it stays, the same command goes on from here."
-        ) from error
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _identity(pool: Pool, shard: str) -> Identity:
@@ -186,10 +161,10 @@ def _identity(pool: Pool, shard: str) -> Identity:
 
 
 def _remove_unfinished(pool: Path, first: int) -> None:
-    """Remove what a killed run had renamed of the shard that it was about to finish."""
-    for path in [*pool.glob("*"), *pool.glob("rejects/*")]:
+    """Remove what a killed run had written of the shard that it was about to finish, under its name or not yet."""
+    for path in [*pool.iterdir(), *pool.glob("rejects/*")]:
         match = _SHARD_FILE.fullmatch(path.name)
-        if match and int(match[1]) >= first:
+        if (match and int(match[1]) >= first) or _TEMPORARY.fullmatch(path.name):
             path.unlink()
 
 
@@ -258,7 +233,7 @@ def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digest
 
     publish(tar, pool / f"{shard}.tar")
     _write_table(pool / f"{shard}.parquet", _manifest(fresh, shard, unit.source))
-    (pool / "rejects").mkdir(exist_ok=True)
+    make_folder(pool / "rejects")
     _write_table(pool / "rejects" / f"{shard}.parquet", _rejects(rejected, unit.source, digests))
     reasons = Counter(record.reason.value for record in rejected)
     never_arrived = sum(record.reason.never_arrived for record in rejected)
@@ -271,6 +246,7 @@ def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digest
             "failed_to_resize": len(rejected) - never_arrived,
             "status_dict": {"success": len(fresh), **dict(sorted(reasons.items()))},
             "unit": unit.identity,
+            "sidecars_sha256": hashlib.sha256(b"".join(image.sidecars for image in fresh)).hexdigest(),
         },
     )
     counts = Counter({f"rejected:{reason}": count for reason, count in reasons.items()})

@@ -118,7 +118,8 @@ class Pool:
             stats = json.loads(path.read_bytes())
         except ValueError:
             raise CorruptShard(f"{path}: is not JSON; remove the shard's files and ingest its source again.") from None
-        assert isinstance(stats, dict)
+        if not isinstance(stats, dict) or not isinstance(stats.get("successes"), int):
+            raise CorruptShard(f"{path}: counts no images; remove the shard's files and ingest its source again.")
         return stats
 
     def digest(self, shard: str) -> str:

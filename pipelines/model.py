@@ -8,6 +8,7 @@ README.md                how to use them
 """
 
 import hashlib
+import io
 import json
 import logging
 import warnings
@@ -17,11 +18,12 @@ from pathlib import Path
 import safetensors
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.networks import Classifier, Detector
-from pipelines.atomic import replacing, write_json
+from pipelines.atomic import make_folder, replacing, sync, write_json
+from pipelines.checkpoint import write_tensors
 from pipelines.errors import BadInput, CorruptShard, MissingArtifact
 from pipelines.images import Decoder
 
@@ -88,28 +90,32 @@ class _RealHead(nn.Module):
 
 
 def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: Detector) -> None:
-    """Write run/model/; config.json last, as the mark that the rest is there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write run/model/; config.json last, as the mark that the rest is there and of one training."""
+    make_folder(folder)
+    (folder / "config.json").unlink(missing_ok=True)
+    sync(folder)
     for name, network in (("classifier", classifier), ("detector", detector)):
-        with replacing(folder / f"{name}.safetensors") as temporary:
-            save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
+        tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+        write_tensors(folder / f"{name}.safetensors", tensors)
+    program = _export(classifier, config.image_size)
     with replacing(folder / "classifier.pt2") as temporary:
-        _export(classifier, config.image_size, temporary)
+        temporary.write_bytes(program)
     values = {**asdict(config), "num_classes": len(config.classes)}
     with replacing(folder / "README.md") as temporary:
         temporary.write_text(README.format(**values), encoding="utf-8")
     write_json(folder / "config.json", asdict(config))
 
 
-def _export(classifier: Classifier, size: int, path: Path) -> None:
+def _export(classifier: Classifier, size: int) -> bytes:
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=next(classifier.parameters()).device)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():  # the exporter warns of its own internals
         warnings.simplefilter("ignore")
         logging.getLogger("torch.export").setLevel(logging.ERROR)
         program = torch.export.export(_RealHead(classifier).eval(), (example,), dynamic_shapes=({0: batch},))
-        with path.open("wb") as file:
-            torch.export.save(program, file)
+        archive = io.BytesIO()
+        torch.export.save(program, archive)
+    return archive.getvalue()
 
 
 def load(run: Path, device: torch.device) -> Model:

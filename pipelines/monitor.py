@@ -14,7 +14,7 @@ from torch import Tensor
 from models import csqueue
 from models.rsmatch import Recipe, RSMatch
 from pipelines import batches, labeled, truth
-from pipelines.atomic import replacing
+from pipelines.atomic import replacing, sync
 
 EVALUATE_BATCH = 500
 TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is followed
@@ -45,6 +45,10 @@ class MetricsLog:
         self.last = values
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+    def sync(self) -> None:
+        """Flush all lines to the disk."""
+        sync(self._path)
 
 
 def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:

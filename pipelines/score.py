@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import batches, calibration, devices, model, truth
-from pipelines.atomic import replacing, write_json
+from pipelines import batches, calibration, devices, folders, model, truth
+from pipelines.atomic import make_folder, replacing, save_array, write_json
 from pipelines.images import Views
 from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
@@ -118,7 +118,15 @@ class Scorer:
 
 
 def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
-    """Score all shards that this model has not scored yet."""
+    """Score all shards that this model has not scored yet.
+
+    Raises MissingArtifact without a pool or a model, Incompatible where another process writes into the run.
+    """
+    with folders.held(config.run):
+        return _run(config, on_tick)
+
+
+def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     started = time.monotonic()
     pool = Pool.open(config.pool)
     known = truth.read(config.truth) if config.truth else None
@@ -127,7 +135,7 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
     thresholds = calibration.choose(trained.config.threshold, trained.config.held_out, config.max_false_positive_rate)
     scorer = Scorer(trained, device, thresholds)
     for folder in ("scores", "embeddings"):
-        (config.run / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(config.run / folder)
     calibration.save(config.run, thresholds)
     for shard in pool.shards:
         if not _is_scored(config.run, pool, shard, scorer.model.digest):
@@ -164,8 +172,8 @@ def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Score
     trained = scorer.model
     width = trained.classifier.num_features
     embeddings = _joined([part.embeddings for part in parts], (0, width))
-    with replacing(run / "embeddings" / f"{shard}.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, embeddings.astype(np.float16))
+    with replacing(run / "embeddings" / f"{shard}.npy") as temporary:
+        save_array(temporary, embeddings.astype(np.float16))
     probs = _joined([part.probs for part in parts], (0, len(trained.config.classes))).astype(np.float16)
     offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * probs.shape[1])
     has = trained.config.has_detector

@@ -105,12 +105,19 @@ class ScoredPool:
 
     def scored_by(self, shard: str) -> str | None:
         """Digest of the model that scored a shard, None where the scores don't say."""
-        mark = (pq.read_schema(self._scores(shard)).metadata or {}).get(b"model")
+        mark = self.origin(shard).get(b"model")
         return mark.decode() if mark else None
+
+    def origin(self, shard: str) -> dict[bytes, bytes]:
+        """What the scores of a shard say of themselves: model, shard and thresholds; nothing where they are gone."""
+        try:
+            return pq.read_schema(self._scores(shard)).metadata or {}
+        except FileNotFoundError:
+            return {}
 
     def mark(self, shard: str) -> str:
         """What tells the scores of a shard from others: digests of the model and of the shard that they are of."""
-        mark: dict[bytes, bytes] = pq.read_schema(self._scores(shard)).metadata or {}
+        mark = self.origin(shard)
         return (mark.get(b"model", b"") + b" " + mark.get(b"shard", b"")).decode()
 
     def embeddings(self, shard: str) -> npt.NDArray[np.float16]:

@@ -5,6 +5,7 @@ them, are read here. Of the others it reads the block alone: what it does with t
 call for each, their size taken on trust, an expression quadratic in theirs) can be made to take hours or all memory.
 """
 
+import hashlib
 import os
 import re
 import tarfile
@@ -265,6 +266,15 @@ def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
                 yield content
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
+
+
+def digest_of_sidecars(sidecars: Iterable[tuple[str, bytes]]) -> bytes:
+    """SHA-256 of what stands beside an image, (suffix, content) in the order of the tar."""
+    digest = hashlib.sha256()
+    for suffix, content in sidecars:
+        digest.update(f"{suffix} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.digest()
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -26,7 +26,7 @@ from pipelines.errors import CurateError
 from pipelines.manifest import key_of
 from pipelines.records import Record, read, unread
 from pipelines.reject import Reason, Reject
-from pipelines.shards import ShardWriter
+from pipelines.shards import ShardWriter, digest_of_sidecars
 from pipelines.workers import NO_MEMORY
 
 _SUFFIX = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")  # of a sidecar that can be a member of a tar of ours
@@ -52,6 +52,7 @@ class Kept(NamedTuple):
     num_bytes: int
     start: int  # of the sample's first header
     stop: int
+    sidecars: bytes  # their SHA-256
 
 
 class Rejected(NamedTuple):
@@ -115,10 +116,11 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
             digests.add(digest)
             key, start = key_of(task.number, row), tar.position
             offset = tar.add(f"{key}.{found.format}", content)
-            for suffix, text in sidecars.items():
-                if _SUFFIX.fullmatch(suffix) and _PICKLES.isdisjoint(suffix.split(".")):
-                    tar.add(f"{key}.{suffix}", text)
-            kept.append(Kept(row, key, member, *found, digest, offset, len(content), start, tar.position))
+            beside = [(suffix, text) for suffix, text in sidecars.items() if _may_stand_beside(suffix)]
+            for suffix, text in beside:
+                tar.add(f"{key}.{suffix}", text)
+            place = (offset, len(content), start, tar.position)
+            kept.append(Kept(row, key, member, *found, digest, *place, digest_of_sidecars(beside)))
     if task.stop is not None:
         for row, (member, content, _) in enumerate(unread(task.unit, task.stop, _UNREADABLE), num_read):
             num_read += 1
@@ -126,6 +128,10 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
             rejected.append(Rejected(row, member, *content))
     assert len(kept) + len(rejected) == num_read
     return Sifted(path, num_read, kept, rejected)
+
+
+def _may_stand_beside(suffix: str) -> bool:
+    return bool(_SUFFIX.fullmatch(suffix)) and _PICKLES.isdisjoint(suffix.split("."))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from models import residual, rsmatch, rules
 from models.networks import Classifier, Detector
 from models.ranks import Ranks, Rng
 from models.rsmatch import ROUTE_AT, Batch, Recipe, RSMatch
-from pipelines import batches, checkpoint, devices, labeled, model, trusted, truth
+from pipelines import batches, checkpoint, devices, folders, labeled, model, trusted, truth
 from pipelines.atomic import write_json
 from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Decoder
@@ -128,8 +128,15 @@ class Summary:
 
 
 def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
-    """Train to the end, or on from a checkpoint; KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
-    with devices.joined(config.device, config.batch_size) as (ranks, device):
+    """Train to the end, or on from a checkpoint; KeyboardInterrupt after Ctrl-C, with a checkpoint saved.
+
+    Raises Incompatible where another process writes into the run. Of several ranks the first holds it, before it joins
+    the others: torchrun ends those that still wait.
+    """
+    with (
+        folders.held(config.run) if devices.is_first() else nullcontext(),
+        devices.joined(config.device, config.batch_size) as (ranks, device),
+    ):
         return _train(config, ranks, device, on_tick)
 
 
@@ -175,7 +182,8 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
 
     def save(step: int) -> None:
         ranks.average_(list(sums.values()))
-        if writes:
+        if log is not None:
+            log.sync()  # the checkpoint promises the lines before it
             checkpoint.save(state_file, _pack(learner, sums), {"step": step, "config": identity})
 
     loading = _Stopwatch()
@@ -224,7 +232,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             stops = stopped.is_set() if ranks.world == 1 else is_logged and ranks.any(stopped.is_set(), device)
             if done % config.checkpoint_every == 0 or is_last or stops:
                 save(done)
-            if stops and not is_last:
+            if stops:
                 raise KeyboardInterrupt
 
     waiting_share = loading.seconds / max(time.monotonic() - loop_started, 1e-9)

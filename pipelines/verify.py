@@ -3,12 +3,15 @@
 in      a pool and, where there is one, a run; nothing is written
 out     a list of problems: where, what is wrong, and what mends it
 
-A pool is read as a stranger would read it: every tar from its first to its last byte, every image hashed, every
-manifest, count and reject compared with what the tar holds. Scores must be of these images and of this model.
+A pool is read as a stranger would read it: every tar from its first to its last byte, every image and every sidecar
+hashed, every manifest, count and reject compared with what the tar holds. Scores must be of these images and of this
+model, checkpoint and exported program be whole, and an index be of these scores. Of folders that a command is writing
+into at the moment, it may find what that has not finished.
 """
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +23,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipelines import calibration, marks
-from pipelines.errors import CurateError
+from pipelines.errors import CurateError, MissingArtifact
 from pipelines.manifest import POOL_SCHEMA, REJECT_SCHEMA, SCORE_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
-from pipelines.shards import BLOCK, read_samples
+from pipelines.shards import BLOCK, digest_of_sidecars, read_samples
 
 P = ParamSpec("P")
 
@@ -62,7 +65,9 @@ class Summary:
 
 def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
     """Verify a pool and, if there is one, the run beside it. MissingArtifact where there is no pool."""
-    pool = Pool.open(config.pool)
+    pool = Pool(config.pool)
+    if not pool.shards:
+        raise MissingArtifact(f"{pool.root}: holds no finished shard; run `curate ingest` first.")
     problems = list(_strays(pool))
     digests: list[npt.NDArray[np.bytes_]] = []
     num_rejects = 0
@@ -75,7 +80,7 @@ def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
         on_tick(Tick(done=number + 1, total=len(pool.shards), unit="shards"))
     problems += _twice(pool, np.concatenate(digests) if digests else np.empty(0, dtype="S64"))
     scored = ScoredPool(pool, config.run)
-    if (config.run / "scores").is_dir():
+    if config.run.is_dir():
         problems += _run(scored)
     return Summary(
         num_shards=len(pool.shards),
@@ -90,6 +95,9 @@ def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
 
 _SHARD = "remove the shard's .tar, .parquet, _stats.json and rejects, and run the `curate ingest` that made it again"
 _SCORES = "remove that file, and run `curate score` again"
+_TRAIN = "run the same `curate train` again"
+_INDEX = "remove it; the next `curate inspect` makes it anew"
+_LEFT = "is the unfinished work of a command that was killed, or of one that runs now"
 
 
 def _caught(
@@ -100,13 +108,15 @@ def _caught(
         yield from check(*args, **kwargs)
     except CurateError as error:
         yield Problem(where=str(where), what=str(error).removeprefix(f"{where}: ").split(";")[0].rstrip("."), mend=mend)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException, zipfile.BadZipFile) as error:
         yield Problem(where=str(where), what=f"cannot be read ({type(error).__name__}: {error})", mend=mend)
 
 
 def _strays(pool: Pool) -> Iterator[Problem]:
-    """Files of shards that were never finished, or lost the mark of it."""
+    """Files of shards that were never finished, or lost the mark of it, and what a killed command left."""
     known = set(pool.shards)
+    for path in [*sorted(pool.root.rglob(".*.tmp")), *pool.root.glob(".partial")]:
+        yield Problem(where=str(path), what=_LEFT, mend="run the last `curate ingest` again, or remove it")
     for path in sorted([*pool.root.glob("*.tar"), *pool.root.glob("*.parquet"), *pool.root.glob("rejects/*.parquet")]):
         if path.stem not in known:
             what = "belongs to no finished shard: its _stats.json is not there"
@@ -136,7 +146,7 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
         read = rows.num_rows + rejects.num_rows
         yield problem(manifest, f"kept and rejected are {read}, and _stats.json counts {stats.get('count')} read")
     position = 0
-    seen = set[str]()
+    seen, sidecars = set[str](), hashlib.sha256()
     listed = iter(rows.to_pylist())
     for key, sample in read_samples(tar):
         if key in seen:
@@ -154,7 +164,11 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
             yield problem(manifest, f"says that {key} lies at byte {row['offset']}, and it lies at {position + BLOCK}")
         if row["shard"] != shard or shard_of(key) != shard:
             yield problem(manifest, f"lists {key} of the shard {row['shard']}")
+        sidecars.update(digest_of_sidecars((name, text) for name, text in sample.items() if name != row["format"]))
         position += sum(BLOCK + len(data) + -len(data) % BLOCK for data in sample.values())
+    if (recorded := stats.get("sidecars_sha256")) != sidecars.hexdigest():
+        what = "holds other text beside its images than was crawled" if recorded else "has no digest of its captions"
+        yield problem(tar, what)
     if (missing := next(listed, None)) is not None:
         yield problem(tar, f"ends before the sample {missing['key']}")
     if tar.stat().st_size != position + 2 * BLOCK:
@@ -173,28 +187,61 @@ def _twice(pool: Pool, digests: npt.NDArray[np.bytes_]) -> Iterator[Problem]:
 
 
 def _run(scored: ScoredPool) -> Iterator[Problem]:
-    """Compare scores, embeddings and marks with the pool and the model."""
+    """Compare model, checkpoint, scores, embeddings, index and marks with the pool and with each other."""
+    run = scored.run
+    for path in sorted([*run.rglob(".*.tmp"), *run.rglob(".tmp*")]):
+        yield Problem(where=str(path), what=_LEFT, mend="run the command that made it again, or remove it")
     trained: list[str] = []
-    yield from _caught(scored.run / "model", "run `curate train` again", _model, scored.run, trained)
+    if scored.shards or (run / "model").is_dir():
+        yield from _caught(run / "model", _TRAIN, _model, run, trained)
+    state = run / "checkpoint" / "state.safetensors"
+    if state.exists():
+        yield from _caught(state, "remove it, and " + _TRAIN, _checkpoint, state)
     for shard in scored.shards:
-        file = scored.run / "scores" / f"{shard}.parquet"
+        file = run / "scores" / f"{shard}.parquet"
         yield from _caught(file, _SCORES, _scores, scored, shard, file, trained)
-    for path in sorted((scored.run / "scores").glob("*.parquet")):
+    for path in sorted([*(run / "scores").glob("[!.]*.parquet"), *(run / "embeddings").glob("[!.]*.npy")]):
         if path.stem not in scored.pool.shards:
-            yield Problem(where=str(path), what="holds scores of a shard that the pool has not", mend="remove it")
-    if marks.read(scored.run).cut:
-        yield Problem(
-            where=str(marks.path(scored.run)), what="its last line was cut short", mend="the next mark mends it"
-        )
+            yield Problem(where=str(path), what="is of a shard that the pool has not", mend="remove it")
+    if (run / "index" / "index.json").exists():
+        yield from _caught(run / "index", _INDEX, _index, scored)
+    yield from _caught(marks.path(run), "mend or remove that line", _marks, run)
+
+
+def _marks(run: Path) -> Iterator[Problem]:
+    if marks.read(run).cut:
+        yield Problem(where=str(marks.path(run)), what="its last line was cut short", mend="the next mark mends it")
+
+
+def _index(scored: ScoredPool) -> Iterator[Problem]:
+    from pipelines import index  # heavy
+
+    if (what := index.contradiction(scored)) is not None:
+        yield Problem(where=str(scored.run / "index"), what=what, mend=_INDEX)
 
 
 def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
-    """Load the model, and note its digest."""
+    """Load the model and note its digest; an exported program must be a whole archive."""
     import torch  # heavy
 
     from pipelines import model
 
     trained.append(model.load(run, torch.device("cpu")).digest)
+    path = run / "model" / "classifier.pt2"
+    with zipfile.ZipFile(path) as archive:
+        if archive.infolist()[0].header_offset:  # the end of an archive within it was taken for its own
+            yield Problem(where=str(path), what="is cut", mend=_TRAIN)
+        elif (member := archive.testzip()) is not None:
+            yield Problem(where=str(path), what=f"its part {member} is not what was written", mend=_TRAIN)
+
+
+def _checkpoint(path: Path) -> Iterator[Problem]:
+    """Load a checkpoint."""
+    import torch  # heavy
+
+    from pipelines import checkpoint
+
+    checkpoint.load(path, torch.device("cpu"))
     yield from ()
 
 

@@ -1,12 +1,14 @@
 """The command line as a user meets it: quick to start, documented, one sentence for each mistake."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from curate.app import app
+from curate.app import _explain, app
 from curate.config import resolve
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
@@ -100,3 +102,25 @@ def test_the_package_runs_from_a_folder_with_packages_of_our_names(tmp_path: Pat
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
     assert str(ROOT / "pipelines") in done.stdout, done.stderr
+
+
+def test_ctrl_c_is_one_sentence_and_exit_130(tmp_path: Path) -> None:
+    """While the list of sources is read, which is a pipe that nobody ends."""
+    os.mkfifo(tmp_path / "list")
+    # A suite that runs in the background hands Ctrl-C down as ignored.
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import curate.app as c; c.main()"
+    command = [sys.executable, "-c", script, "ingest", f"@{tmp_path}/list", "--pool", str(tmp_path / "pool")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    with (tmp_path / "list").open("w"):  # opens when the other side does
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "curate: Interrupted; the same command goes on from here.\n"
+
+
+def test_an_error_that_a_library_makes_of_ctrl_c_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    """DuckDB answers Ctrl-C so; of itself the error is a bug."""
+    assert _explain(RuntimeError("Query interrupted"), interrupted=True) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert _explain(RuntimeError("Query interrupted"), interrupted=False) == 70
+    assert "bug" in capsys.readouterr().err

@@ -58,3 +58,9 @@ def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert tensors["a"].tolist() == [1, 1]
     assert state == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_what_a_kill_left_of_a_save_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".tmpa1B2c3").write_bytes(b"half")  # as safetensors calls it
+    checkpoint.save(tmp_path / "state", {"a": torch.ones(2)}, {"step": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]

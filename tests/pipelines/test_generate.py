@@ -273,7 +273,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(Incompatible, match="another process is generating into it"):
+        with pytest.raises(Incompatible, match=f"process {os.getpid()} .* is writing into it"):
             generate.run(GenerateConfig(classes=("cross", "disc"), per_class=1, out=tmp_path))
     finally:
         os.close(descriptor)

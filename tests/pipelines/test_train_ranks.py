@@ -1,6 +1,7 @@
 """Two real processes under torchrun come to what one process comes to with the same global batch."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines import train
+from pipelines import folders, train
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
 from tests.conftest import World
@@ -81,6 +82,13 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(world: World, tmp_pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed_at"] == 6
     assert metrics(tmp_path / "two")[-1] == pytest.approx(metrics(tmp_path / "one")[-1], rel=0.1, abs=0.04)
+
+
+def test_a_run_that_another_writes_into_is_refused_and_no_rank_waits_for_ever(world: World, tmp_path: Path) -> None:
+    with folders.held(tmp_path / "run"):
+        done = torchrun(config(world, tmp_path / "run"), 2)
+    assert done.returncode != 0
+    assert f"process {os.getpid()} " in done.stderr and "is writing into it" in done.stderr
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(

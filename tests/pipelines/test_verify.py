@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
-from pipelines import score, train, verify
+from pipelines import ingest, score, train, verify
 from pipelines.errors import MissingArtifact
+from pipelines.index import Index
 from pipelines.manifest import Pool
+from pipelines.scored import ScoredPool
+from pipelines.shards import ShardWriter, read_samples
 from pipelines.verify import VerifyConfig
 from tests.conftest import World
 
@@ -114,18 +118,59 @@ def miscount(root: Path) -> None:
     path.write_text(json.dumps(stats | {"count": stats["count"] + 1}))
 
 
+def empty_the_stats(root: Path) -> None:
+    (root / "pool" / "00000_stats.json").write_text("")
+
+
+def lose_the_counts(root: Path) -> None:
+    (root / "pool" / "00000_stats.json").write_text("{}")
+
+
 def lose_the_mark(root: Path) -> None:
     (root / "pool" / "00001_stats.json").unlink()
+
+
+def rewrite(tar: Path, members: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
+    """Write a tar's members (name, content) anew."""
+    before = [
+        (f"{key}.{suffix}", data) for key, sample in read_samples(tar) for suffix, data in sample.items()
+    ]  # fmt: skip
+    with ShardWriter(tar) as writer:
+        for name, data in members(before):
+            writer.add(name, data)
+
+
+def flip_a_bit_of_a_caption(root: Path) -> None:
+    tar = root / "pool" / "00000.tar"
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"picture ") + 9] ^= 1
+    tar.write_bytes(content)
+
+
+def part_a_sample(root: Path) -> None:
+    """The JSON of the first sample behind the second."""
+    rewrite(root / "pool" / "00000.tar", lambda members: [members[0], *members[2:6], members[1], *members[6:]])
+
+
+def list_another_digest(root: Path) -> None:
+    change(root / "pool" / "00000.parquet", sha256=lambda column: ["0" * 64, *column.to_pylist()[1:]])
+
+
+def be_killed_in_the_pool(root: Path) -> None:
+    (root / "pool" / ".00000.parquet.tmp").write_bytes(b"half")
+    (root / "pool" / ".partial").mkdir()
+
+
+def be_killed_in_the_run(root: Path) -> None:
+    (root / "run" / "scores" / ".00000.parquet.tmp").write_bytes(b"half")
 
 
 def ingest_a_shard_twice(root: Path) -> None:
     pool, last = root / "pool", Pool.open(root / "pool").shards[-1]
     new = f"{int(last) + 1:05d}"
-    source = (pool / "00000.tar").read_bytes()
+    shutil.copy(pool / "00000.tar", pool / f"{new}.tar")
+    rewrite(pool / f"{new}.tar", lambda members: [(new + name[5:], data) for name, data in members])
     table = pq.read_table(pool / "00000.parquet")
-    for key in table["key"].to_pylist():  # keys begin with their shard; both have equally many digits
-        source = source.replace(f"{key}.".encode(), f"{new}{key[5:]}.".encode())
-    (pool / f"{new}.tar").write_bytes(_with_checksums(source))
     table = table.set_column(
         0, table.schema.field("key"), pa.array([new + key[5:] for key in table["key"].to_pylist()])
     )
@@ -135,16 +180,21 @@ def ingest_a_shard_twice(root: Path) -> None:
     shutil.copy(pool / "00000_stats.json", pool / f"{new}_stats.json")
 
 
-def _with_checksums(tar: bytes) -> bytes:
-    """The same tar with the checksum of each header made anew."""
-    data, position = bytearray(tar), 0
-    while data[position]:
-        header = data[position : position + 512]
-        header[148:156] = b" " * 8
-        data[position + 148 : position + 156] = b"%06o\0 " % sum(header)
-        size = int(bytes(header[124:135]), 8)
-        position += 512 + size + -size % 512
-    return bytes(data)
+def score_another_pool(root: Path) -> None:
+    """The same keys, other images: as where the pool was made anew."""
+    path = root / "run" / "scores" / "00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"shard": b"another"}), path)
+
+
+def drop_a_row_of_scores(root: Path) -> None:
+    path = root / "run" / "scores" / "00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table.slice(0, 4), table.slice(5)]), path)
+
+
+def score_a_shard_that_is_not(root: Path) -> None:
+    shutil.copy(root / "run" / "scores" / "00000.parquet", root / "run" / "scores" / "00777.parquet")
 
 
 def score_other_images(root: Path) -> None:
@@ -176,6 +226,49 @@ def spoil_the_weights(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
+def lose_the_weights(root: Path) -> None:
+    (root / "run" / "model" / "classifier.safetensors").unlink()
+
+
+def lose_the_model(root: Path) -> None:
+    shutil.rmtree(root / "run" / "model")
+
+
+def cut_the_program(root: Path) -> None:
+    path = root / "run" / "model" / "classifier.pt2"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit_of_the_program(root: Path) -> None:
+    path = root / "run" / "model" / "classifier.pt2"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_the_checkpoint(root: Path) -> None:
+    path = root / "run" / "checkpoint" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def score_anew_beside_an_index(root: Path) -> None:
+    Index.open(ScoredPool.open(root / "pool", root / "run"))
+    path = root / "run" / "model" / "detector.safetensors"
+    weights = load_file(path)
+    save_file({name: 2 * value for name, value in weights.items()}, path)
+    score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
+
+
+def cut_the_index(root: Path) -> None:
+    Index.open(ScoredPool.open(root / "pool", root / "run"))
+    path = root / "run" / "index" / "faiss.index"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def spoil_a_mark(root: Path) -> None:
+    (root / "run" / "marks.jsonl").write_text("no mark\n{}\n")
+
+
 CORRUPTIONS = {
     flip_a_bit: ("00000.tar", "other bytes than the manifest says"),
     cut_the_tar: ("00000.tar", "cut"),
@@ -187,6 +280,8 @@ CORRUPTIONS = {
     shift_the_offsets: ("00000.parquet", "lies at byte"),
     drop_the_rejects: ("00000.tar", "missing"),
     miscount: ("00000.parquet", "_stats.json counts"),
+    empty_the_stats: ("00000.tar", "is not JSON"),
+    lose_the_counts: ("00000.tar", "counts no images"),
     lose_the_mark: ("00001.tar", "belongs to no finished shard"),
     ingest_a_shard_twice: ("pool", "more than once"),
     score_other_images: ("00000.parquet", "other images"),
@@ -195,6 +290,22 @@ CORRUPTIONS = {
     turn_verdicts: ("00000.parquet", "below the threshold"),
     cut_the_embeddings: ("00000.parquet", "has the shape"),
     spoil_the_weights: ("model", "cannot be loaded"),
+    flip_a_bit_of_a_caption: ("00000.tar", "other text beside its images"),
+    part_a_sample: ("00000.tar", "in two places"),
+    list_another_digest: ("00000.tar", "other bytes than the manifest says"),
+    be_killed_in_the_pool: (".00000.parquet.tmp", "unfinished work"),
+    be_killed_in_the_run: (".00000.parquet.tmp", "unfinished work"),
+    score_another_pool: ("00000.parquet", "other images"),
+    drop_a_row_of_scores: ("00000.parquet", "other images"),
+    score_a_shard_that_is_not: ("00777.parquet", "that the pool has not"),
+    lose_the_weights: ("model", "cannot be loaded"),
+    lose_the_model: ("model", "holds no trained model"),
+    cut_the_program: ("classifier.pt2", "is cut"),
+    flip_a_bit_of_the_program: ("classifier.pt2", "not what was written"),
+    cut_the_checkpoint: ("state.safetensors", "not a readable checkpoint"),
+    score_anew_beside_an_index: ("index", "of other scores"),
+    cut_the_index: ("index", "missing, cut"),
+    spoil_a_mark: ("marks.jsonl", "is not a mark"),
 }
 
 
@@ -207,3 +318,36 @@ def test_a_planted_corruption_is_found(corrupt: Callable[[Path], None], sound: P
     found = problems(root)
     assert any(Path(problem.where).name == where and what in problem.what for problem in found), found
     assert all(problem.mend for problem in found)
+
+
+def test_an_index_of_these_scores_is_no_problem_nor_are_shards_that_it_lacks(sound: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(sound, root)
+    aside = root / "run" / "scores" / "00001.parquet"
+    aside.rename(tmp_path / "aside")
+    Index.open(ScoredPool.open(root / "pool", root / "run"))
+    assert problems(root) == []
+    (tmp_path / "aside").rename(aside)
+    assert problems(root) == []
+
+
+def test_what_is_said_to_mend_a_shard_mends_it(world: World, sound: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(sound, root)
+    images = set(digests(root / "pool"))
+    flip_a_bit(root)
+    (problem,) = problems(root)
+    assert "remove the shard's .tar, .parquet, _stats.json and rejects" in problem.mend
+    for path in [*(root / "pool").glob("00000*"), root / "pool" / "rejects" / "00000.parquet"]:
+        path.unlink()
+    ingest.run(ingest.IngestConfig(sources=(str(world.root / "crawl"),), pool=root / "pool", jobs=1))
+    for problem in problems(root):
+        assert problem.mend == "remove it"  # what the run has of the shard that is gone
+        Path(problem.where).unlink()
+    score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
+    assert problems(root) == []
+    assert set(digests(root / "pool")) == images
+
+
+def digests(pool: Path) -> list[str]:
+    return [digest for table in Pool.open(pool).tables(["sha256"]) for digest in table["sha256"].to_pylist()]
