@@ -68,6 +68,7 @@ METHODS: Mapping[str, Method] = {
     "rsmatch-global-queue": Method(RSMATCH | {"detector_examples": "global-queue"}),
     "rsmatch-nnpu": Method(RSMATCH | {"detector_examples": "nnpu"}),  # told the pool's true share
     "rsmatch-truth": Method(RSMATCH | {"detector_examples": "truth"}),
+    "rsmatch-as-is": Method(RSMATCH | {"equalize_spectrum": False}),  # the detector may see how images were scaled
     "rsmatch-random-start": Method(RSMATCH | {"detector_init": "random"}),  # the paper's way
 }
 

@@ -54,6 +54,7 @@ class ModelConfig:
     num_steps: int
     threshold: float
     pool: str
+    equalize_spectrum: bool = True  # whether the detector is kept from seeing how an image was scaled
     share_synthetic: float | None = None  # of the pool, estimated: the threshold leaves as much above it
     share_interval: tuple[float, float] | None = None  # 95 %
     held_out: tuple[float, ...] = ()  # prob_synthetic of labeled real images that the detector has never seen
@@ -127,7 +128,7 @@ def load(run: Path, device: torch.device) -> Model:
         values = json.loads((folder / "config.json").read_bytes())
         config = ModelConfig(**{**values, "classes": tuple(values["classes"]), "held_out": tuple(values["held_out"])})
         classifier = Classifier(config.backbone, len(config.classes))
-        detector = Detector()
+        detector = Detector(equalize=config.equalize_spectrum)
         digest = hashlib.sha256()
         for name, network in (("classifier", classifier), ("detector", detector)):
             path = folder / f"{name}.safetensors"

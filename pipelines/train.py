@@ -61,6 +61,7 @@ class TrainConfig(BaseModel):
     detector_examples: rsmatch.Examples = "queue"  # what the detector takes for synthetic
     share_real: float | None = Field(default=None, gt=0, lt=1)  # of the pool; for detector_examples = "nnpu"
     detector_init: Literal["features", "random"] = "features"
+    equalize_spectrum: bool = True  # False lets the detector see how an image was scaled (models.spectrum)
     backbone: str = "wrn-28-2"
     weights: Path | None = None  # safetensors of the backbone to start from
     pretrained: bool = False  # fetch a timm backbone's weights from its hub
@@ -311,7 +312,7 @@ def _build(
         raise BadInput(f"--backbone {config.backbone}: {error}; use wrn-28-2, small or timm:NAME.") from None
     if config.weights or config.pretrained:
         model.start_from(classifier, config.backbone, config.weights)
-    detector = Detector()
+    detector = Detector(equalize=config.equalize_spectrum)
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
     autocast = devices.autocast(config.precision, device)
@@ -448,6 +449,7 @@ def _save_model(config: TrainConfig, learner: RSMatch, classes: tuple[str, ...],
         share_interval=interval,
         held_out=unseen,
         pool=str(config.pool),
+        equalize_spectrum=config.equalize_spectrum,
     )
     model.save(config.run / "model", saved, learner.classifier_ema, detector)
 
