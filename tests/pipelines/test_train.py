@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.networks import backbone
+from models.networks import Detector, backbone
 from models.ranks import Ranks
 from models.rsmatch import Recipe
 from pipelines import batches, model, train
@@ -68,6 +68,18 @@ def test_what_training_leaves(uninterrupted: Path, world: World) -> None:
     loaded = model.load(uninterrupted, torch.device("cpu"))
     assert loaded.config.classes == tuple(summary["classes"])
     assert loaded.config.has_detector
+
+
+@pytest.mark.parametrize("equalize", [True, False])
+def test_the_saved_detector_sees_images_as_the_trained_one_did(world: World, tmp_path: Path, equalize: bool) -> None:
+    train.run(config(world, tmp_path, num_steps=2, equalize_spectrum=equalize))
+    detector = model.load(tmp_path, torch.device("cpu")).detector
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    same, other = Detector(equalize=equalize).eval(), Detector(equalize=not equalize).eval()
+    for network in (same, other):
+        network.load_state_dict(detector.state_dict())
+    torch.testing.assert_close(detector(images), same(images))
+    assert not torch.allclose(detector(images), other(images))
 
 
 def test_exported_program_needs_torch_alone_and_agrees(uninterrupted: Path, tmp_path: Path) -> None:
