@@ -11,6 +11,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -129,6 +130,21 @@ def test_an_image_for_which_there_is_no_memory_costs_itself_alone(tmp_path: Path
     assert process.communicate(timeout=120)[0] == b"3\n"
     assert [row[:2] for row in rejects(tmp_path / "pool")] == [("1.png", "crashed")]
     assert "no memory left" in rejects(tmp_path / "pool")[0][2]
+
+
+def test_a_source_that_cannot_be_read_within_the_memory_loses_its_rest_on_record(tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    # One image of 80 MB in a dictionary, and a hundred numbers: 8 GB, in a file of kilobytes.
+    images = pa.DictionaryArray.from_arrays(pa.array([0] + [1] * 100), pa.array([picture(0), bytes(80_000_000)]))
+    path = tmp_path / "crawl/0.parquet"
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
+    pq.write_table(pa.table({"jpg": images}), path, **options)
+    assert path.stat().st_size < 1 << 20
+    pack(tmp_path / "crawl/1.tar", [("1.jpg", picture(1))])
+    process = start(tmp_path / "run.py", tmp_path / "crawl", tmp_path / "pool", memory=700_000_000)
+    assert process.communicate(timeout=120)[0] == b"102\n"
+    assert {reason for _, reason, _ in rejects(tmp_path / "pool")} == {"incomplete_archive"}
+    assert Pool(tmp_path / "pool").rows("00001")["member"].to_pylist() == ["1.jpg"]
 
 
 def test_processes_that_are_killed_once_cost_nothing(tmp_path: Path) -> None:
