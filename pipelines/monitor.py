@@ -52,9 +52,12 @@ class MetricsLog:
 
 
 def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    """Means of figures that `count` steps summed up, as Python numbers: here the host waits for the device."""
+    """Means of figures that `count` steps summed up, as Python numbers: here the host waits for the device.
+
+    By name, so that a line of the log is the same text where a checkpoint gave part of the sums.
+    """
     figures: dict[str, float] = {}
-    for name, value in sums.items():
+    for name, value in sorted(sums.items()):
         if value.ndim:  # one number a class
             figures |= {f"{name}/{k}": round(share / count, 6) for k, share in enumerate(value.tolist())}
         else:

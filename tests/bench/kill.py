@@ -223,6 +223,11 @@ def measure(stage: Stage, work: Path, moments: int, seed: int) -> dict[str, Any]
             signals[number.name] += 1
             now = digests(work, (*stage.outputs, *stage.scratch))
             outcomes["after the end" if code == 0 else "in the middle" if now != before else "before the start"] += 1
+            print(
+                f"{stage.name}: {kills} of {moments} moments, last {code} after {number.name}",
+                file=sys.stderr,
+                flush=True,
+            )
             torn |= {name for name in stage.marked(now) if now.get(name) != whole.get(name)}
             if code != 0:
                 if code not in EXITS[number]:
