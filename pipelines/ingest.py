@@ -5,7 +5,8 @@ In: folders, tars and parquet files (see `pipelines.crawl`). Out: the pool of `p
 The crawl is a sequence of units, and each that is not yet in the pool becomes the next shard. Workers sift units below
 `pool/.partial`, in any order; this process commits them strictly in order, each with its `_stats.json` last. So the
 finished shards are always what an uninterrupted run would have made first: killed at any moment, the same command goes
-on, and with further sources it adds to the pool. The pool's bytes depend neither on interruptions nor on `jobs`.
+on, and with further sources it adds to the pool. The pool's bytes depend neither on interruptions nor on `jobs` nor on
+the `engine`: on a Ray cluster a unit is a task, and the pool lies where all its machines see it.
 """
 
 import errno
@@ -29,17 +30,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines import engine
 from pipelines.atomic import publish, replacing, write_json
 from pipelines.candidate import Limits
 from pipelines.crawl import Unit, find
 from pipelines.digests import Digests
+from pipelines.engine import EngineName
 from pipelines.errors import BadInput, CorruptShard, Incompatible
 from pipelines.manifest import KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEMA, Pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.reject import Reason
 from pipelines.shards import MAX_MEMBER_BYTES, ShardWriter
 from pipelines.sift import Kept, Rejected, Sifted, sift
-from pipelines.workers import in_order, usable_cores
+from pipelines.workers import usable_cores
 
 _UNFINISHED = ".partial"
 _RUNS = "run.json"  # also the mark of a pool
@@ -57,6 +60,8 @@ class IngestConfig(BaseModel):
     sources: tuple[str, ...] = Field(min_length=1)
     pool: Path = Path("pool")
     jobs: int = Field(default_factory=usable_cores, ge=1)
+    engine: EngineName = "local"
+    ray_address: str | None = None
     shard_size: int = Field(default=1000, ge=1)  # of sources that have no shards of their own: folders and parquet
     min_side: int = Field(default=16, ge=1)
     max_pixels: int = Field(default=89_478_485, ge=1)  # where Pillow warns of decompression bombs
@@ -110,7 +115,8 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
                 _remember(pool, digests)
             tasks = enumerate(_new_units(config, known), first)
             jobs = min(config.jobs, max(survey.num_new, 1))
-            for (number, unit), sifted in in_order(partial(_sift, work, config.limits), tasks, jobs):
+            workers = engine.choose(config.engine, jobs=jobs, address=config.ray_address)
+            for (number, unit), sifted in workers.in_order(partial(_sift, work, config.limits), tasks):
                 counts += _commit(sifted, unit, number, config.pool, digests)
                 num_bytes += unit.num_bytes
                 on_tick(_tick(counts, num_bytes, survey.num_bytes))
@@ -141,7 +147,7 @@ def _working_folder(pool: Path) -> Iterator[Path]:
         if not (unfinished.exists() or (pool / _RUNS).exists()) and any(pool.iterdir()):
             raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
         shutil.rmtree(unfinished, ignore_errors=True)
-        work = unfinished / str(os.getpid())
+        work = unfinished.absolute() / str(os.getpid())
         work.mkdir(parents=True)
         try:
             yield work
