@@ -1,9 +1,9 @@
 """Where the tasks of a stage run: in processes of this machine, or on a Ray cluster.
 
-Both keep the contract of `pipelines.workers.in_order`: (task, function(task)) in the order of the tasks, few tasks ahead
-of the consumer. So what a stage makes does not depend on where it ran. Functions and tasks travel between processes:
-they are plain values and functions of modules, and the paths in them are absolute, for on several machines they must
-mean the same everywhere (a shared file system, or an object store).
+Both keep the contract of `pipelines.workers.in_order`: (task, function(task)) in the order of the tasks, few tasks
+ahead of the consumer. So what a stage makes does not depend on where it ran. Functions and tasks travel between
+processes: they are plain values and functions of modules, and the paths in them are absolute, for on several machines
+they must mean the same everywhere (a shared file system, or an object store).
 
 Ray schedules, starts again what a process or a machine was working on when it died, and scales its cluster by the tasks
 that wait. It is an optional extra, imported where it is used.
@@ -85,7 +85,7 @@ class Ray:
             yield ray
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        quiet = {"log_to_driver": False, "logging_level": "error"}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         try:
             if self._address and self._address != "local":
                 ray.init(address=self._address, **quiet)
@@ -104,6 +104,8 @@ class Ray:
                 "give the address of a running one, or leave it out to start one here."
             ) from None
         try:
+            if self._gpus and not self._address and not ray.cluster_resources().get("GPU"):
+                raise BadInput("--device cuda: Ray sees no GPU here; use --device cpu, or name a --ray-address.")
             yield ray
         finally:
             ray.shutdown()  # and with it whatever still runs
@@ -117,7 +119,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _in_worker() -> Callable[[bytes, bytes], Any]:
-    """What Ray runs. It travels by value, for its module might be found in the wrong place: see `curate/__init__.py`."""
+    """What Ray runs. It travels by value: its module might be found in a wrong place, see `curate/__init__.py`."""
 
     def call(function: bytes, task: bytes) -> Any:
         import pickle

@@ -130,6 +130,8 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             f"{config.run}/scores: shard {scored.unscored[0]} of {config.pool} has no scores "
             f"({len(scored.unscored)} of {len(scored.pool.shards)} shards have none); run `curate score` first."
         )
+    if len({scored.scored_by(shard) for shard in scored.shards}) > 1:
+        raise Incompatible(f"{config.run}/scores: holds scores of two models; run `curate score` again.")
     with (
         _working_folder(config) as work,
         closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,

@@ -1,6 +1,7 @@
 """Local processes and a real local Ray keep one contract, also where Ray's workers are killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipelines import ingest
+from models.networks import Classifier, Detector
+from pipelines import ingest, model, score, toy
 from pipelines.engine import Engine, Local, Ray
 from pipelines.errors import BadInput, CorruptShard, CurateError
 from pipelines.manifest import Pool
@@ -158,7 +163,9 @@ def killed(count: int, ready: Callable[[], bool]) -> Iterator[None]:
 def content(root: Path) -> dict[str, bytes]:
     """Bytes of all files but those that know times."""
     paths = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.name not in {"run.json", "scores.json"}}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in paths if path.name not in {"run.json", "scores.json"}
+    }
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for Ray's workers in /proc")
@@ -171,3 +178,31 @@ def test_ingest_on_ray_with_workers_killed_makes_the_same_pool(
     assert summary.images == Pool(world.pool).num_images
     assert content(pool) == content(world.pool)
     assert not list(pool.glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose networks are as they were born."""
+    run = tmp_path_factory.mktemp("untrained")
+    torch.manual_seed(0)
+    config = model.ModelConfig(
+        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
+        threshold=0.5, pool="pool",
+    )  # fmt: skip
+    model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
+    return run
+
+
+def test_score_on_ray_writes_the_same_scores(
+    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for run in (here, there):
+        shutil.copytree(untrained, run)
+    summary = score.run(score.ScoreConfig(pool=world.pool, run=here, device="cpu"))
+    ticks = list[int]()
+    config = score.ScoreConfig(pool=world.pool, run=there, device="cpu", engine="ray")
+    again = score.run(config, lambda tick: ticks.append(tick.done))
+    assert content(there) == content(here)
+    assert replace(again, seconds=0) == replace(summary, seconds=0)
+    assert ticks == list(accumulate(Pool(world.pool).counts))
