@@ -32,6 +32,13 @@ def export(
     ] = None,
     per_class: Annotated[int | None, typer.Option(help="Keep the N most confident images of each class.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Images in a shard.  [default: 1000]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
+    engine: Annotated[
+        Literal["local", "ray"] | None, typer.Option(help="Processes of this machine, or Ray.  [default: local]")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else one is started here]")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="TOML file with any setting of this command.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,7 +54,7 @@ def export(
     flags = {
         "out": out, "pool": pool, "run": run, "where": where, "keep": keep, "min_confidence": min_confidence,
         "drop_near_duplicates": drop_near_duplicates, "radius": radius, "per_class": per_class,
-        "shard_size": shard_size,
+        "shard_size": shard_size, "jobs": jobs, "engine": engine, "ray_address": ray_address,
     }  # fmt: skip
     settings = resolve(stage.ExportConfig, flags, config)
     with console.progress("export") as on_tick:

@@ -35,6 +35,7 @@ from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Views
 from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.workers import usable_cores
 
 
 class ScoreConfig(BaseModel):
@@ -173,7 +174,7 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
     gpus = (
         int(devices.choose(config.device).type == "cuda") if config.device == "auto" else int(config.device == "cuda")
     )
-    workers = engine.choose(config.engine, jobs=1, address=config.ray_address, gpus=gpus)
+    workers = engine.choose(config.engine, jobs=1 if here else usable_cores(), address=config.ray_address, gpus=gpus)
     for number, _ in workers.in_order(score, (number for number in mine if number not in scored)):
         if not here:
             on_images(pool.counts[number])

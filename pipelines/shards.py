@@ -4,6 +4,7 @@ Python's tarfile reads everything but takes 30 µs a member, which is more than 
 so plain headers, nearly all of them, are read here and the others are left to it.
 """
 
+import io
 import os
 import re
 import tarfile
@@ -215,20 +216,30 @@ def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
-    key, sample = "", dict[str, bytes]()
     try:
         shard = path.open("rb", buffering=_BUFFER_BYTES)
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
     with shard:
-        for name, content in read_tar(shard, MAX_MEMBER_BYTES):
-            if isinstance(content, Reject):
-                raise CorruptShard(f"{path}: {content.detail}; make the shard again.")
-            stem, _, suffix = name.partition(".")
-            if stem != key and sample:
-                yield key, sample
-                sample = {}
-            key = stem
-            sample[suffix] = content
+        yield from _samples(shard, path)
+
+
+def read_samples_at(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield, as `read_samples` does, the one sample at each (start, num_bytes) of a shard of ours."""
+    for members in read_spans(path, spans):
+        yield next(_samples(io.BytesIO(members + _ZEROS), path), ("no sample", {}))
+
+
+def _samples(stream: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    key, sample = "", dict[str, bytes]()
+    for name, content in read_tar(stream, MAX_MEMBER_BYTES):
+        if isinstance(content, Reject):
+            raise CorruptShard(f"{path}: {content.detail}; make the shard again.")
+        stem, _, suffix = name.partition(".")
+        if stem != key and sample:
+            yield key, sample
+            sample = {}
+        key = stem
+        sample[suffix] = content
     if sample:
         yield key, sample

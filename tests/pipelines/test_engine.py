@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from models.networks import Classifier, Detector
-from pipelines import ingest, model, score, toy
-from pipelines.engine import Engine, Local, Ray
+from pipelines import export, ingest, model, score, toy
+from pipelines.engine import Engine, EngineName, Local, Ray
 from pipelines.errors import BadInput, CorruptShard, CurateError
 from pipelines.manifest import Pool
 from tests.conftest import World
@@ -206,3 +206,23 @@ def test_score_on_ray_writes_the_same_scores(
     assert content(there) == content(here)
     assert replace(again, seconds=0) == replace(summary, seconds=0)
     assert ticks == list(accumulate(Pool(world.pool).counts))
+
+
+def test_export_on_ray_with_a_worker_killed_writes_the_same_shards(
+    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(untrained, run)
+    score.run(score.ScoreConfig(pool=world.pool, run=run, device="cpu"))
+
+    def written(name: str, engine: EngineName) -> dict[str, bytes]:
+        out = tmp_path / name
+        config = export.ExportConfig(
+            out=out, pool=world.pool, run=run, keep="all", shard_size=60, jobs=1, engine=engine, ray_address="local"
+        )
+        export.run(config)
+        return content(out)
+
+    whole = written("here", "local")
+    with killed(1, lambda: any(tmp_path.glob(".there.partial/*.tar*"))):
+        assert written("there", "ray") == whole

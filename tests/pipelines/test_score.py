@@ -132,7 +132,7 @@ def test_calls_that_share_the_shards_make_together_what_one_call_makes(world: Wo
 
 def test_a_call_that_was_not_made_is_missed_by_the_next_stage(world: World, run: Path, tmp_path: Path) -> None:
     score.run(ScoreConfig(pool=world.pool, run=run, shard_index=1, num_shards=2))
-    with pytest.raises(MissingArtifact, match="shard 00000 of .* has no scores"):
+    with pytest.raises(MissingArtifact, match=r"shard 00000 of .* has no scores"):
         export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
     score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
     saved = model.load(run, torch.device("cpu"))
