@@ -9,8 +9,10 @@ from curate import console
 
 
 def export(
-    out: Annotated[Path | None, typer.Option(help="Folder to write; an earlier export in it is replaced.")] = None,
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URL to write; an earlier export in it is replaced.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Run that scored it.  [default: run]")] = None,
     where: Annotated[
         str | None,

@@ -17,7 +17,7 @@ def ingest(
             show_default=False,
         ),
     ],
-    pool: Annotated[Path | None, typer.Option(help="Folder to bring them into.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Folder to bring them into; may be a URL.  [default: pool]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
     engine: Annotated[
         Literal["local", "ray"] | None, typer.Option(help="Processes of this machine, or Ray.  [default: local]")

@@ -9,7 +9,7 @@ from curate import console
 
 
 def score(
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Training run.  [default: run]")] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"] | None, typer.Option(help="[default: auto]")] = None,
     max_false_positive_rate: Annotated[

@@ -123,9 +123,9 @@ def _in_worker() -> Callable[[bytes, bytes], Any]:
 
     def call(function: bytes, task: bytes) -> Any:
         import pickle
+        from importlib import import_module
 
-        import curate  # noqa: F401 - from here on `pipelines` is ours
-
+        import_module("curate")  # nothing of it is used, but from here on `pipelines` is ours
         return pickle.loads(function)(pickle.loads(task))
 
     return call

@@ -38,13 +38,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
+from upath import UPath
 
-from pipelines import engine
-from pipelines.atomic import sync, write_json
+from pipelines import engine, places
+from pipelines.atomic import replacing, sync, write_json
 from pipelines.duplicates import MAX_DISTANCE, MAX_RADIUS, RADIUS, Groups, best_first
 from pipelines.engine import EngineName
 from pipelines.errors import BadInput, Incompatible, MissingArtifact
 from pipelines.pack import KEPT_SCHEMA, Piece, Task, pack
+from pipelines.places import AnyFolder, LocalFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import SCHEMA, ScoredPool
 from pipelines.where import Where
@@ -58,7 +60,8 @@ DROPPED_SCHEMA = pa.schema(
 )
 
 _UIDS = np.dtype("u8,u8")
-_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json")
+_BEGUN = ".partial"  # on a store, while what lies there is not whole
+_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json|\.partial")
 
 
 class Reason(StrEnum):
@@ -77,9 +80,9 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    out: AnyFolder
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     where: str | None = None  # SQL condition on the columns of pool and scores
     keep: Literal["real", "synthetic", "all"] = "real"
     min_confidence: float = Field(default=0.0, ge=0, le=1)
@@ -121,7 +124,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     if len({scored.scored_by(shard) for shard in scored.shards}) > 1:
         raise Incompatible(f"{config.run}/scores: holds scores of two models; run `curate score` again.")
     with (
-        _working_folder(config) as work,
+        _opened(config.out) as work,
         closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,
     ):
         selection = _Selection(config, where)
@@ -129,8 +132,8 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             selection = replace(selection, copies=_best_copies(scored, selection, on_tick))
         if config.per_class:
             selection = replace(selection, ranking=_rank(scored, config.per_class, selection))
+        _clear(work)
         summary = _write(scored, config, selection, work, on_tick)
-        _replace(config.out.resolve(), work)
     return summary
 
 
@@ -239,15 +242,17 @@ def _rank(scored: ScoredPool, limit: int, selection: _Selection) -> Ranking:
 # The writing
 
 
-def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Path, on_tick: OnTick) -> Summary:
+def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Place, on_tick: OnTick) -> Summary:
     dropped, per_class = Counter[str](), Counter[str]()
     uids, num_shards, num_bytes = [], 0, 0
     jobs = min(config.jobs, -(-scored.pool.num_images // config.shard_size))
     workers = engine.choose(config.engine, jobs=jobs, address=config.ray_address)
     work_on = partial(pack, scored.pool.root.absolute(), work, scored.classes)
     with (
-        pq.ParquetWriter(work / "kept.parquet", KEPT_SCHEMA, compression="zstd") as kept_table,
-        pq.ParquetWriter(work / "dropped.parquet", DROPPED_SCHEMA, compression="zstd") as dropped_table,
+        replacing(work / "kept.parquet") as kept_path,
+        replacing(work / "dropped.parquet") as dropped_path,
+        pq.ParquetWriter(kept_path, KEPT_SCHEMA, compression="zstd") as kept_table,
+        pq.ParquetWriter(dropped_path, DROPPED_SCHEMA, compression="zstd") as dropped_table,
     ):
         plan = _plan(scored, selection, config.shard_size, dropped_table, dropped)
         for task, rows in workers.in_order(work_on, plan):
@@ -262,7 +267,8 @@ def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work
             write_json(work / f"{task.shard}_stats.json", counts)
             figures = {"kept": per_class.total()}
             on_tick(Tick(done=task.num_judged, total=scored.pool.num_images, unit="images", figures=figures))
-    np.save(work / "uids.npy", np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
+    with replacing(work / "uids.npy") as path, path.open("wb") as file:
+        np.save(file, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
     summary = Summary(
         out=str(config.out),
         pool=scored.pool.num_images,
@@ -318,47 +324,70 @@ def _plan(
         yield Task(number, tuple(pieces), num_judged)
 
 
-# The folder: an export appears whole, in the place of an earlier one
+# The place: an export appears whole, in the place of an earlier one
 
 
 @contextmanager
-def _working_folder(config: ExportConfig) -> Iterator[Path]:
+def _opened(out: Place) -> Iterator[Place]:
+    """Yield where to write; at the end it is `out`, whole."""
+    if isinstance(out, UPath):
+        _refuse_others(out, out)
+        yield out
+        places.remove(out / _BEGUN)
+        return
+    with _working_folder(out) as work:
+        yield work
+        _replace(out.resolve(), work)
+
+
+def _clear(work: Place) -> None:
+    """Remove an earlier export from a store, which cannot rename; a mark says what the place is until it is whole."""
+    if isinstance(work, UPath):
+        write_json(work / _BEGUN, {"stage": "export"})
+        for name in places.names(work):
+            if name != _BEGUN:
+                places.remove(work / name)
+
+
+@contextmanager
+def _working_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`, after making sure that `out` is ours to replace; remove it on failure."""
-    out = config.out.resolve()
-    if out.exists():
-        strange = [path.name for path in _entries(out) if not _OURS.fullmatch(path.name)]
-        if strange or (any(out.iterdir()) and not _is_export(out)):
-            what = f"holds {min(strange)}, which no export wrote" if strange else "is not an export"
-            raise BadInput(f"{config.out}: {what}; name another folder with --out.")
-    elif _before(out).exists():
+    called, out = out, out.resolve()
+    if out.is_file():
+        raise BadInput(f"{out}: is a file; name a folder with --out.")
+    _refuse_others(out, called)
+    if not out.exists() and _before(out).exists():
         _before(out).rename(out)  # a run was killed between its last two renames
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
     except OSError as error:
-        raise BadInput(f"{config.out}: cannot be made ({error.strerror}); name another folder with --out.") from None
+        raise BadInput(f"{called}: cannot be made ({error.strerror}); name another folder with --out.") from None
     try:
         yield work
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise BadInput(
-            f"{config.out}: {error.strerror}; free some space or name another folder with --out, then run it again."
+            f"{called}: {error.strerror}; free some space or name another folder with --out, then run it again."
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _entries(out: Path) -> list[Path]:
-    if not out.is_dir():
-        raise BadInput(f"{out}: is a file; name a folder with --out.")
-    return list(out.iterdir())
+def _refuse_others(out: Place, called: Place) -> None:
+    """Raise BadInput where `out` holds anything but an export, whole or begun."""
+    found = places.names(out)
+    strange = [name for name in found if not _OURS.fullmatch(name)]
+    if strange or (found and _BEGUN not in found and not _is_export(out)):
+        what = f"holds {strange[0]}, which no export wrote" if strange else "is not an export"
+        raise BadInput(f"{called}: {what}; name another folder with --out.")
 
 
-def _is_export(out: Path) -> bool:
+def _is_export(out: Place) -> bool:
     try:
-        return bool(json.loads((out / "run.json").read_bytes())["stage"] == "export")
+        return bool(json.loads(places.read(out / "run.json"))["stage"] == "export")
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -6,16 +6,17 @@ This is the part of export that runs in parallel. It knows one shard; which imag
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines import places
 from pipelines.atomic import replacing
 from pipelines.errors import CorruptShard, Incompatible
 from pipelines.manifest import KEY_DIGITS, Pool
+from pipelines.places import Place
 from pipelines.shards import BLOCK, ShardWriter, read_samples_at
 
 KEPT_SCHEMA = pa.schema(
@@ -75,7 +76,7 @@ class Task(NamedTuple):
         return sum(sum(piece.rows["num_bytes"].to_pylist()) for piece in self.pieces)
 
 
-def pack(pool: Path, work: Path, classes: tuple[str, ...], task: Task) -> pa.Table:
+def pack(pool: Place, work: Place, classes: tuple[str, ...], task: Task) -> pa.Table:
     """Write the tar of a shard below `work`; return its rows, KEPT_SCHEMA.
 
     Raises CorruptShard where the pool does not hold what its manifest says, Incompatible for a label of another model.
@@ -110,10 +111,10 @@ def _samples(pool: Pool, task: Task) -> Iterator[tuple[dict[str, Any], dict[str,
             yield row, sample
 
 
-def _end(tar: Path) -> int:
+def _end(tar: Place) -> int:
     """Where the samples of a shard of ours end."""
     try:
-        return tar.stat().st_size - 2 * BLOCK
+        return places.size(tar) - 2 * BLOCK
     except FileNotFoundError:
         raise CorruptShard(f"{tar}: is missing although its shard is marked as done; make it again.") from None
 

@@ -34,6 +34,7 @@ from pipelines.engine import EngineName
 from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Views
 from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
+from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.workers import usable_cores
 
@@ -43,8 +44,8 @@ class ScoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     truth: Path | None = None  # reported against
     # Share of real images that may be called synthetic; None cuts where the estimated share of the pool lies above.
     max_false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
@@ -141,10 +142,10 @@ class Scorer:
 def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
     """Score all shards that this model has not scored yet, or this call's share of them."""
     started = time.monotonic()
-    pool = Pool.open(config.pool)
+    here = config.engine == "local"
+    pool = Pool.open(config.pool if here else config.pool.absolute())
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
-    here = config.engine == "local"
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
     thresholds = calibration.choose(trained.config.threshold, trained.config.held_out, config.max_false_positive_rate)
     for folder in ("scores", "embeddings"):
@@ -167,10 +168,10 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
 
     if here:
         scorer = Scorer(trained, devices.choose(config.device), thresholds)
-        score = partial(_score_shard, scorer, config.pool, config.run, config.batch_size, on_images)
+        score = partial(_score_shard, scorer, pool, config.run, config.batch_size, on_images)
     else:
-        at = config.model_copy(update={"pool": config.pool.absolute(), "run": config.run.absolute()})
-        score = partial(_score_elsewhere, at, thresholds, trained.digest)
+        at = config.model_copy(update={"run": config.run.absolute()})
+        score = partial(_score_elsewhere, at, pool, thresholds, trained.digest)
     gpus = (
         int(devices.choose(config.device).type == "cuda") if config.device == "auto" else int(config.device == "cuda")
     )
@@ -182,10 +183,10 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
 
 
 def _score_shard(
-    scorer: Scorer, pool: Path, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
+    scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
 ) -> None:
     """Score one shard of a pool into a run; `on_images` hears of every batch."""
-    rows = batches.index_shard(Pool(pool), number)
+    rows = batches.index_shard(pool, number)
     parts = []
     chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
     num_threads = max(2, torch.get_num_threads())
@@ -193,13 +194,15 @@ def _score_shard(
         for views in streamed.stream(chunks):
             parts.append(scorer.score_views(views))
             on_images(len(views))
-    _write(run, rows.pool, rows.pool.shards[number], rows.key.tolist(), parts, scorer)
+    _write(run, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
 
 
-def _score_elsewhere(config: ScoreConfig, thresholds: calibration.Thresholds, digest: str, number: int) -> None:
+def _score_elsewhere(
+    config: ScoreConfig, pool: Pool, thresholds: calibration.Thresholds, digest: str, number: int
+) -> None:
     """Score one shard in a process that may be on another machine."""
     scorer = _scorer(config.run, config.device, thresholds, digest)
-    _score_shard(scorer, config.pool, config.run, config.batch_size, lambda count: None, number)
+    _score_shard(scorer, pool, config.run, config.batch_size, lambda count: None, number)
 
 
 @lru_cache(maxsize=1)  # a worker scores many shards

@@ -14,7 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
+from upath import UPath
+
+from pipelines import places
 from pipelines.errors import CorruptShard
+from pipelines.places import Place
 from pipelines.reject import Reason, Reject
 
 BLOCK = 512
@@ -198,11 +202,14 @@ class ShardWriter:
                 os.fsync(self._file.fileno())
 
 
-def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+def read_spans(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """Yield the bytes at each (offset, num_bytes) of a shard of ours, in the order asked for.
 
     Raises CorruptShard where the shard is missing or shorter than its manifest says.
     """
+    if isinstance(path, UPath):
+        yield from fetch_spans((path, offset, num_bytes) for offset, num_bytes in spans)
+        return
     try:
         with path.open("rb") as shard:
             for offset, num_bytes in spans:
@@ -214,7 +221,20 @@ def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
 
 
-def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def fetch_spans(spans: Iterable[tuple[UPath, int, int]]) -> Iterator[bytes]:
+    """Do what `read_spans` does for many shards of a store at once, given as (shard, offset, num_bytes)."""
+    wanted = list(spans)
+    try:
+        for (path, _, num_bytes), content in zip(wanted, places.read_ranges(wanted), strict=True):
+            if len(content) < num_bytes:
+                raise CorruptShard(f"{path}: is shorter than its manifest says; make the shard again.")
+            yield content
+    except FileNotFoundError:
+        gone = next((path for path, *_ in wanted if not places.exists(path)), wanted[0][0])
+        raise CorruptShard(f"{gone}: is missing although its shard is marked as done; make it again.") from None
+
+
+def read_samples(path: Place) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
     try:
         shard = path.open("rb", buffering=_BUFFER_BYTES)
@@ -224,13 +244,13 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield from _samples(shard, path)
 
 
-def read_samples_at(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_samples_at(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield, as `read_samples` does, the one sample at each (start, num_bytes) of a shard of ours."""
     for members in read_spans(path, spans):
         yield next(_samples(io.BytesIO(members + _ZEROS), path), ("no sample", {}))
 
 
-def _samples(stream: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(stream: BinaryIO, path: Place) -> Iterator[tuple[str, dict[str, bytes]]]:
     key, sample = "", dict[str, bytes]()
     for name, content in read_tar(stream, MAX_MEMBER_BYTES):
         if isinstance(content, Reject):

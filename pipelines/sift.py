@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pipelines.candidate import Limits, examine, foreign_images
 from pipelines.crawl import Unit
 from pipelines.manifest import key_of
+from pipelines.places import Place
 from pipelines.records import read
 from pipelines.reject import Reason, Reject
 from pipelines.shards import ShardWriter
@@ -50,7 +51,7 @@ class Rejected(NamedTuple):
 class Sifted(NamedTuple):
     """A unit as a shard that waits to be committed: the tar, its rows and its rejects, kept + rejected = read."""
 
-    tar: Path
+    tar: Place
     num_read: int
     kept: list[Kept]
     rejected: list[Rejected]
