@@ -40,8 +40,9 @@ def place(text: str | Path | UPath) -> Place:
 
 def _local(path: Path) -> Path:
     if _URL.match(str(path)):
+        url = _URL.sub(lambda start: f"{start[0].rstrip('/')}//", str(path), count=1)
         raise BadInput(
-            f"--run {path}: is not on a disk; a run stays local or on a shared file system, only --pool and the --out "
+            f"--run {url}: is not on a disk; a run stays local or on a shared file system, only --pool and the --out "
             "of export may be URLs."
         )
     return path

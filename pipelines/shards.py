@@ -208,7 +208,7 @@ def read_spans(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]
     Raises CorruptShard where the shard is missing or shorter than its manifest says.
     """
     if isinstance(path, UPath):
-        yield from fetch_spans((path, offset, num_bytes) for offset, num_bytes in spans)
+        yield from read_spans_across((path, offset, num_bytes) for offset, num_bytes in spans)
         return
     try:
         with path.open("rb") as shard:
@@ -221,9 +221,14 @@ def read_spans(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
 
 
-def fetch_spans(spans: Iterable[tuple[UPath, int, int]]) -> Iterator[bytes]:
-    """Do what `read_spans` does for many shards of a store at once, given as (shard, offset, num_bytes)."""
-    wanted = list(spans)
+def read_spans_across(spans: Iterable[tuple[Place, int, int]]) -> Iterator[bytes]:
+    """Do what `read_spans` does for (shard, offset, num_bytes) of one pool: on a store side by side."""
+    wanted = list[tuple[UPath, int, int]]()
+    for path, offset, num_bytes in spans:
+        if isinstance(path, UPath):
+            wanted.append((path, offset, num_bytes))
+        else:
+            yield from read_spans(path, [(offset, num_bytes)])
     try:
         for (path, _, num_bytes), content in zip(wanted, places.read_ranges(wanted), strict=True):
             if len(content) < num_bytes:
