@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from socket import create_connection
 from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from pipelines import workers
 from pipelines.errors import BadInput, CurateError, Incompatible
@@ -24,6 +26,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _AHEAD = 2  # tasks that wait or run, for each that the cluster has room for: those that wait make it grow
+_PATIENCE_S = 10.0
 _STORE_BYTES = 128 << 20  # of shared memory for a Ray of our own: results are rows, images travel in files
 
 
@@ -88,6 +91,7 @@ class Ray:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         try:
             if self._address and self._address != "local":
+                _knock(self._address)
                 ray.init(address=self._address, **quiet)
             else:
                 ray.init(
@@ -97,7 +101,7 @@ class Ray:
                     object_store_memory=_STORE_BYTES,
                     **quiet,
                 )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
             raise BadInput(
                 f"--ray-address {self._address or 'local'}: no Ray cluster can be had there ({reason}); "
@@ -109,6 +113,13 @@ class Ray:
             yield ray
         finally:
             ray.shutdown()  # and with it whatever still runs
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would ask for minutes."""
+    parts = urlsplit(f"//{address.removeprefix('ray://')}")
+    if parts.hostname and parts.port:
+        create_connection((parts.hostname, parts.port), timeout=_PATIENCE_S).close()
 
 
 def _packed(value: Any) -> bytes:

@@ -254,7 +254,7 @@ def _remove_unfinished(pool: Place, first: int) -> None:
         for name in places.names(folder):
             match = _SHARD_FILE.fullmatch(name)
             if match and int(match[1]) >= first:
-                (folder / name).unlink()
+                places.remove(folder / name)
 
 
 def _remember(pool: Pool, digests: Digests) -> None:
@@ -348,14 +348,14 @@ def _without_duplicates(tar: Place, fresh: list[Kept]) -> tuple[Place, list[Kept
     """Copy a shard with the samples in `fresh` alone."""
     path = tar.with_suffix(".fresh.tar")
     moved = []
-    with replacing(path) as temporary, tar.open("rb") as source, ShardWriter(temporary) as target:
+    with replacing(path) as temporary, places.opened(tar) as source, ShardWriter(temporary) as target:
         for image in fresh:
             shift = target.position - image.start
             target.copy(source, image.start, image.stop)
             moved.append(
                 image._replace(offset=image.offset + shift, start=image.start + shift, stop=image.stop + shift)
             )
-    tar.unlink()
+    places.remove(tar)
     return path, moved
 
 

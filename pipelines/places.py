@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, BinaryIO, TypeAlias
 
 import fsspec
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
@@ -21,6 +21,7 @@ from pipelines.errors import BadInput, CurateError
 Place: TypeAlias = Path | UPath
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # also where a Path has made one slash of two
+_BUFFER_BYTES = 1 << 20
 _FETCHED_BYTES = 64 << 20  # in memory at once
 _MAX_GAP = 64 << 10  # bytes that are read in vain rather than asked for around
 _MAX_REQUEST = 8 << 20
@@ -114,6 +115,17 @@ def read(path: Place) -> bytes:
         return bytes(path.fs.cat_file(path.path))
 
 
+@contextmanager
+def opened(path: Place) -> Iterator[BinaryIO]:
+    """Open a large file to read it from its beginning on; FileNotFoundError where there is none."""
+    if isinstance(path, UPath):
+        with explained(path), path.fs.open(path.path, "rb") as file:
+            yield file
+    else:
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+            yield file
+
+
 def read_all(paths: Sequence[Place]) -> list[bytes]:
     """All bytes of many small files of one folder, in order."""
     if not paths or not isinstance(paths[0], UPath):
@@ -178,8 +190,11 @@ def move(source: UPath, path: UPath) -> None:
         path.fs.rm_file(source.path)
 
 
-def remove(path: UPath) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
+def remove(path: Place) -> None:
+    """Remove a file, or a folder of a store with all that is in it, if it is there."""
+    if not isinstance(path, UPath):
+        path.unlink(missing_ok=True)
+        return
     with explained(path):
         if path.fs.exists(path.path):
             path.fs.rm(path.path, recursive=True)

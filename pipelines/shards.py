@@ -242,11 +242,10 @@ def read_spans_across(spans: Iterable[tuple[Place, int, int]]) -> Iterator[bytes
 def read_samples(path: Place) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
     try:
-        shard = path.open("rb", buffering=_BUFFER_BYTES)
+        with places.opened(path) as shard:
+            yield from _samples(shard, path)
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
-    with shard:
-        yield from _samples(shard, path)
 
 
 def read_samples_at(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -50,6 +50,14 @@ def die(number: int) -> int:
     return number
 
 
+# First, for within a Ray program its own cluster is used whatever the address.
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:port"])
+def test_an_address_without_a_cluster_is_one_sentence(address: str) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with pytest.raises(BadInput, match="no Ray cluster can be had there"):
+        list(Ray(address, jobs=1, cores=1, gpus=0).in_order(slow_double, [1]))
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Callable[[], Engine]]:
     """A real local Ray that is up for all tests of this file; engines find it and leave it running."""
@@ -113,7 +121,7 @@ def test_packages_of_our_names_in_the_working_directory_do_not_reach_the_workers
     assert done.stdout.strip() == "[('000010002', '00001')]", done.stderr
 
 
-def test_without_ray_and_without_its_cluster_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(BadInput, match=r"pip install 'curate\[ray\]'"):
         list(Ray(None, jobs=1, cores=1, gpus=0).in_order(slow_double, [1]))

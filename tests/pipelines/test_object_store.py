@@ -149,7 +149,7 @@ def test_every_stage_on_a_store_gives_the_bytes_that_it_gives_on_a_disk(
     pool, run, flaky = f"{bucket}/pool", tmp_path / "run", server[0]
     shutil.copytree(local / "run" / "model", run / "model")
     flaky.failing = failing
-    summary = ingested(pool, crawl)
+    summary = ingested(pool, crawl, jobs=2 if failing else 1)
     assert summary.kept + sum(summary.rejected.values()) == summary.read == 90
     assert content(place(pool)) == content(local / "pool")
     assert score.run(score.ScoreConfig(pool=pool, run=run, device="cpu")).num_images == summary.kept  # type: ignore[arg-type]
@@ -250,6 +250,7 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(
         score.ScoreConfig(run=f"{bucket}/run")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="make the bucket first"):
         ingested("s3://no-such-bucket/pool", crawl)
+    assert place("file:///data/pool") == Path("/data/pool")
     with pytest.raises(BadInput, match="nosuch://bucket/pool: cannot be reached"):
         place("nosuch://bucket/pool")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
