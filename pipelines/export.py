@@ -11,7 +11,8 @@ In: a pool and its scores. Out, below `config.out`:
     run.json             configuration, versions and counts
 
 Kept + dropped = pool. All is written beside `out` and renamed at the end, so that `out` is the old export or the new
-one, whole; a second run replaces the first, and the same pool, scores and configuration give the same bytes. Memory
+one, whole (on an object store, which cannot rename, the old one goes first and `run.json` says that the new one is
+whole); a second run replaces the first, and the same pool, scores and configuration give the same bytes. Memory
 holds the rows of the shards at work, the most confident rows of each class where --per-class asks for them, 16 bytes
 per kept image, and 16 per image of the pool while near-duplicates are sought.
 
@@ -60,8 +61,8 @@ DROPPED_SCHEMA = pa.schema(
 )
 
 _UIDS = np.dtype("u8,u8")
-_BEGUN = ".partial"  # on a store, while what lies there is not whole
-_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json|\.partial")
+_BEGUN = ".export.partial"  # on a store, while what lies there is not whole
+_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json|\.export\.partial")
 
 
 class Reason(StrEnum):
@@ -344,6 +345,7 @@ def _clear(work: Place) -> None:
     """Remove an earlier export from a store, which cannot rename; a mark says what the place is until it is whole."""
     if isinstance(work, UPath):
         write_json(work / _BEGUN, {"stage": "export"})
+        places.remove(work / "run.json")  # first: without it nobody takes the rest for an export
         for name in places.names(work):
             if name != _BEGUN:
                 places.remove(work / name)

@@ -200,7 +200,7 @@ def test_a_shard_that_is_cut_or_gone_is_one_sentence(bucket: str, crawl: Path) -
     tar = Pool(pool).tar("00001")
     with pytest.raises(CorruptShard, match=r"00001\.tar: is shorter"):
         list(read_spans(tar, [(places.size(tar) - 100, 1000)]))
-    places.remove(tar)  # type: ignore[arg-type]
+    places.remove(tar)
     with pytest.raises(CorruptShard, match=r"00001\.tar.* is missing"):
         list(read_spans(tar, [(512, 1000)]))
 
@@ -236,7 +236,7 @@ def test_an_export_replaces_its_own_and_nothing_else(bucket: str, local: Path) -
     assert places.names(out) == sorted(
         ["00000.tar", "00000_stats.json", "dropped.parquet", "kept.parquet", "run.json", "uids.npy"]
     )
-    places.remove(out / "run.json")  # type: ignore[arg-type]
+    places.remove(out / "run.json")
     with pytest.raises(BadInput, match="is not an export"):
         export.run(exporting(out, local / "pool", local / "run"))
 
