@@ -9,8 +9,10 @@ from curate import console
 
 
 def export(
-    out: Annotated[Path | None, typer.Option(help="Folder to write; an earlier export in it is replaced.")] = None,
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URL to write; an earlier export in it is replaced.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Run that scored it.  [default: run]")] = None,
     where: Annotated[
         str | None,
@@ -32,6 +34,13 @@ def export(
     ] = None,
     per_class: Annotated[int | None, typer.Option(help="Keep the N most confident images of each class.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Images in a shard.  [default: 1000]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
+    engine: Annotated[
+        Literal["local", "ray"] | None, typer.Option(help="Processes of this machine, or Ray.  [default: local]")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else one is started here]")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="TOML file with any setting of this command.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,7 +56,7 @@ def export(
     flags = {
         "out": out, "pool": pool, "run": run, "where": where, "keep": keep, "min_confidence": min_confidence,
         "drop_near_duplicates": drop_near_duplicates, "radius": radius, "per_class": per_class,
-        "shard_size": shard_size,
+        "shard_size": shard_size, "jobs": jobs, "engine": engine, "ray_address": ray_address,
     }  # fmt: skip
     settings = resolve(stage.ExportConfig, flags, config)
     with console.progress("export") as on_tick:

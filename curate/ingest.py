@@ -1,7 +1,7 @@
 """`curate ingest`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,8 +17,14 @@ def ingest(
             show_default=False,
         ),
     ],
-    pool: Annotated[Path | None, typer.Option(help="Folder to bring them into.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Folder to bring them into; may be a URL.  [default: pool]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
+    engine: Annotated[
+        Literal["local", "ray"] | None, typer.Option(help="Processes of this machine, or Ray.  [default: local]")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else one is started here]")
+    ] = None,
     min_side: Annotated[int | None, typer.Option(help="Reject smaller images, in pixels.  [default: 16]")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Reject larger images.  [default: 89478485]")] = None,
     shard_size: Annotated[
@@ -40,6 +46,8 @@ def ingest(
         "sources": tuple(sources),
         "pool": pool,
         "jobs": jobs,
+        "engine": engine,
+        "ray_address": ray_address,
         "min_side": min_side,
         "max_pixels": max_pixels,
         "shard_size": shard_size,

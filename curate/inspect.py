@@ -26,7 +26,7 @@ def inspect(
     near_duplicates: Annotated[
         bool, typer.Option("--near-duplicates", help="Instead: groups of copies that differ in size or compression.")
     ] = False,
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Run that scored it.  [default: run]")] = None,
     neighbors: Annotated[int | None, typer.Option("--neighbors", "-k", help="How many to show.  [default: 10]")] = None,
     top: Annotated[int | None, typer.Option(help="How many images or groups to list.  [default: 50]")] = None,

@@ -9,7 +9,7 @@ from curate import console
 
 
 def report(
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Run that scored it.  [default: run]")] = None,
     labeled: Annotated[
         Path | None, typer.Option(help="Labeled set, if it is no longer where training read it.")

@@ -9,7 +9,7 @@ from curate import console
 
 
 def review(
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Run that scored it.  [default: run]")] = None,
     port: Annotated[int | None, typer.Option(help="Of this machine; 0 for any free one.  [default: 8765]")] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,

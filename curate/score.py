@@ -9,7 +9,7 @@ from curate import console
 
 
 def score(
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Training run.  [default: run]")] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"] | None, typer.Option(help="[default: auto]")] = None,
     max_false_positive_rate: Annotated[
@@ -19,6 +19,16 @@ def score(
         ),
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Known truth to report against.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"] | None, typer.Option(help="This process, or Ray: a task a shard.  [default: local]")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else one is started here]")
+    ] = None,
+    shard_index: Annotated[
+        int | None, typer.Option(help="Score every N-th shard, from this one on: the index in a Slurm array.")
+    ] = None,
+    num_shards: Annotated[int | None, typer.Option(help="N: how many calls share the pool.")] = None,
     config: Annotated[str | None, typer.Option(help="TOML file with any setting of this command.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -27,9 +37,13 @@ def score(
 
     from curate.config import resolve
     from pipelines import score as stage
+    from pipelines.errors import BadInput
 
+    if (shard_index is None) != (num_shards is None):
+        raise BadInput("--shard-index and --num-shards go together: call I of N takes --shard-index I --num-shards N.")
     flags = {
-        "pool": pool, "run": run, "device": device, "truth": truth, "max_false_positive_rate": max_false_positive_rate
+        "pool": pool, "run": run, "device": device, "truth": truth, "max_false_positive_rate": max_false_positive_rate,
+        "engine": engine, "ray_address": ray_address, "shard_index": shard_index, "num_shards": num_shards,
     }  # fmt: skip
     settings = resolve(stage.ScoreConfig, flags, config)
     with console.progress("score") as on_tick:
@@ -51,6 +65,12 @@ def score(
     if summary.thresholds:
         console.note(summary.thresholds.statement)
     console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    if settings.num_shards > 1:
+        console.note(
+            f"Next, after the last of the {settings.num_shards}: curate score --pool {settings.pool} "
+            f"--run {settings.run}, which sums up"
+        )
+        return
     console.note(
         f"Next: curate inspect KEY --run {settings.run}, or curate export --out clean/ "
         f"--pool {settings.pool} --run {settings.run}"

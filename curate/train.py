@@ -12,7 +12,7 @@ def train(
     labeled: Annotated[
         Path | None, typer.Option(help="Labeled real images: a folder per class, or CSV/parquet of path and label.")
     ] = None,
-    pool: Annotated[Path | None, typer.Option(help="Ingested pool.  [default: pool]")] = None,
+    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
     run: Annotated[Path | None, typer.Option(help="Where to write the model.  [default: run]")] = None,
     validation: Annotated[Path | None, typer.Option(help="Labeled images for accuracy while training.")] = None,
     method: Annotated[

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written under a temporary name, synced, renamed."""
+"""Files appear whole or not at all: written under a temporary name, synced, renamed; on an object store, put whole."""
 
 import io
 import json
@@ -6,15 +6,29 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
+
+from pipelines import places
+from pipelines.places import Place
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`, on failure remove it."""
+def replacing(path: Place) -> Iterator[Path]:
+    """Yield a temporary local path; on success it becomes `path`, on failure it is removed.
+
+    It lies beside `path` to be synced and renamed, or for a store among the system's temporary files to be put there.
+    """
+    if isinstance(path, UPath):
+        with TemporaryDirectory(prefix="curate-") as scratch:
+            made = Path(scratch) / path.name
+            yield made
+            places.put(made, path)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -23,8 +37,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Place, path: Place) -> None:
     """Rename a finished file, its bytes on the disk before its name and its name before we return."""
+    if isinstance(path, UPath):
+        assert isinstance(temporary, UPath)
+        places.move(temporary, path)
+        return
+    assert isinstance(temporary, Path)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
@@ -48,7 +67,7 @@ def make_folder(path: Path) -> None:
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

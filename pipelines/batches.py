@@ -15,11 +15,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
 from pipelines.images import Decoder, Views
 from pipelines.manifest import Pool
+from pipelines.places import Place
 from pipelines.progress import OnTick, Tick
-from pipelines.shards import read_spans
+from pipelines.shards import read_spans, read_spans_across
 
 CHUNK = 512  # images decoded at once while a pool is loaded
 PREFETCH = 4  # batches decoded ahead of the step
@@ -112,8 +114,13 @@ class Rows:
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Original bytes of `rows`; CorruptShard where a shard is cut or missing."""
-        result = [b""] * len(rows)
         shards = self.shard[rows]
+        root = self.pool.root
+        if isinstance(root, UPath):  # all at once: each request waits for the network
+            tars: list[Place] = [root / f"{self.pool.shards[number]}.tar" for number in shards.tolist()]
+            lies = zip(tars, self.offset[rows].tolist(), self.num_bytes[rows].tolist(), strict=True)
+            return list(read_spans_across(lies))
+        result = [b""] * len(rows)
         for number in np.unique(shards).tolist():
             places = np.flatnonzero(shards == number).tolist()
             spans = [(int(self.offset[rows[i]]), int(self.num_bytes[rows[i]])) for i in places]

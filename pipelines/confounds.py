@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 from pipelines.candidate import Accepted, Limits, examine, foreign_images
 from pipelines.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.shards import BLOCK, MAX_MEMBER_BYTES, read_spans, read_tar
+from pipelines.shards import BLOCK, MAX_MEMBER_BYTES, read_spans_across, read_tar
 from pipelines.truth import auroc
 
 if TYPE_CHECKING:
@@ -243,9 +243,9 @@ def _opened(pool: Pool, rows: pa.Table, on_tick: OnTick) -> Iterator[dict[str, A
 
 def read_rows(pool: Pool, rows: pa.Table) -> Iterator[tuple[bytes, dict[str, bytes]]]:
     """Image and sidecars by suffix of each row of `pipelines.survey`, in the order of `rows`."""
-    for row in rows.select(["key", "shard", "offset", "num_bytes", "stop", "format"]).to_pylist():
-        start = row["offset"] - BLOCK
-        (span,) = read_spans(pool.tar(row["shard"]), [(start, row["stop"] - start)])
+    listed = rows.select(["key", "shard", "offset", "num_bytes", "stop", "format"]).to_pylist()
+    lies = ((pool.tar(row["shard"]), row["offset"] - BLOCK, row["stop"] - row["offset"] + BLOCK) for row in listed)
+    for row, span in zip(listed, read_spans_across(lies), strict=True):
         members = read_tar(io.BytesIO(span), MAX_MEMBER_BYTES)
         sample = {name.partition(".")[2]: data for name, data in members if name.startswith(f"{row['key']}.")}
         sample.pop(row["format"], None)

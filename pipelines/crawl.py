@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import BadInput
 from pipelines.manifest import MAX_SHARDS
+from pipelines.places import Place, why
 
 SIDECARS = (".txt", ".json")
 _ARCHIVES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
@@ -78,7 +79,7 @@ Find = Unit | str
 """A unit, or a sentence about something that was left aside."""
 
 
-def find(sources: Sequence[str], *, shard_size: int, pool: Path) -> Iterator[Find]:
+def find(sources: Sequence[str], *, shard_size: int, pool: Place) -> Iterator[Find]:
     """Yield the units of all sources in order, and notes on what is left aside; never anything of `pool` itself.
 
     A source is a folder, a tar, a parquet file, a brace pattern of these, or @FILE with one of these a line; local
@@ -146,7 +147,7 @@ def _expand(sources: Sequence[str]) -> Iterator[str]:
             with open_source(_local(source[1:])) as file:
                 lines = file.read().decode("utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise BadInput(f"{source}: the list of sources cannot be read ({_why(error)}).") from None
+            raise BadInput(f"{source}: the list of sources cannot be read ({why(error)}).") from None
         for line in map(str.strip, lines):
             if line.startswith("@"):
                 raise BadInput(f"{source}: lists {line}; a list of sources cannot name another list.")
@@ -187,7 +188,7 @@ def _look(source: str) -> _Entry:
         return _remote_entry(system, system.info(inner))
     except Exception as error:  # each store's driver raises its own kinds: no such bucket, no credentials, no driver
         hint = "; install curate[s3]" if isinstance(error, ImportError) and path.startswith("s3:") else ""
-        raise BadInput(f"{source}: cannot be read ({_why(error)}){hint}.") from error
+        raise BadInput(f"{source}: cannot be read ({why(error)}){hint}.") from error
 
 
 def _local(source: str) -> str:
@@ -195,12 +196,6 @@ def _local(source: str) -> str:
     if source.startswith(("file://", "local://")):
         return str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
     return source
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 # Listings, local and remote
@@ -252,7 +247,7 @@ def _parquet_units(entry: _Entry, shard_size: int) -> Iterator[Find]:
             column = image_column(parquet.schema_arrow)
             rows = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two from names that are no UTF-8
-        yield f"{entry.path}: left aside, it cannot be read as parquet ({_why(error)})."
+        yield f"{entry.path}: left aside, it cannot be read as parquet ({why(error)})."
         return
     if column is None:
         yield f"{entry.path}: left aside, it has no column of image bytes ({', '.join(_IMAGE_COLUMNS[:4])}, ...)."
@@ -334,7 +329,7 @@ def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | 
     try:
         entries = _list(join(root, below) if below else root)
     except OSError as error:
-        raise BadInput(f"{join(root, below)}: cannot be listed ({_why(error)}).") from None
+        raise BadInput(f"{join(root, below)}: cannot be listed ({why(error)}).") from None
     files = {entry.name for entry in entries if not entry.is_folder}
     folders = {entry.name for entry in entries if entry.is_folder}
     # A sidecar belongs to photo.jpg as photo.txt or as photo.jpg.txt.

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.errors import Incompatible
 from pipelines.index import Facts, Index
 from pipelines.inspect import Inspection, of_places, page_of, write_page
+from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
 
@@ -29,8 +30,8 @@ class DisagreementConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     neighbors: int = Field(default=10, ge=1, le=1000)
     top: int = Field(default=50, ge=1, le=1000)
     html: Path | None = None

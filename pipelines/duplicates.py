@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.index import embeddings_at
 from pipelines.inspect import data_uri, render, write_page
 from pipelines.manifest import Pool
+from pipelines.places import AnyFolder, LocalFolder, place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
 from pipelines.shards import read_spans
@@ -56,8 +57,8 @@ class DuplicatesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     radius: int = Field(default=RADIUS, ge=0, le=MAX_RADIUS)  # bits
     max_distance: float = Field(default=MAX_DISTANCE, ge=0, le=2)
     top: int = Field(default=50, ge=1, le=1000)  # the largest groups
@@ -249,5 +250,5 @@ def _page(summary: Summary) -> str:
 
 
 def _content(copy: Copy) -> bytes:
-    (content,) = read_spans(Path(copy.tar), [(copy.offset, copy.num_bytes)])
+    (content,) = read_spans(place(copy.tar), [(copy.offset, copy.num_bytes)])
     return content

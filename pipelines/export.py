@@ -11,54 +11,46 @@ In: a pool and its scores. Out, below `config.out`:
     run.json             configuration, versions and counts
 
 Kept + dropped = pool. All is written beside `out` and renamed at the end, so that `out` is the old export or the new
-one, whole; a second run replaces the first, and the same pool, scores and configuration give the same bytes. Memory
-holds one shard, the most confident rows of each class where --per-class asks for them, 16 bytes per kept image, and 16
-per image of the pool while near-duplicates are sought.
+one, whole (on an object store, which cannot rename, the old one goes first and `run.json` says that the new one is
+whole); a second run replaces the first, and the same pool, scores and configuration give the same bytes. Memory
+holds the rows of the shards at work, the most confident rows of each class where --per-class asks for them, 16 bytes
+per kept image, and 16 per image of the pool while near-duplicates are sought.
+
+This process decides, shard after shard of the scores, what goes where; each shard of the export is then a task of its
+own (`pipelines.pack`), in a process of this machine or on a Ray cluster that sees pool and export, to the same bytes.
 """
 
 import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
+from upath import UPath
 
-from pipelines import folders
-from pipelines.atomic import save_array, sync, write_json
+from pipelines import engine, folders, places
+from pipelines.atomic import replacing, save_array, sync, write_json
 from pipelines.duplicates import MAX_DISTANCE, MAX_RADIUS, RADIUS, Groups, best_first
-from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
-from pipelines.manifest import KEY_DIGITS
+from pipelines.engine import EngineName
+from pipelines.errors import BadInput, Incompatible, MissingArtifact
+from pipelines.pack import KEPT_SCHEMA, Piece, Task, pack
+from pipelines.places import AnyFolder, LocalFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import SCHEMA, ScoredPool
-from pipelines.shards import ShardWriter, read_samples
 from pipelines.where import Where
-
-KEPT_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),  # of the export
-        pa.field("cls", pa.int32(), nullable=False),  # index of the pseudo-label among the model's classes
-        pa.field("pseudo_label", pa.string(), nullable=False),
-        pa.field("confidence", pa.float32(), nullable=False),
-        pa.field("prob_synthetic", pa.float32()),  # null without a detector
-        pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("member", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-    ]
-)
+from pipelines.workers import usable_cores
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -67,13 +59,9 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 
-_DESCRIBED = (
-    "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "marked", "declared", "declared_by",
-    "source", "member",
-)  # fmt: skip
-_UID = re.compile(r"[0-9a-f]{32}")
 _UIDS = np.dtype("u8,u8")
-_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json")
+_BEGUN = ".export.partial"  # on a store, while what lies there is not whole
+_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json|\.export\.partial")
 
 
 class Reason(StrEnum):
@@ -92,9 +80,9 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    out: AnyFolder
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     where: str | None = None  # SQL condition on the columns of pool and scores
     keep: Literal["real", "synthetic", "all"] = "real"
     min_confidence: float = Field(default=0.0, ge=0, le=1)
@@ -103,6 +91,9 @@ class ExportConfig(BaseModel):
     max_distance: float = Field(default=MAX_DISTANCE, ge=0, le=2)  # in pipelines.duplicates
     per_class: int | None = Field(default=None, ge=1)  # the most confident of each pseudo-label
     shard_size: int = Field(default=1000, ge=1)
+    jobs: int = Field(default_factory=usable_cores, ge=1)
+    engine: EngineName = "local"
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +122,11 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             f"{config.run}/scores: shard {scored.unscored[0]} of {config.pool} has no scores "
             f"({len(scored.unscored)} of {len(scored.pool.shards)} shards have none); run `curate score` first."
         )
+    if len({scored.scored_by(shard) for shard in scored.shards}) > 1:
+        raise Incompatible(f"{config.run}/scores: holds scores of two models; run `curate score` again.")
     origins = [scored.origin(shard) for shard in scored.shards]
     with (
-        _working_folder(config) as work,
+        _opened(config.out) as work,
         closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,
     ):
         selection = _Selection(config, where)
@@ -141,10 +134,10 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             selection = replace(selection, copies=_best_copies(scored, selection, on_tick))
         if config.per_class:
             selection = replace(selection, ranking=_rank(scored, config.per_class, selection))
+        _clear(work)
         summary = _write(scored, config, selection, work, on_tick)
         if origins != [scored.origin(shard) for shard in scored.shards]:
             raise Incompatible(f"{config.run}/scores: were made anew meanwhile; run the same command again.")
-        _replace(config.out.resolve(), work)
     return summary
 
 
@@ -250,84 +243,36 @@ def _rank(scored: ScoredPool, limit: int, selection: _Selection) -> Ranking:
     return ranking
 
 
-# The sample: what is written of an image
-
-
-def uid_of(metadata: bytes | None, sha256: str) -> str:
-    """DataComp's name of an image, 32 hexadecimal digits: what its JSON says, else the start of its SHA-256."""
-    values = _object(metadata)
-    uid = values.get("uid") if values else None
-    return uid.lower() if isinstance(uid, str) and _UID.fullmatch(uid.lower()) else sha256[:32]
-
-
-def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
-    """The crawl's JSON with what we know of the image under "curate".
-
-    Where the crawl's is not an object, or has a "curate" already (an export was ingested), it moves below "crawl".
-    """
-    values = _object(metadata)
-    if metadata is None:
-        values = {}
-    elif values is None or "curate" in values:
-        values = {"crawl": values if values is not None else _any_json(metadata)}
-    ours = {name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED}
-    return json.dumps({**values, "curate": ours}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-
-
-def _object(metadata: bytes | None) -> dict[str, Any] | None:
-    values = _any_json(metadata) if metadata is not None else None
-    return values if isinstance(values, dict) else None
-
-
-def _any_json(metadata: bytes) -> Any:
-    """Parse JSON; what is none stays as text."""
-    try:
-        return json.loads(metadata)
-    except (ValueError, RecursionError):
-        return metadata.decode("utf-8", "backslashreplace")
-
-
-def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int) -> dict[str, bytes]:
-    """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files."""
-    others = dict(sample)
-    image, metadata = others.pop(row["format"]), others.pop("json", None)
-    if "cls" in others:  # a label that the crawl came with
-        others["crawl.cls"] = others.pop("cls")
-    return {row["format"]: image, "cls": str(class_index).encode(), "json": describe(metadata, row), **others}
-
-
 # The writing
 
 
-def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Path, on_tick: OnTick) -> Summary:
-    class_index = {name: i for i, name in enumerate(scored.classes)}
+def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Place, on_tick: OnTick) -> Summary:
     dropped, per_class = Counter[str](), Counter[str]()
     uids, num_shards, num_bytes = [], 0, 0
+    jobs = min(config.jobs, -(-scored.pool.num_images // config.shard_size))
+    workers = engine.choose(config.engine, jobs=jobs, address=config.ray_address)
+    work_on = partial(pack, scored.pool.root.absolute(), work, scored.classes)
     with (
-        pq.ParquetWriter(work / "kept.parquet", KEPT_SCHEMA, compression="zstd") as kept_table,
-        pq.ParquetWriter(work / "dropped.parquet", DROPPED_SCHEMA, compression="zstd") as dropped_table,
+        replacing(work / "kept.parquet") as kept_path,
+        replacing(work / "dropped.parquet") as dropped_path,
+        pq.ParquetWriter(kept_path, KEPT_SCHEMA, compression="zstd") as kept_table,
+        pq.ParquetWriter(dropped_path, DROPPED_SCHEMA, compression="zstd") as dropped_table,
     ):
-        kept = _kept(scored, selection, dropped_table, dropped, on_tick)
-        for first in kept:  # each round takes a shard's worth of samples
-            shard, num_shards = f"{num_shards:0{KEY_DIGITS}d}", num_shards + 1
-            rows = []
-            with ShardWriter(work / f"{shard}.tar") as tar:
-                for row, sample in chain([first], islice(kept, config.shard_size - 1)):
-                    index = class_index.get(row["pseudo_label"])
-                    if index is None:
-                        what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
-                        raise Incompatible(f"{config.run}/scores: {what}; run `curate score` again.")
-                    for suffix, content in _members(row, sample, index).items():
-                        tar.add(f"{row['key']}.{suffix}", content)
-                    uid = uid_of(sample.get("json"), row["sha256"])
-                    rows.append({**row, "shard": shard, "cls": index, "uid": uid})
-            kept_table.write_table(pa.Table.from_pylist(rows, schema=KEPT_SCHEMA))
-            uids.append(np.array([(int(row["uid"][:16], 16), int(row["uid"][16:], 16)) for row in rows], dtype=_UIDS))
-            per_class.update(row["pseudo_label"] for row in rows)
-            num_bytes += sum(row["num_bytes"] for row in rows)
-            counts = {"count": len(rows), "successes": len(rows), "failed_to_download": 0, "failed_to_resize": 0}
-            write_json(work / f"{shard}_stats.json", counts)
-    save_array(work / "uids.npy", np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
+        plan = _plan(scored, selection, config.shard_size, dropped_table, dropped)
+        for task, rows in workers.in_order(work_on, plan):
+            kept_table.write_table(rows)
+            words = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in rows["uid"].to_pylist()]
+            uids.append(np.array(words, dtype=_UIDS))
+            per_class.update(rows["pseudo_label"].to_pylist())
+            num_shards, num_bytes = num_shards + 1, num_bytes + task.num_bytes
+            counts = {
+                "count": rows.num_rows, "successes": rows.num_rows, "failed_to_download": 0, "failed_to_resize": 0
+            }  # fmt: skip
+            write_json(work / f"{task.shard}_stats.json", counts)
+            figures = {"kept": per_class.total()}
+            on_tick(Tick(done=task.num_judged, total=scored.pool.num_images, unit="images", figures=figures))
+    with replacing(work / "uids.npy") as path:
+        save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
     summary = Summary(
         out=str(config.out),
         pool=scored.pool.num_images,
@@ -351,15 +296,15 @@ def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work
     return summary
 
 
-def _kept(
+def _plan(
     scored: ScoredPool,
     selection: _Selection,
+    shard_size: int,
     dropped_table: pq.ParquetWriter,
     dropped: Counter[str],
-    on_tick: OnTick,
-) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """Yield (row, sample) of the images to keep, in order; put the others on record as they pass."""
-    done = 0
+) -> Iterator[Task]:
+    """Yield what goes into each shard of the export, in order; put what stays behind on record as it passes."""
+    number, pieces, num_judged = 0, list[Piece](), 0
     for shard in scored.shards:
         rows = scored.rows(shard)
         reasons = selection.reasons(shard, rows)
@@ -370,41 +315,59 @@ def _kept(
         ]
         dropped_table.write_table(pa.Table.from_pylist(refused, schema=DROPPED_SCHEMA))
         dropped.update(row["reason"] for row in refused)
-        if len(refused) < len(reasons):
-            samples = read_samples(scored.pool.tar(shard))
-            for row, reason in zip(rows.drop_columns(["probs"]).to_pylist(), reasons, strict=True):
-                key, sample = next(samples, ("nothing more", {}))
-                if key != row["key"] or len(sample.get(row["format"], b"")) != row["num_bytes"]:
-                    raise CorruptShard(
-                        f"{scored.pool.tar(shard)}: holds {key} where its manifest lists {row['key']} of "
-                        f"{row['num_bytes']} bytes; remove the shard's files and ingest its source again."
-                    )
-                if reason is None:
-                    yield row, sample
-        done += len(reasons)
-        figures = {"kept": done - dropped.total()}
-        on_tick(Tick(done=done, total=scored.pool.num_images, unit="images", figures=figures))
+        kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.int64)
+        while len(kept):
+            room = shard_size - sum(piece.rows.num_rows for piece in pieces)
+            taken, kept = kept[:room], kept[room:]
+            pieces.append(Piece.of(shard, rows, taken))
+            if len(taken) == room:
+                yield Task(number, tuple(pieces), num_judged + int(taken[-1]) + 1)
+                number, pieces = number + 1, []
+        num_judged += rows.num_rows
+    if pieces:
+        yield Task(number, tuple(pieces), num_judged)
 
 
-# The folder: an export appears whole, in the place of an earlier one
+# The place: an export appears whole, in the place of an earlier one
 
 
 @contextmanager
-def _working_folder(config: ExportConfig) -> Iterator[Path]:
+def _opened(out: Place) -> Iterator[Place]:
+    """Yield where to write; at the end it is `out`, whole."""
+    if isinstance(out, UPath):
+        _refuse_others(out, out)
+        yield out
+        places.remove(out / _BEGUN)
+        return
+    with _working_folder(out) as work:
+        yield work
+        _replace(out.resolve(), work)
+
+
+def _clear(work: Place) -> None:
+    """Remove an earlier export from a store, which cannot rename; a mark says what the place is until it is whole."""
+    if isinstance(work, UPath):
+        write_json(work / _BEGUN, {"stage": "export"})
+        places.remove(work / "run.json")  # first: without it nobody takes the rest for an export
+        for name in places.names(work):
+            if name != _BEGUN:
+                places.remove(work / name)
+
+
+@contextmanager
+def _working_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`, after making sure that `out` is ours to replace; remove it on failure.
 
     It is held for this export alone until it has become `out`.
     """
-    out = config.out.resolve()
+    called, out = out, out.resolve()
+    if out.is_file():
+        raise BadInput(f"{called}: is a file; name a folder with --out.")
     work = out.with_name(f".{out.name}.partial")
-    with folders.held(work, called=config.out):
+    with folders.held(work, called=called):
         try:
-            if out.exists():
-                strange = [path.name for path in _entries(out) if not _OURS.fullmatch(path.name)]
-                if strange or (any(out.iterdir()) and not _is_export(out)):
-                    what = f"holds {min(strange)}, which no export wrote" if strange else "is not an export"
-                    raise BadInput(f"{config.out}: {what}; name another folder with --out.")
-            elif _before(out).exists():
+            _refuse_others(out, called)
+            if not out.exists() and _before(out).exists():
                 _before(out).rename(out)  # a run was killed between its last two renames
             for path in work.iterdir():  # of a run that was killed
                 path.unlink()
@@ -414,15 +377,18 @@ def _working_folder(config: ExportConfig) -> Iterator[Path]:
             raise
 
 
-def _entries(out: Path) -> list[Path]:
-    if not out.is_dir():
-        raise BadInput(f"{out}: is a file; name a folder with --out.")
-    return list(out.iterdir())
+def _refuse_others(out: Place, called: Place) -> None:
+    """Raise BadInput where `out` holds anything but an export, whole or begun."""
+    found = places.names(out)
+    strange = [name for name in found if not _OURS.fullmatch(name)]
+    if strange or (found and _BEGUN not in found and not _is_export(out)):
+        what = f"holds {strange[0]}, which no export wrote" if strange else "is not an export"
+        raise BadInput(f"{called}: {what}; name another folder with --out.")
 
 
-def _is_export(out: Path) -> bool:
+def _is_export(out: Place) -> bool:
     try:
-        return bool(json.loads((out / "run.json").read_bytes())["stage"] == "export")
+        return bool(json.loads(places.read(out / "run.json"))["stage"] == "export")
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -5,8 +5,9 @@ In: folders, tars and parquet files (see `pipelines.crawl`). Out: the pool of `p
 The crawl is a sequence of units, and each that is not yet in the pool becomes the next shard. Workers sift units below
 `pool/.partial`, in any order; this process commits them strictly in order, each with its `_stats.json` last. So the
 finished shards are always what an uninterrupted run would have made first: killed at any moment, the same command goes
-on, and with further sources it adds to the pool. The pool's bytes depend neither on interruptions nor on `jobs`.
-Sifting never happens in this process: an image that crashes its decoder, or takes it `max_seconds`, costs itself alone.
+on, and with further sources it adds to the pool. The pool's bytes depend neither on interruptions nor on `jobs` nor on
+the `engine`: on a Ray cluster a unit is a task, and the pool lies where all its machines see it. Sifting has a process
+of its own on either: an image that crashes its decoder, or takes it `max_seconds`, costs itself alone.
 """
 
 import hashlib
@@ -23,23 +24,29 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
+from upath import UPath
 
-from pipelines import folders
+from pipelines import engine, folders, places
 from pipelines.atomic import make_folder, publish, replacing, write_json
 from pipelines.candidate import Limits
 from pipelines.crawl import Unit, find, has_changed
 from pipelines.digests import Digests
+from pipelines.engine import EngineName
 from pipelines.errors import BadInput, CorruptShard, Incompatible
 from pipelines.manifest import KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEMA, Pool
+from pipelines.places import AnyFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.reject import Reason
 from pipelines.shards import MAX_MEMBER_BYTES, ShardWriter
 from pipelines.sift import Kept, Rejected, Sifted, Task, after_the_end, sift
-from pipelines.workers import in_order, usable_cores
+from pipelines.workers import usable_cores
 
 _UNFINISHED = ".partial"
 _RUNS = "run.json"  # also the mark of a pool
@@ -55,8 +62,10 @@ class IngestConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str, ...] = Field(min_length=1)
-    pool: Path = Path("pool")
+    pool: AnyFolder = Path("pool")
     jobs: int = Field(default_factory=usable_cores, ge=1)
+    engine: EngineName = "local"
+    ray_address: str | None = None
     shard_size: int = Field(default=1000, ge=1)  # of sources that have no shards of their own: folders and parquet
     min_side: int = Field(default=16, ge=1)
     max_pixels: int = Field(default=89_478_485, ge=1)  # where Pillow warns of decompression bombs
@@ -93,7 +102,7 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
     """
     started = time.monotonic()
     counts, num_bytes = Counter[str](), 0
-    with folders.held(config.pool), _working_folder(config.pool) as work:
+    with _taken(config.pool) as work:
         pool = Pool(config.pool)
         known = {_identity(pool, shard) for shard in pool.shards}
         first = int(pool.shards[-1]) + 1 if pool.shards else 0
@@ -104,15 +113,18 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
                 f"{config.pool}: has room for {MAX_SHARDS - first} more shards, and these sources make "
                 f"{survey.num_new}; use a larger --shard-size or a second pool."
             )
-        if not (config.pool / _RUNS).exists():
+        if not places.exists(config.pool / _RUNS):
             write_json(config.pool / _RUNS, {"ingests": []})
-        with Digests(work / "digests.sqlite") as digests:
+        with Digests(work.scratch / "digests.sqlite") as digests:
             if survey.num_new:
                 _remember(pool, digests)
             tasks = (Task(number, unit, {}) for number, unit in enumerate(_new_units(config, known), first))
             jobs = min(config.jobs, max(survey.num_new, 1))
             work_on = partial(_sift, work, config.limits, config.max_seconds)
-            for task, sifted in in_order(work_on, tasks, jobs, partial(after_the_end, work, config.max_seconds)):
+            workers = engine.choose(config.engine, jobs=jobs, address=config.ray_address)
+            retry = partial(after_the_end, work.scratch, config.max_seconds)
+            for task, sifted in workers.in_order(work_on, tasks, retry):
+                work.check()
                 counts += _commit(sifted, task.unit, task.number, config.pool, digests)
                 num_bytes += task.unit.num_bytes
                 on_tick(_tick(counts, num_bytes, survey.num_bytes))
@@ -121,17 +133,65 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
     return summary
 
 
-def _sift(work: Path, limits: Limits, max_seconds: float, task: Task) -> Sifted:
-    sifted = sift(task, work, limits, max_seconds)
+class _Work(NamedTuple):
+    """Where shards wait that are not committed: a local folder and, for a pool on a store, their place on the store."""
+
+    scratch: Path
+    staging: UPath | None = None
+
+    def check(self) -> None:
+        """Raise Incompatible where a later ingest has cleared this one's place on the store away."""
+        if self.staging and not places.exists(self.staging / _RUNS):
+            raise Incompatible(
+                f"{self.staging.parent.parent}: another ingest into it has begun, so this one has left off; run one at "
+                "a time, the same command goes on from here."
+            )
+
+
+def _sift(work: _Work, limits: Limits, max_seconds: float, task: Task) -> Sifted:
+    work.scratch.mkdir(parents=True, exist_ok=True)  # this may be another machine
+    sifted = sift(task, work.scratch, limits, max_seconds)
     if has_changed(task.unit):
         raise BadInput(
             f"{task.unit.source}: changed while it was read (is it still being written?); what is in the pool stays, "
             "and the same command goes on from here once the source is complete."
         )
-    return sifted
+    if work.staging is None:
+        return sifted
+    assert isinstance(sifted.tar, Path)
+    staged = work.staging / sifted.tar.name
+    places.put(sifted.tar, staged)
+    sifted.tar.unlink()
+    return sifted._replace(tar=staged)
 
 
 # Before: whose folder this is, what is in it, what there is to do
+
+
+@contextmanager
+def _taken(pool: Place) -> Iterator[_Work]:
+    """Take the pool for this process and yield a place for what is not finished."""
+    if isinstance(pool, UPath):
+        with _staging(pool) as staging, TemporaryDirectory(prefix="curate-") as scratch:
+            yield _Work(Path(scratch), staging)
+    else:
+        with folders.held(pool), _working_folder(pool) as folder:
+            yield _Work(folder)
+
+
+@contextmanager
+def _staging(pool: UPath) -> Iterator[UPath]:
+    """Yield a place of our own on the store. It knows no locks: who comes later clears this away (`_Work.check`)."""
+    found = places.names(pool)
+    if found and not {_UNFINISHED, _RUNS} & set(found):
+        raise Incompatible(f"{pool}: is not empty and not a pool; name a new place with --pool.")
+    places.remove(pool / _UNFINISHED)
+    staging = pool / _UNFINISHED / f"{platform.node()}-{os.getpid()}-{token_hex(4)}"
+    write_json(staging / _RUNS, {"host": platform.node(), "process": os.getpid()})
+    try:
+        yield staging
+    finally:
+        places.remove(staging)
 
 
 @contextmanager
@@ -141,7 +201,7 @@ def _working_folder(pool: Path) -> Iterator[Path]:
     if not (unfinished.exists() or (pool / _RUNS).exists()) and any(pool.iterdir()):
         raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
     shutil.rmtree(unfinished, ignore_errors=True)
-    work = unfinished / str(os.getpid())
+    work = unfinished.absolute() / str(os.getpid())
     work.mkdir(parents=True)
     try:
         yield work
@@ -160,12 +220,13 @@ def _identity(pool: Pool, shard: str) -> Identity:
     return source, part, fingerprint
 
 
-def _remove_unfinished(pool: Path, first: int) -> None:
+def _remove_unfinished(pool: Place, first: int) -> None:
     """Remove what a killed run had written of the shard that it was about to finish, under its name or not yet."""
-    for path in [*pool.iterdir(), *pool.glob("rejects/*")]:
-        match = _SHARD_FILE.fullmatch(path.name)
-        if (match and int(match[1]) >= first) or _TEMPORARY.fullmatch(path.name):
-            path.unlink()
+    for folder in (pool, pool / "rejects"):
+        for name in places.names(folder):
+            match = _SHARD_FILE.fullmatch(name)
+            if (match and int(match[1]) >= first) or _TEMPORARY.fullmatch(name):
+                places.remove(folder / name)
 
 
 def _remember(pool: Pool, digests: Digests) -> None:
@@ -217,7 +278,7 @@ def _new_units(config: IngestConfig, known: set[Identity]) -> Iterator[Unit]:
 # Commit: one shard after the other
 
 
-def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digests) -> Counter[str]:
+def _commit(sifted: Sifted, unit: Unit, number: int, pool: Place, digests: Digests) -> Counter[str]:
     """Take a shard into the pool, without what earlier shards hold; return counts of kept, rejected and declared."""
     shard = f"{number:0{KEY_DIGITS}d}"
     fresh = [image for image in sifted.kept if digests.add(image.digest, image.key)]
@@ -233,7 +294,8 @@ def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digest
 
     publish(tar, pool / f"{shard}.tar")
     _write_table(pool / f"{shard}.parquet", _manifest(fresh, shard, unit.source))
-    make_folder(pool / "rejects")
+    if isinstance(pool, Path):  # a store has no folders
+        make_folder(pool / "rejects")
     _write_table(pool / "rejects" / f"{shard}.parquet", _rejects(rejected, unit.source, digests))
     reasons = Counter(record.reason.value for record in rejected)
     never_arrived = sum(record.reason.never_arrived for record in rejected)
@@ -255,18 +317,18 @@ def _commit(sifted: Sifted, unit: Unit, number: int, pool: Path, digests: Digest
     return counts
 
 
-def _without_duplicates(tar: Path, fresh: list[Kept]) -> tuple[Path, list[Kept]]:
+def _without_duplicates(tar: Place, fresh: list[Kept]) -> tuple[Place, list[Kept]]:
     """Copy a shard with the samples in `fresh` alone."""
     path = tar.with_suffix(".fresh.tar")
     moved = []
-    with tar.open("rb") as source, ShardWriter(path) as target:
+    with replacing(path) as temporary, places.opened(tar) as source, ShardWriter(temporary) as target:
         for image in fresh:
             shift = target.position - image.start
             target.copy(source, image.start, image.stop)
             moved.append(
                 image._replace(offset=image.offset + shift, start=image.start + shift, stop=image.stop + shift)
             )
-    tar.unlink()
+    places.remove(tar)
     return path, moved
 
 
@@ -291,7 +353,7 @@ def _rejects(rejected: list[Rejected], source: str, digests: Digests) -> pa.Tabl
     return pa.Table.from_pylist(rows, schema=REJECT_SCHEMA)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def _write_table(path: Place, table: pa.Table) -> None:
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -337,7 +399,7 @@ def _summary(config: IngestConfig, survey: _Survey, counts: Counter[str], second
 def _record(config: IngestConfig, survey: _Survey, summary: Summary) -> None:
     """Append this run to `run.json`: the only file of the pool that knows times."""
     path = config.pool / _RUNS
-    earlier = json.loads(path.read_bytes())["ingests"]
+    earlier = json.loads(places.read(path))["ingests"]
     this = {
         "config": config.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("pillow", "pyarrow")}},

@@ -30,6 +30,7 @@ from pipelines.candidate import Accepted, Limits, examine, foreign_images
 from pipelines.errors import BadInput, Incompatible, MissingArtifact
 from pipelines.index import Facts, Index
 from pipelines.manifest import shard_of
+from pipelines.places import AnyFolder, LocalFolder, place
 from pipelines.progress import OnTick, ignore
 from pipelines.reject import Reject
 from pipelines.scored import ScoredPool
@@ -51,8 +52,8 @@ class InspectConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     queries: tuple[str, ...] = Field(min_length=1)
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     neighbors: int = Field(default=10, ge=1, le=1000)
     html: Path | None = None
 
@@ -261,7 +262,7 @@ def content_of(item: Item) -> bytes:
     if item.tar is None:
         return Path(item.source, item.member).read_bytes()
     assert item.offset is not None and item.num_bytes is not None
-    (content,) = read_spans(Path(item.tar), [(item.offset, item.num_bytes)])
+    (content,) = read_spans(place(item.tar), [(item.offset, item.num_bytes)])
     return content
 
 

@@ -13,13 +13,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
+from pipelines import places
 from pipelines.errors import CorruptShard, MissingArtifact
+from pipelines.places import Place
 
 KEY_DIGITS = 5  # of the shard; the row follows in at least four
 MAX_SHARDS = 10**KEY_DIGITS
@@ -76,12 +78,12 @@ def shard_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """The finished shards of a pool, by name and in order."""
+    """The finished shards of a pool, by name and in order; on a disk or on an object store."""
 
-    root: Path
+    root: Place
 
     @classmethod
-    def open(cls, root: Path) -> "Pool":
+    def open(cls, root: Place) -> "Pool":
         """Open an ingested pool; MissingArtifact where there is none, or no image in it."""
         pool = cls(root)
         if not pool.shards:
@@ -95,36 +97,35 @@ class Pool:
     @cached_property
     def shards(self) -> tuple[str, ...]:
         """Names of the finished shards, in order."""
-        return tuple(sorted(path.name.removesuffix("_stats.json") for path in self.root.glob("*_stats.json")))
+        end = "_stats.json"
+        return tuple(name.removesuffix(end) for name in places.names(self.root) if name.endswith(end))
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Number of kept images of each shard."""
-        return tuple(int(self.stats(shard)["successes"]) for shard in self.shards)
+        paths = [self._stats(shard) for shard in self.shards]
+        found = zip(paths, places.read_all(paths), strict=True)
+        return tuple(int(_parsed(path, content)["successes"]) for path, content in found)
 
     @property
     def num_images(self) -> int:
         """Number of kept images."""
         return sum(self.counts)
 
-    def tar(self, shard: str) -> Path:
+    def tar(self, shard: str) -> Place:
         """Path of a shard's tar."""
         return self.root / f"{shard}.tar"
 
     def stats(self, shard: str) -> dict[str, Any]:
         """What a shard's `_stats.json` says."""
-        path = self.root / f"{shard}_stats.json"
-        try:
-            stats = json.loads(path.read_bytes())
-        except ValueError:
-            raise CorruptShard(f"{path}: is not JSON; remove the shard's files and ingest its source again.") from None
-        if not isinstance(stats, dict) or not isinstance(stats.get("successes"), int):
-            raise CorruptShard(f"{path}: counts no images; remove the shard's files and ingest its source again.")
-        return stats
+        return _parsed(self._stats(shard), places.read(self._stats(shard)))
+
+    def _stats(self, shard: str) -> Place:
+        return self.root / f"{shard}_stats.json"
 
     def digest(self, shard: str) -> str:
         """Digest of a shard's manifest, which names every image by its sha256: what depends on the shard records it."""
-        return hashlib.sha256((self.root / f"{shard}.parquet").read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(places.read(self.root / f"{shard}.parquet")).hexdigest()[:16]
 
     def rows(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Manifest of a shard, in the order of its tar."""
@@ -135,10 +136,21 @@ class Pool:
         return (self.rows(shard, columns) for shard in self.shards)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def _parsed(path: Place, content: bytes) -> dict[str, Any]:
+    try:
+        stats = json.loads(content)
+    except ValueError:
+        raise CorruptShard(f"{path}: is not JSON; remove the shard's files and ingest its source again.") from None
+    if not isinstance(stats, dict) or not isinstance(stats.get("successes"), int):
+        raise CorruptShard(f"{path}: counts no images; remove the shard's files and ingest its source again.")
+    return stats
+
+
+def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a parquet file of ours; one sentence if it is gone or cut."""
     try:
-        return pq.read_table(path, columns=list(columns) if columns is not None else None)
+        file = pa.BufferReader(places.read(path)) if isinstance(path, UPath) else path
+        return pq.read_table(file, columns=list(columns) if columns is not None else None)
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make the shard again.") from None
     except pa.ArrowException as error:

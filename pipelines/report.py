@@ -31,12 +31,13 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
-from pipelines import confounds, svg
+from pipelines import confounds, places, svg
 from pipelines.atomic import replacing
 from pipelines.candidate import foreign_images
 from pipelines.confounds import Audit
 from pipelines.errors import BadInput, CorruptShard, Incompatible
 from pipelines.manifest import Pool
+from pipelines.places import AnyFolder, LocalFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
 from pipelines.survey import BINS, Survey, survey
@@ -92,8 +93,8 @@ class ReportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     labeled: Path | None = None  # None: where training read it
     out: Path | None = None  # None: report.html in the run
     map: Literal["auto", "tsne", "pca"] = "auto"  # auto: t-SNE where openTSNE is installed
@@ -215,10 +216,10 @@ def _next(config: ReportConfig, has_scores: bool) -> str:
     return f"curate train --labeled SEED {places}, then curate score {places}"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Place) -> dict[str, Any]:
     """A JSON object of ours, empty where there is none."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(places.read(path))
     except FileNotFoundError:
         return {}
     except ValueError:

@@ -39,6 +39,7 @@ from pipelines.candidate import foreign_images, sniff
 from pipelines.errors import BadInput, CurateError
 from pipelines.gallery import MAX_NEIGHBORHOODS, NEIGHBORS, Filter, Gallery
 from pipelines.marks import Judgment
+from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, ignore
 from pipelines.scored import ScoredPool
 
@@ -70,8 +71,8 @@ class ReviewConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     port: int = Field(default=8765, ge=0, le=65535)  # 0: any free one
 
 

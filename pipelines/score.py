@@ -5,30 +5,38 @@ out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a 
 again   shards that this model has scored are skipped; after a new training, or where the pool's shard is another, all
         are scored anew
 
-A score is a function of the image and the model alone: its place in a batch or a pool does not matter.
+A score is a function of the image and the model alone: its place in a batch or a pool does not matter. So a shard can
+be scored anywhere: as a task of a Ray cluster (`engine`), or by one of N calls that know nothing of each other
+(`shard_index` of `num_shards`, as in a Slurm array), each of which takes every N-th shard. A call for all shards then
+finds them scored, sums up, and scores what a lost call has left.
 """
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines import batches, calibration, devices, folders, model, truth
+from pipelines import batches, calibration, devices, engine, folders, model, truth
 from pipelines.atomic import make_folder, replacing, save_array, write_json
+from pipelines.engine import EngineName
+from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Views
 from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
+from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.workers import usable_cores
 
 
 class ScoreConfig(BaseModel):
@@ -36,18 +44,33 @@ class ScoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     truth: Path | None = None  # reported against
     # Share of real images that may be called synthetic; None cuts where the estimated share of the pool lies above.
     max_false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
     batch_size: int = Field(default=256, ge=1)
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    engine: EngineName = "local"
+    ray_address: str | None = None
+    shard_index: int = Field(default=0, ge=0)  # of the calls that share the pool, and
+    num_shards: int = Field(default=1, ge=1)  # how many those are
+
+    @model_validator(mode="after")
+    def _is_one_of(self) -> Self:
+        if self.shard_index >= self.num_shards:
+            raise BadInput(
+                f"--shard-index {self.shard_index}: of {self.num_shards} calls the last has {self.num_shards - 1}; "
+                "they count from 0."
+            )
+        if self.truth and self.num_shards > 1:
+            raise BadInput("--truth: is compared with the whole pool; give it to `curate score` after the last shard.")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What scoring came to."""
+    """What scoring came to, of the shards that it was asked for."""
 
     num_images: int
     num_shards: int
@@ -80,8 +103,7 @@ class Scorer:
     """A trained model that takes images as bytes."""
 
     def __init__(self, trained: model.Model, device: torch.device, thresholds: calibration.Thresholds) -> None:
-        self.model, self.thresholds = trained, thresholds
-        self._device = device
+        self.model, self.thresholds, self.device = trained, thresholds, device
         self._threads = ThreadPoolExecutor(max(2, torch.get_num_threads()))
 
     @classmethod
@@ -101,7 +123,7 @@ class Scorer:
     def score_views(self, views: Views) -> Scores:
         """Score decoded images."""
         classifier, config = self.model.classifier, self.model.config
-        views = views.map(lambda pixels: pixels.to(self._device))
+        views = views.map(lambda pixels: pixels.to(self.device))
         embeddings = classifier.embed(views.images)
         probs = classifier.real(embeddings).softmax(1)
         confidence, label = probs.max(1)
@@ -118,45 +140,91 @@ class Scorer:
 
 
 def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
-    """Score all shards that this model has not scored yet.
+    """Score all shards that this model has not scored yet, or this call's share of them.
 
     Raises MissingArtifact without a pool or a model, Incompatible where another process writes into the run.
     """
-    with folders.held(config.run):
+    # Calls that share a pool share the run too, each with shards of its own.
+    with folders.held(config.run) if config.num_shards == 1 else folders.refusals(config.run):
         return _run(config, on_tick)
 
 
 def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     started = time.monotonic()
-    pool = Pool.open(config.pool)
+    here = config.engine == "local"
+    pool = Pool.open(config.pool if here else config.pool.absolute())
+    mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
-    device = devices.choose(config.device)
-    trained = model.load(config.run, device)
+    trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
     thresholds = calibration.choose(trained.config.threshold, trained.config.held_out, config.max_false_positive_rate)
-    scorer = Scorer(trained, device, thresholds)
     for folder in ("scores", "embeddings"):
         make_folder(config.run / folder)
-    calibration.save(config.run, thresholds)
-    for shard in pool.shards:
-        if not _is_scored(config.run, pool, shard, scorer.model.digest):
-            (config.run / "scores" / f"{shard}.parquet").unlink(missing_ok=True)  # scores of two models never mix
-    done = before = 0
-    for number, shard in enumerate(pool.shards):
-        if _is_scored(config.run, pool, shard, scorer.model.digest):
-            _judge_again(config.run / "scores" / f"{shard}.parquet", thresholds)
-            before += 1
-            done += pool.counts[number]
-            continue
-        rows = batches.index_shard(pool, number)
-        parts = []
-        chunks = torch.split(torch.arange(len(rows)), config.batch_size) if len(rows) else ()
-        with closing(batches.Streamed(rows, scorer.model.decoder, device, max(2, torch.get_num_threads()))) as streamed:
-            for views in streamed.stream(chunks):
-                parts.append(scorer.score_views(views))
-                done += len(views)
-                on_tick(Tick(done=done, total=pool.num_images, unit="images"))
-        _write(config.run, pool, shard, rows.key.tolist(), parts, scorer)
-    return _summarize(config, pool, scorer, before, known, started)
+    if config.shard_index == 0:  # for all that share the pool: they would say the same
+        calibration.save(config.run, thresholds)
+    scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], trained.digest)}
+    for number in mine:
+        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        if number in scored:
+            _judge_again(path, thresholds)
+        else:
+            path.unlink(missing_ok=True)  # scores of two models never mix
+    total, done = sum(pool.counts[number] for number in mine), sum(pool.counts[number] for number in scored)
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
+        on_tick(Tick(done=done, total=total, unit="images"))
+
+    if here:
+        scorer = Scorer(trained, devices.choose(config.device), thresholds)
+        score = partial(_score_shard, scorer, pool, config.run, config.batch_size, on_images)
+    else:
+        at = config.model_copy(update={"run": config.run.absolute()})
+        score = partial(_score_elsewhere, at, pool, thresholds, trained.digest)
+    gpus = (
+        int(devices.choose(config.device).type == "cuda") if config.device == "auto" else int(config.device == "cuda")
+    )
+    workers = engine.choose(config.engine, jobs=1 if here else usable_cores(), address=config.ray_address, gpus=gpus)
+    for number, _ in workers.in_order(score, (number for number in mine if number not in scored)):
+        if not here:
+            on_images(pool.counts[number])
+    return _summarize(config, pool, mine, len(scored), trained, thresholds, known, started)
+
+
+def _score_shard(
+    scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
+) -> None:
+    """Score one shard of a pool into a run; `on_images` hears of every batch."""
+    rows = batches.index_shard(pool, number)
+    parts = []
+    chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
+    num_threads = max(2, torch.get_num_threads())
+    with closing(batches.Streamed(rows, scorer.model.decoder, scorer.device, num_threads)) as streamed:
+        for views in streamed.stream(chunks):
+            parts.append(scorer.score_views(views))
+            on_images(len(views))
+    _write(run, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
+
+
+def _score_elsewhere(
+    config: ScoreConfig, pool: Pool, thresholds: calibration.Thresholds, digest: str, number: int
+) -> None:
+    """Score one shard in a process that may be on another machine."""
+    scorer = _scorer(config.run, config.device, thresholds, digest)
+    _score_shard(scorer, pool, config.run, config.batch_size, lambda count: None, number)
+
+
+@lru_cache(maxsize=1)  # a worker scores many shards
+def _scorer(
+    run: Path, device: Literal["auto", "cuda", "cpu"], thresholds: calibration.Thresholds, digest: str
+) -> Scorer:
+    chosen = devices.choose(device)
+    trained = model.load(run, chosen)
+    if trained.digest != digest:
+        raise Incompatible(
+            f"{run}/model: is another model on one of Ray's machines; put the run where all of them see it."
+        )
+    return Scorer(trained, chosen, thresholds)
 
 
 def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
@@ -220,14 +288,23 @@ def _joined(parts: Sequence[npt.NDArray[Any] | None], empty: tuple[int, ...] = (
 
 
 def _summarize(
-    config: ScoreConfig, pool: Pool, scorer: Scorer, before: int, known: truth.Truth | None, started: float
+    config: ScoreConfig,
+    pool: Pool,
+    mine: Sequence[int],
+    before: int,
+    trained: model.Model,
+    thresholds: calibration.Thresholds,
+    known: truth.Truth | None,
+    started: float,
 ) -> Summary:
-    trained = scorer.model
+    num_images = sum(pool.counts[number] for number in mine)
     confidence = 0.0
     verdicts = dict.fromkeys(calibration.VERDICTS, 0)
     synthetic = 0
     pseudo_labels = dict.fromkeys(trained.config.classes, 0)
-    for table in score_tables(pool, config.run, ["synthetic", "verdict", "pseudo_label", "confidence"]):
+    for number in mine:
+        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
         synthetic += sum(value is True for value in table["synthetic"].to_pylist())
         for count in table["verdict"].value_counts().to_pylist():
             if count["values"] is not None:
@@ -237,23 +314,19 @@ def _summarize(
             pseudo_labels[count["values"]] += count["counts"]
     has_detector = trained.config.has_detector
     summary = Summary(
-        num_images=pool.num_images,
-        num_shards=len(pool.shards),
+        num_images=num_images,
+        num_shards=len(mine),
         num_scored_before=before,
         seconds=time.monotonic() - started,
-        synthetic_share=synthetic / pool.num_images if has_detector else None,
+        synthetic_share=synthetic / max(num_images, 1) if has_detector else None,
         verdicts=verdicts if has_detector else None,
-        thresholds=scorer.thresholds if has_detector else None,
+        thresholds=thresholds if has_detector else None,
         share_synthetic=trained.config.share_synthetic,
         share_interval=trained.config.share_interval,
-        mean_confidence=confidence / pool.num_images,
+        mean_confidence=confidence / max(num_images, 1),
         pseudo_labels=pseudo_labels,
         truth=truth.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
     )
-    write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
+    if config.num_shards == 1:
+        write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
     return summary
-
-
-def score_tables(pool: Pool, run: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Scores of all shards, in the order of the pool."""
-    return (read_parquet(run / "scores" / f"{shard}.parquet", columns) for shard in pool.shards)

@@ -22,6 +22,7 @@ from pipelines import marks as marks_file
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import POOL_SCHEMA, SCORE_SCHEMA, Pool, read_parquet
 from pipelines.marks import Mark
+from pipelines.places import Place
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +42,7 @@ class ScoredPool:
     marks: Mapping[str, Mark] = field(default_factory=dict)  # by sha256
 
     @classmethod
-    def open(cls, pool: Path, run: Path) -> "ScoredPool":
+    def open(cls, pool: Place, run: Path) -> "ScoredPool":
         """Open a pool, and a run with its marks; MissingArtifact where no shard of it is scored."""
         scored = cls(Pool.open(pool), run, marks_file.read(run).current)
         if not scored.shards:

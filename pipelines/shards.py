@@ -6,6 +6,7 @@ call for each, their size taken on trust, an expression quadratic in theirs) can
 """
 
 import hashlib
+import io
 import os
 import re
 import tarfile
@@ -15,7 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
+from upath import UPath
+
+from pipelines import places
 from pipelines.errors import CorruptShard
+from pipelines.places import Place
 from pipelines.reject import Reason, Reject
 
 BLOCK = 512
@@ -252,11 +257,14 @@ class ShardWriter:
                 os.fsync(self._file.fileno())
 
 
-def read_spans(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+def read_spans(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """Yield the bytes at each (offset, num_bytes) of a shard of ours, in the order asked for.
 
     Raises CorruptShard where the shard is missing or shorter than its manifest says.
     """
+    if isinstance(path, UPath):
+        yield from read_spans_across((path, offset, num_bytes) for offset, num_bytes in spans)
+        return
     try:
         with path.open("rb") as shard:
             for offset, num_bytes in spans:
@@ -277,22 +285,49 @@ def digest_of_sidecars(sidecars: Iterable[tuple[str, bytes]]) -> bytes:
     return digest.digest()
 
 
-def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
-    key, sample = "", dict[str, bytes]()
+def read_spans_across(spans: Iterable[tuple[Place, int, int]]) -> Iterator[bytes]:
+    """Do what `read_spans` does for (shard, offset, num_bytes) of one pool: on a store side by side."""
+    wanted = list[tuple[UPath, int, int]]()
+    for path, offset, num_bytes in spans:
+        if isinstance(path, UPath):
+            wanted.append((path, offset, num_bytes))
+        else:
+            yield from read_spans(path, [(offset, num_bytes)])
     try:
-        shard = path.open("rb", buffering=_BUFFER_BYTES)
+        for (path, _, num_bytes), content in zip(wanted, places.read_ranges(wanted), strict=True):
+            if len(content) < num_bytes:
+                raise CorruptShard(f"{path}: is shorter than its manifest says; make the shard again.")
+            yield content
+    except FileNotFoundError:
+        gone = next((path for path, *_ in wanted if not places.exists(path)), wanted[0][0])
+        raise CorruptShard(f"{gone}: is missing although its shard is marked as done; make it again.") from None
+
+
+def read_samples(path: Place) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, {suffix: bytes}) for each sample of a shard of ours; CorruptShard where it is not whole."""
+    try:
+        with places.opened(path) as shard:
+            yield from _samples(shard, path)
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make it again.") from None
-    with shard:
-        for name, content in read_tar(shard, MAX_MEMBER_BYTES):
-            if isinstance(content, Reject):
-                raise CorruptShard(f"{path}: {content.detail}; make the shard again.")
-            stem, _, suffix = name.partition(".")
-            if stem != key and sample:
-                yield key, sample
-                sample = {}
-            key = stem
-            sample[suffix] = content
+
+
+def read_samples_at(path: Place, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield, as `read_samples` does, the one sample at each (start, num_bytes) of a shard of ours."""
+    for members in read_spans(path, spans):
+        yield next(_samples(io.BytesIO(members + _ZEROS), path), ("no sample", {}))
+
+
+def _samples(stream: BinaryIO, path: Place) -> Iterator[tuple[str, dict[str, bytes]]]:
+    key, sample = "", dict[str, bytes]()
+    for name, content in read_tar(stream, MAX_MEMBER_BYTES):
+        if isinstance(content, Reject):
+            raise CorruptShard(f"{path}: {content.detail}; make the shard again.")
+        stem, _, suffix = name.partition(".")
+        if stem != key and sample:
+            yield key, sample
+            sample = {}
+        key = stem
+        sample[suffix] = content
     if sample:
         yield key, sample

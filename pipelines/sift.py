@@ -24,6 +24,7 @@ from pipelines.candidate import Accepted, Limits, examine, foreign_images
 from pipelines.crawl import Unit
 from pipelines.errors import CurateError
 from pipelines.manifest import key_of
+from pipelines.places import Place
 from pipelines.records import Record, read, unread
 from pipelines.reject import Reason, Reject
 from pipelines.shards import ShardWriter, digest_of_sidecars
@@ -68,7 +69,7 @@ class Rejected(NamedTuple):
 class Sifted(NamedTuple):
     """A unit as a shard that waits to be committed: the tar, its rows and its rejects, kept + rejected = read."""
 
-    tar: Path
+    tar: Place
     num_read: int
     kept: list[Kept]
     rejected: list[Rejected]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines import places
 from pipelines.errors import CorruptShard
 from pipelines.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
@@ -168,7 +169,7 @@ def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Ite
     for shard in shards:
         rows = scored.rows(shard, (*_OF_POOL, *_OF_SCORES)) if scored else pool.rows(shard, _OF_POOL)
         try:
-            size = pool.tar(shard).stat().st_size
+            size = places.size(pool.tar(shard))
         except FileNotFoundError:
             raise CorruptShard(f"{pool.tar(shard)}: is missing although its shard is marked as done.") from None
         # A sample ends where the header of the next image begins.

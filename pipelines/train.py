@@ -36,6 +36,7 @@ from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Decoder
 from pipelines.manifest import Pool
 from pipelines.monitor import Evaluation, MetricsLog, Watch, means
+from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, Tick, ignore
 
 SAMPLE_IMAGES = 50_000  # of the pool, whose statistics start the detector and whose scores calibrate it
@@ -50,8 +51,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labeled: Path
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
     validation: Path | None = None
     truth: Path | None = None  # reported against; trained on by oracles alone (routing, detector_examples)
     method: Literal["rsmatch", "fixmatch", "openmatch", "iomatch", "supervised"] = "rsmatch"

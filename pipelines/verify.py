@@ -22,9 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from pipelines import calibration, marks
+from pipelines import calibration, marks, places
 from pipelines.errors import CurateError, MissingArtifact
 from pipelines.manifest import POOL_SCHEMA, REJECT_SCHEMA, SCORE_SCHEMA, Pool, read_parquet, shard_of
+from pipelines.places import AnyFolder, LocalFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
 from pipelines.shards import BLOCK, digest_of_sidecars, read_samples
@@ -39,8 +40,8 @@ class VerifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: Path = Path("pool")
-    run: Path = Path("run")
+    pool: AnyFolder = Path("pool")
+    run: LocalFolder = Path("run")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,7 @@ _LEFT = "is the unfinished work of a command that was killed, or of one that run
 
 
 def _caught(
-    where: Path, mend: str, check: Callable[P, Iterator[Problem]], *args: P.args, **kwargs: P.kwargs
+    where: Place, mend: str, check: Callable[P, Iterator[Problem]], *args: P.args, **kwargs: P.kwargs
 ) -> Iterator[Problem]:
     """What a check finds, and where it cannot go on, why."""
     try:
@@ -115,9 +116,14 @@ def _caught(
 def _strays(pool: Pool) -> Iterator[Problem]:
     """Files of shards that were never finished, or lost the mark of it, and what a killed command left."""
     known = set(pool.shards)
-    for path in [*sorted(pool.root.rglob(".*.tmp")), *pool.root.glob(".partial")]:
-        yield Problem(where=str(path), what=_LEFT, mend="run the last `curate ingest` again, or remove it")
-    for path in sorted([*pool.root.glob("*.tar"), *pool.root.glob("*.parquet"), *pool.root.glob("rejects/*.parquet")]):
+    inside, rejects = (
+        [folder / name for name in places.names(folder)] for folder in (pool.root, pool.root / "rejects")
+    )
+    for path in [*inside, *rejects]:
+        if path.name == ".partial" or (path.name.startswith(".") and path.name.endswith(".tmp")):
+            yield Problem(where=str(path), what=_LEFT, mend="run the last `curate ingest` again, or remove it")
+    shards = [path for path in inside if path.suffix in (".tar", ".parquet")]
+    for path in [*shards, *(path for path in rejects if path.suffix == ".parquet")]:
         if path.stem not in known:
             what = "belongs to no finished shard: its _stats.json is not there"
             yield Problem(where=str(path), what=what, mend="run the last `curate ingest` again: it finishes the shard")
@@ -130,7 +136,7 @@ def _rejects(pool: Pool, shard: str) -> pa.Table:
 def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
     """Compare tar, manifest, rejects and counts of a shard."""
 
-    def problem(path: Path, what: str) -> Problem:
+    def problem(path: Place, what: str) -> Problem:
         return Problem(where=str(path), what=what, mend=_SHARD)
 
     manifest, tar = pool.root / f"{shard}.parquet", pool.tar(shard)
@@ -171,8 +177,8 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
         yield problem(tar, what)
     if (missing := next(listed, None)) is not None:
         yield problem(tar, f"ends before the sample {missing['key']}")
-    if tar.stat().st_size != position + 2 * BLOCK:
-        yield problem(tar, f"has {tar.stat().st_size} bytes, and its samples and end mark take {position + 2 * BLOCK}")
+    if (size := places.size(tar)) != position + 2 * BLOCK:
+        yield problem(tar, f"has {size} bytes, and its samples and end mark take {position + 2 * BLOCK}")
 
 
 def _twice(pool: Pool, digests: npt.NDArray[np.bytes_]) -> Iterator[Problem]:

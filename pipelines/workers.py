@@ -13,7 +13,7 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from signal import SIG_DFL, SIG_IGN, SIGALRM, SIGINT, signal
 from threading import Thread
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from pipelines.errors import CurateError
 
@@ -22,6 +22,7 @@ NO_MEMORY = 71  # exit code of a process that ended itself because it was refuse
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Retry: TypeAlias = Callable[[Task, int], Task]
 
 
 def usable_cores() -> int:
@@ -33,7 +34,7 @@ def in_order(
     function: Callable[[Task], Result],
     tasks: Iterable[Task],
     jobs: int,
-    retry: Callable[[Task, int], Task] | None = None,
+    retry: Retry[Task] | None = None,
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, function(task)) in order; few tasks ahead of the consumer, so that memory stays bounded.
 
@@ -103,7 +104,7 @@ def _assign(
 def _collect(
     running: Iterable[_Run[Task, Result]],
     idle: list["_Process[Task, Result]"],
-    retry: Callable[[Task, int], Task],
+    retry: Retry[Task],
 ) -> None:
     """Wait until at least one process has a result or has ended."""
     busy = {run.process.pipe: run for run in running if run.process}

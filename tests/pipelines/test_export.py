@@ -21,8 +21,9 @@ import webdataset
 
 from pipelines import export, ingest, marks, toy
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
-from pipelines.export import ExportConfig, Ranking, Reason, describe, uid_of
+from pipelines.export import ExportConfig, Ranking, Reason
 from pipelines.manifest import SCORE_SCHEMA, Pool
+from pipelines.pack import describe, uid_of
 from pipelines.scored import SCHEMA, ScoredPool
 
 NUM_REAL = 700
@@ -82,7 +83,7 @@ def joined(pool: Path, run: Path) -> pa.Table:
 
 
 def settings(out: Path, pool: Path, run: Path, **others: Any) -> ExportConfig:
-    return ExportConfig(out=out, pool=pool, run=run, **others)
+    return ExportConfig(out=out, pool=pool, run=run, **({"jobs": 1} | others))
 
 
 def keys(out: Path, table: str = "kept") -> list[str]:
@@ -370,7 +371,7 @@ def test_killed_and_run_again_it_is_the_uninterrupted_export(pool: Path, run: Pa
     whole = files(out)
     program = (
         "import sys; from pathlib import Path; from pipelines import export\n"
-        "c = export.ExportConfig(out=sys.argv[1], pool=sys.argv[2], run=sys.argv[3], shard_size=50)\n"
+        "c = export.ExportConfig(out=sys.argv[1], pool=sys.argv[2], run=sys.argv[3], shard_size=50, jobs=1)\n"
         "print('go', flush=True)\n"
         "while True: export.run(c)\n"
     )
@@ -402,9 +403,18 @@ def test_a_run_killed_between_its_last_renames_leaves_the_earlier_export_to_the_
 
 def test_a_tick_comes_with_every_shard(pool: Path, run: Path, tmp_path: Path) -> None:
     seen = []
-    export.run(settings(tmp_path / "out", pool, run), on_tick=lambda tick: seen.append((tick.done, tick.total)))
-    counts = Pool.open(pool).counts
-    assert seen == [(sum(counts[: i + 1]), sum(counts)) for i in range(len(counts))]
+    summary = export.run(settings(tmp_path / "out", pool, run, shard_size=100), on_tick=seen.append)
+    assert [tick.figures["kept"] for tick in seen] == [*range(100, summary.kept, 100), summary.kept]
+    assert [tick.done for tick in seen] == sorted(tick.done for tick in seen)
+    assert seen[-1].done == seen[-1].total == summary.pool
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_processes(pool: Path, run: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    choice = {"shard_size": 130, "per_class": 90, "min_confidence": 0.3}
+    export.run(settings(one, pool, run, jobs=1, **choice))
+    export.run(settings(two, pool, run, jobs=2, **choice))
+    assert {**files(one), "run.json": b""} == {**files(two), "run.json": b""}
 
 
 def test_the_schema_of_a_where_is_what_rows_have(pool: Path, run: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import ingest, model, score, train, truth
-from pipelines.errors import CorruptShard, MissingArtifact
+from pipelines import export, ingest, model, score, train, truth
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import SCORE_SCHEMA, Pool, read_parquet
 from pipelines.score import ScoreConfig, Scorer
 from pipelines.train import TrainConfig
@@ -113,6 +113,42 @@ def test_new_shards_are_scored_alone_and_a_new_model_scores_all(world: World, ru
         saved.detector.head.bias.add_(1.0)
     model.save(run / "model", saved.config, saved.classifier, saved.detector)
     assert score.run(ScoreConfig(pool=pool, run=run)).num_scored_before == 0
+
+
+def test_calls_that_share_the_shards_make_together_what_one_call_makes(world: World, run: Path, trained: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    shared, pool = run.parent / "shared", Pool.open(world.pool)
+    shutil.copytree(trained, shared)
+    order = [2, 0, 1, 3]  # they know nothing of each other
+    parts = [score.run(ScoreConfig(pool=world.pool, run=shared, shard_index=i, num_shards=4)) for i in order]
+    assert files(shared) == files(run)
+    assert (shared / "thresholds.json").read_bytes() == (run / "thresholds.json").read_bytes()
+    assert sum(part.num_images for part in parts) == pool.num_images
+    assert sum(part.num_shards for part in parts) == len(pool.shards) < 4 * 2
+    (shared / "scores" / f"{pool.shards[-1]}.parquet").unlink()  # a call that was lost
+    assert score.run(ScoreConfig(pool=world.pool, run=shared)).num_scored_before == len(pool.shards) - 1
+    assert files(shared) == files(run) and (shared / "scores.json").exists()
+
+
+def test_a_call_that_was_not_made_is_missed_by_the_next_stage(world: World, run: Path, tmp_path: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run, shard_index=1, num_shards=2))
+    with pytest.raises(MissingArtifact, match=r"shard 00000 of .* has no scores"):
+        export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
+    score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
+    saved = model.load(run, torch.device("cpu"))
+    with torch.no_grad():
+        saved.detector.head.bias.add_(1.0)
+    model.save(run / "model", saved.config, saved.classifier, saved.detector)
+    score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
+    with pytest.raises(Incompatible, match="of two models"):
+        export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
+
+
+def test_a_share_is_one_of_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--shard-index 4: of 4 calls the last has 3"):
+        ScoreConfig(shard_index=4, num_shards=4)
+    with pytest.raises(BadInput, match="--truth"):
+        ScoreConfig(shard_index=0, num_shards=4, truth=tmp_path)
 
 
 def test_a_baseline_says_nothing_about_synthetic(world: World, tmp_path: Path) -> None:
