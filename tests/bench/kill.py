@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -297,9 +298,11 @@ def _ledger_of_ingest(work: Path) -> tuple[int, int]:
 
 
 def _ledger_of_train(work: Path) -> tuple[int, int]:
-    """Every log step has one line."""
+    """Every log step has one line, and the last step."""
+    recipe = tomllib.loads((work / "kill.toml").read_text())
+    expected = {*range(recipe["log_every"], recipe["num_steps"] + 1, recipe["log_every"]), recipe["num_steps"]}
     lines = [json.loads(line)["step"] for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
-    return _missing_and_more(Counter(map(str, lines)), Counter(map(str, range(5, max(lines) + 1, 5))))
+    return _missing_and_more(Counter(map(str, lines)), Counter(map(str, expected)))
 
 
 def _ledger_of_score(work: Path) -> tuple[int, int]:
