@@ -66,7 +66,9 @@ class Home:
         return score.run(score.ScoreConfig(pool=self.world.pool, run=self.run, device="cpu"), on_tick)
 
     def export(self, on_tick: OnTick = ignore) -> export.Summary:
-        config = export.ExportConfig(out=self.clean, pool=self.world.pool, run=self.run, keep="all", shard_size=300)
+        config = export.ExportConfig(
+            out=self.clean, pool=self.world.pool, run=self.run, keep="all", shard_size=300, jobs=1
+        )
         return export.run(config, on_tick)
 
     def stage(self, name: str) -> Callable[..., Any]:
@@ -239,10 +241,16 @@ def pool_files(pool: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("fault", ["grows", "is cut", "is gone"])
 def test_a_tar_that_changes_under_the_reader_is_not_taken(fault: str, world: World, tmp_path: Path) -> None:
     crawl, pool = crawl_of(world, tmp_path), tmp_path / "pool"
-    tar = crawl / "00001.tar"
+    for number in range(2, 5):
+        for suffix in (".tar", ".parquet", "_stats.json"):
+            shutil.copy2(crawl / f"00001{suffix}", crawl / f"{number:05d}{suffix}")
+    tars = sorted(crawl.glob("*.tar"))
+    tar = tars[-1]  # far from the first, after which it changes: a shard is read while the one before is committed
     content, status = tar.read_bytes(), tar.stat()
 
     def spoil(tick: Tick) -> None:
+        if tick.figures["shards"] != 1:
+            return
         if fault == "grows":
             with tar.open("ab") as file:
                 file.write(bytes(512))
@@ -251,13 +259,13 @@ def test_a_tar_that_changes_under_the_reader_is_not_taken(fault: str, world: Wor
         else:
             tar.unlink()
 
-    sentence = "cannot be read .No such file" if fault == "is gone" else "00001.tar: changed while it was read"
+    sentence = "cannot be read .No such file" if fault == "is gone" else f"{tar.name}: changed while it was read"
     with pytest.raises(BadInput, match=f"{sentence}.*the same command goes on"):
         bring(crawl, pool, spoil)
-    assert sorted(path.name for path in pool.glob("*.tar")) == ["00000.tar"]
+    assert len(list(pool.glob("*.tar"))) == len(tars) - 1
     tar.write_bytes(content)
     os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert bring(crawl, pool).skipped == 1
+    assert bring(crawl, pool).skipped == len(tars) - 1
     bring(crawl, tmp_path / "undisturbed")
     assert pool_files(pool) == pool_files(tmp_path / "undisturbed")
 
@@ -272,10 +280,10 @@ def test_a_file_that_changes_under_the_reader_is_not_taken(fault: str, world: Wo
     content = file.read_bytes()
 
     def spoil(tick: Tick) -> None:
-        if tick.done == 25:
+        if tick.done == 10:
             file.write_bytes(content[:100]) if fault == "is replaced" else file.unlink()
 
-    config = ingest.IngestConfig(sources=(str(folder),), pool=pool, jobs=1, shard_size=25)
+    config = ingest.IngestConfig(sources=(str(folder),), pool=pool, jobs=1, shard_size=10)
     with pytest.raises(BadInput, match="folder: changed while it was read"):
         ingest.run(config, spoil)
     file.write_bytes(content)
@@ -454,7 +462,7 @@ def test_data_are_on_the_disk_before_their_names_and_marks_come_last(world: Worl
             unsynced.add(call.paths[0])
     assert awaited is None
     assert "run/checkpoint/state.safetensors" in named  # and by then metrics.jsonl was synced:
-    assert [Path(path).name for path in unsynced] == ["digests.sqlite"]  # scratch, made anew by each ingest
+    assert all("/pool/.partial/" in path for path in unsynced)  # scratch, made anew by each ingest
 
     def order(*names: str) -> None:
         places = [named.index(name) for name in names]
