@@ -50,6 +50,17 @@ def die(number: int) -> int:
     return number
 
 
+def die_of_odd_ones(number: int) -> int:
+    if number % 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def next_to_it(number: int, exit_code: int) -> int:
+    assert exit_code == -signal.SIGKILL
+    return number + 1
+
+
 # First, for within a Ray program its own cluster is used whatever the address.
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:port"])
 def test_an_address_without_a_cluster_is_one_sentence(address: str) -> None:
@@ -69,6 +80,12 @@ def ray() -> Iterator[Callable[[], Engine]]:
     )  # fmt: skip
     yield lambda: Ray(None, jobs=2, cores=1, gpus=0)
     package.shutdown()
+
+
+def test_what_ends_its_process_is_told_to_retry_on_either(ray: Callable[[], Engine]) -> None:
+    for engine in (Local(2), ray()):
+        results = [result for _, result in engine.in_order(die_of_odd_ones, range(5), next_to_it)]
+        assert results == [0, 2, 2, 4, 4]
 
 
 def test_ray_gives_what_local_processes_give_and_takes_few_tasks_ahead(ray: Callable[[], Engine]) -> None:
