@@ -84,8 +84,8 @@ def ray() -> Iterator[Callable[[], Engine]]:
 
 def test_what_ends_its_process_is_told_to_retry_on_either(ray: Callable[[], Engine]) -> None:
     for engine in (Local(2), ray()):
-        results = [result for _, result in engine.in_order(die_of_odd_ones, range(5), next_to_it)]
-        assert results == [0, 2, 2, 4, 4]
+        results = [result for _, result in engine.in_order(die_of_odd_ones, range(3), next_to_it)]
+        assert results == [0, 2, 2]
 
 
 def test_ray_gives_what_local_processes_give_and_takes_few_tasks_ahead(ray: Callable[[], Engine]) -> None:
