@@ -77,8 +77,9 @@ def commands(work: Path) -> Iterator[tuple[str, list[str], tuple[str, ...]]]:
     yield "inspect --near-duplicates", ["inspect", "--near-duplicates"], ()
     yield "inspect --disagreement", ["inspect", "--disagreement"], ()
     yield "export nothing: SQL over the pool", ["export", "--out", "none", "--where", "confidence > 2"], ()
-    yield "export", ["export", "--out", "clean", "--where", "prob_synthetic < 0.5"], ("clean",)
-    yield "export --drop-near-duplicates", ["export", "--out", "distinct", "--drop-near-duplicates"], ("distinct",)
+    yield "export all", ["export", "--out", "clean", "--keep", "all"], ("clean",)
+    distinct = ["export", "--out", "distinct", "--keep", "all", "--drop-near-duplicates"]
+    yield "export all --drop-near-duplicates", distinct, ("distinct",)
     yield "report --map pca", ["report", "--map", "pca"], ()
     yield "verify", ["verify"], ()
 
