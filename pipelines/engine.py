@@ -151,7 +151,7 @@ def _in_worker() -> Callable[[bytes, bytes], Any]:
     """What Ray runs. It travels by value: its module might be found in a wrong place, see `curate/__init__.py`."""
 
     def call(function: bytes, task: bytes) -> Any:
-        import pickle
+        import pickle  # of what our own command has just sent; no file is read so
         from importlib import import_module
 
         import_module("curate")  # nothing of it is used, but from here on `pipelines` is ours

@@ -127,7 +127,7 @@ def peak_memory(tars: list[str], jobs: int, scratch: Path) -> int:
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.02):
-            peak = max(peak, _resident(process.pid))
+            peak = max(peak, resident(process.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -139,7 +139,8 @@ def peak_memory(tars: list[str], jobs: int, scratch: Path) -> int:
     return peak
 
 
-def _resident(session: int) -> int:
+def resident(session: int) -> int:
+    """Resident bytes of all processes of a session."""
     total = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

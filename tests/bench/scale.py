@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ingest import resident
 from PIL import Image
 
 SHARD = 10_000
@@ -161,19 +162,6 @@ def measure(work: Path, command: list[str], size: int) -> dict[str, Any]:
         "images_per_second": round(size / seconds),
         "peak_mb": peak >> 20,
     }
-
-
-def resident(session: int) -> int:
-    """Resident bytes of all processes of a session."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended meanwhile
-        if int(fields[3]) == session:
-            total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return total
 
 
 def disk(folder: Path) -> int:
