@@ -34,6 +34,7 @@ def train(
     pretrained: Annotated[
         bool | None, typer.Option("--pretrained", help="Start a timm backbone from its hub's weights.")
     ] = None,
+    start: Annotated[Path | None, typer.Option(help="Run whose trained classifier to go on from.")] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side of what the classifier sees, in pixels.  [default: 32]")
     ] = None,
@@ -64,6 +65,7 @@ def train(
         "labeled": labeled, "pool": pool, "run": run, "validation": validation, "method": method,
         "rule": rule,
         "detector_init": detector_init, "backbone": backbone, "weights": weights, "pretrained": pretrained,
+        "start": start,
         "image_size": image_size, "num_steps": num_steps, "seed": seed, "device": device, "truth": truth,
         "resume": None if resume else False,
     }  # fmt: skip

@@ -48,8 +48,8 @@ DETECTOR_RATE = 2e-3
 DETECTOR_DECAY = 0.995  # of its average
 ROUTE_AT = 0.5  # probability from which an image goes to the dummy head
 
-# Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the detector's routes, shuffled within
-# the batch ("random"), which an extra head by itself would gain from as well.
+# Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the truth, shuffled within the batch
+# ("random"), which an extra head by itself would gain from as well. Only the first trains a detector.
 Routing = Literal["detector", "oracle", "random"]
 # What the detector takes for synthetic: entries of the class-wise queue, of one queue for all classes, what is left of
 # the pool by nnPU, or the truth. The last two need no queue.
@@ -198,6 +198,11 @@ class Recipe:
         return round(self.warmup * self.num_steps)
 
     @property
+    def has_detector(self) -> bool:
+        """Whether a detector is trained: the baselines have none, and the controls that read the truth need none."""
+        return self.method == "rsmatch" and self.routing == "detector"
+
+    @property
     def has_queue(self) -> bool:
         """Whether the detector learns from a queue."""
         return self.detector_examples in ("queue", "global-queue")
@@ -205,12 +210,12 @@ class Recipe:
     @property
     def needs_bootstrap(self) -> bool:
         """Whether residual statistics fill the queue before the detector's first step."""
-        return self.method == "rsmatch" and self.has_queue and self.detector_init == "features"
+        return self.has_detector and self.has_queue and self.detector_init == "features"
 
     @property
     def needs_truth(self) -> bool:
         """Whether the batches must say which images are synthetic: controls and upper bounds alone do."""
-        return self.method == "rsmatch" and (self.routing == "oracle" or self.detector_examples == "truth")
+        return self.method == "rsmatch" and (self.routing != "detector" or self.detector_examples == "truth")
 
     @property
     def detector_start(self) -> int:
@@ -220,7 +225,8 @@ class Recipe:
     @property
     def routing_start(self) -> int:
         """First step in which images may go to the dummy head."""
-        return max(self.warmup_steps, self.detector_start + DETECTOR_SETTLES)
+        settled = self.detector_start + DETECTOR_SETTLES if self.has_detector else 0
+        return max(self.warmup_steps, settled)
 
 
 class Batch(NamedTuple):
@@ -329,7 +335,7 @@ class RSMatch:
             return open_losses.figures
 
         synthetic = prob_synthetic = None
-        if recipe.method == "rsmatch":
+        if recipe.has_detector:
             with torch.no_grad():
                 logits = self.detector_ema(augment.weak(batch.unlabeled_tiles, rng))
                 prob_synthetic = (logits - self.cut.logit).sigmoid()
@@ -337,6 +343,7 @@ class RSMatch:
                     prob_synthetic = self.trusted.settle(batch.rows, prob_synthetic, 0.0, 1.0)
                 if number >= recipe.detector_start:
                     self.cut.follow(self._ranks.gather(logits))
+        if recipe.method == "rsmatch":
             synthetic = self._route(number, batch, prob_synthetic, rng)
 
         with self._autocast:
@@ -361,24 +368,25 @@ class RSMatch:
             "confident_share": losses.weight.mean(),
             "pseudo_label_share": F.one_hot(losses.pseudo_labels, num_classes).float().mean(0),
         }
-        if synthetic is not None and prob_synthetic is not None:
+        if synthetic is not None:
             figures |= {
                 "sup_dummy": losses.sup_dummy.detach(),
                 "self_dummy": losses.self_dummy.detach(),
                 "dummy_share": synthetic.float().mean(),
             }
-            if number >= recipe.detector_start:
-                figures |= self._detect(number, batch, prob_synthetic, losses.pseudo_labels, fetch_tiles, rng)
+        if prob_synthetic is not None and number >= recipe.detector_start:
+            figures |= self._detect(number, batch, prob_synthetic, losses.pseudo_labels, fetch_tiles, rng)
         return figures
 
-    def _route(self, number: int, batch: Batch, prob_synthetic: Tensor, rng: Rng) -> Tensor:
+    def _route(self, number: int, batch: Batch, prob_synthetic: Tensor | None, rng: Rng) -> Tensor:
         """Which unlabeled images go to the dummy head: g(u), (M,) bool."""
         recipe = self.recipe
-        synthetic = prob_synthetic >= ROUTE_AT
-        if recipe.routing == "oracle":
+        if prob_synthetic is not None:
+            synthetic = prob_synthetic >= ROUTE_AT
+        else:
             assert batch.synthetic is not None
             synthetic = batch.synthetic
-        elif recipe.routing == "random":
+        if recipe.routing == "random":
             synthetic = synthetic[rng.uniform(len(synthetic)).argsort()]
         return synthetic & (number >= recipe.routing_start)
 

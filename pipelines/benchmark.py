@@ -7,8 +7,9 @@ again   runs on record are skipped, one that was killed goes on from its checkpo
 
 A matrix is contaminations x alphas x label counts x seeds x methods. All methods of a seed share their images: labeled
 set, real part of the pool and synthetic part are drawn once for it, so that differences are paired. The settings of the
-training are the same for all. Each run goes through the stages that a user's crawl goes through: the pool is ingested,
-`pipelines.train` trains on it, and nothing but the oracles reads the truth.
+training are the same for all, and on request they start from one network, trained on the labeled images alone: a short
+schedule would else compare how fast each learns what these say. Each run goes through the stages that a user's crawl
+goes through: the pool is ingested, `pipelines.train` trains on it, and nothing but the oracles reads the truth.
 """
 
 import csv
@@ -16,12 +17,12 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,9 @@ from pipelines.images import Decoder
 from pipelines.manifest import read_parquet
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.worlds import World
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 LIMITS = (0.05, 0.1)
 BASELINE = "fixmatch"  # that the others are compared with
@@ -91,6 +95,7 @@ class BenchmarkConfig(BaseModel):
     num_test: int = Field(default=10_000, ge=1)
     size: int | None = Field(default=None, ge=8)  # pixels; None leaves the files as they are (see datasets.matched)
     jobs: int = Field(default=1, ge=1)  # runs side by side
+    start: dict[str, Any] | None = None  # of pipelines.train.TrainConfig: the network that all methods start from
     train: dict[str, Any] = Field(default_factory=dict)  # of pipelines.train.TrainConfig
 
     @field_validator("methods")
@@ -147,9 +152,13 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
     missing = [job for job in jobs if job.key not in done]
     if missing:
         sources = worlds.Sources.read(config.real, config.synthetic, config.test, config.size)
-        for world in dict.fromkeys(job.world for job in missing):
+        pending = list(dict.fromkeys(job.world for job in missing))
+        for world in pending:
             worlds.build(_folder(config, world), world, sources, num_real=config.num_real, num_test=config.num_test)
-        for count, record in enumerate(_run_all(config, missing), start=len(jobs) - len(missing) + 1):
+        if config.start is not None:
+            for _ in _in_order(config, train_start, pending):
+                pass
+        for count, record in enumerate(_in_order(config, run_one, missing), start=len(jobs) - len(missing) + 1):
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record | {"settings": settings}) + "\n")
             shown = {record["method"]: record.get("accuracy", math.nan)}
@@ -204,22 +213,32 @@ def _key(record: Mapping[str, Any]) -> tuple[object, ...]:
 def _settings(config: BenchmarkConfig) -> dict[str, Any]:
     """What must be the same for two runs to be compared."""
     named = {name: getattr(config, name).name for name in ("real", "synthetic", "test")}
-    values = config.model_dump(mode="json", include={"num_real", "num_test", "size", "train"})
+    values = config.model_dump(mode="json", include={"num_real", "num_test", "size", "start", "train"})
     return named | values
 
 
 # Runs.
 
 
-def _run_all(config: BenchmarkConfig, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-    """Records of all jobs, in their order, up to `config.jobs` side by side."""
+def _in_order(
+    config: BenchmarkConfig, run_one: Callable[[BenchmarkConfig, int, T], R], items: Sequence[T]
+) -> Iterator[R]:
+    """What `run_one` makes of each item, in their order, up to `config.jobs` side by side."""
     threads = max(1, torch.get_num_threads() // config.jobs)
-    for _, record in workers.in_order(partial(run_one, config, threads), jobs, config.jobs):
-        yield record
+    for _, result in workers.in_order(partial(run_one, config, threads), items, config.jobs):
+        yield result
 
 
 def _folder(config: BenchmarkConfig, world: World) -> Path:
     return config.out / "worlds" / world.name
+
+
+def train_start(config: BenchmarkConfig, threads: int, world: World) -> None:
+    """Train the network that all methods start from on a world's labeled images."""
+    torch.set_num_threads(threads)
+    folder = _folder(config, world)
+    places = {"labeled": folder / "seed", "pool": folder / "real", "run": folder / "start"}
+    train.run(train.TrainConfig(**((config.start or {}) | places | {"method": "supervised", "seed": world.seed})))
 
 
 def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
@@ -240,6 +259,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
                 "validation": folder / "test",
                 "truth": folder / "truth.parquet",
                 "run": target,
+                "start": folder / "start" if config.start is not None else None,
                 "seed": job.world.seed,
             }
         )
@@ -249,7 +269,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
     record: dict[str, Any] = asdict(job.world) | {"method": job.method}
     record |= {name: summary.metrics[name] for name in (*FIGURES, "dummy_share") if name in summary.metrics}
-    if settings.method == "rsmatch":
+    if "detector_auroc" in summary.metrics:
         record |= held_out(folder, target)
         record |= {"share_synthetic": summary.share_synthetic, "share_interval": summary.share_interval}
     record["series"] = [

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.networks import Classifier, Detector
 from pipelines.atomic import make_folder, replacing, sync, write_json
 from pipelines.checkpoint import write_tensors
-from pipelines.errors import BadInput, CorruptShard, MissingArtifact
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.images import Decoder
 
 README = """# A classifier and a real/synthetic detector, trained by curate
@@ -54,6 +54,7 @@ class ModelConfig:
     num_steps: int
     threshold: float
     pool: str
+    routing: str = "detector"  # of rsmatch: who told synthetic images in training
     equalize_spectrum: bool = True  # whether the detector is kept from seeing how an image was scaled
     share_synthetic: float | None = None  # of the pool, estimated: the threshold leaves as much above it
     share_interval: tuple[float, float] | None = None  # 95 %
@@ -61,8 +62,8 @@ class ModelConfig:
 
     @property
     def has_detector(self) -> bool:
-        """Whether a detector was trained; the baselines train none."""
-        return self.method == "rsmatch"
+        """Whether a detector was trained; the baselines and controls train none."""
+        return self.method == "rsmatch" and self.routing == "detector"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,24 @@ def load(run: Path, device: torch.device) -> Model:
     return Model(config, classifier, detector, digest.hexdigest()[:16])
 
 
-def start_from(classifier: Classifier, name: str, weights: Path | None) -> None:
+def start_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:
+    """Give backbone and heads the weights of a trained run; a dummy head that was not trained there is a copy of the
+    real one.
+
+    Raises MissingArtifact where training has not finished, Incompatible where backbone or classes are others.
+    """
+    trained = load(run, torch.device("cpu"))
+    if (trained.config.backbone, trained.config.classes) != (backbone, classes):
+        raise Incompatible(
+            f"{run}: its classifier is {trained.config.backbone} of {len(trained.config.classes)} classes "
+            f"({', '.join(trained.config.classes)}); start from one with the same --backbone and the same classes."
+        )
+    classifier.load_state_dict(trained.classifier.state_dict())
+    if trained.config.method != "rsmatch":
+        classifier.dummy.load_state_dict(trained.classifier.real.state_dict())
+
+
+def start_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
     """Give the backbone weights from a safetensors file, or (None) those that timm's hub has for it.
 
     Raises BadInput where the file does not fit, the backbone has none, or no hub can be reached.

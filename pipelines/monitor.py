@@ -159,7 +159,7 @@ class Evaluation:
             "pseudo_label_accuracy_real": truth.mean(right[labeled & ~fake]),
             "pseudo_label_accuracy_synthetic": truth.mean(right[labeled & fake]),
         }
-        if learner.recipe.method != "rsmatch":
+        if not learner.recipe.has_detector:
             return figures
         score, colored = torch.cat(logits).cpu().numpy(), torch.cat(color).cpu().numpy()
         figures |= {

@@ -66,6 +66,7 @@ class TrainConfig(BaseModel):
     backbone: str = "wrn-28-2"
     weights: Path | None = None  # safetensors of the backbone to start from
     pretrained: bool = False  # fetch a timm backbone's weights from its hub
+    start: Path | None = None  # run whose classifier, both heads of it, is trained on
     image_size: int = Field(default=32, ge=8)
     detector_size: int | None = Field(default=None, ge=16)  # None: the image size, at most 96
     num_steps: int = Field(default=2**20, ge=1)
@@ -158,7 +159,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
     facts = known.of(rows.members()) if known else None
     oracle = _oracle(config, recipe, facts[0] if facts else None, device)
 
-    learner = _build(config, recipe, len(examples.classes), len(rows), device, ranks)
+    learner = _build(config, recipe, examples.classes, len(rows), device, ranks)
     if training.trusted:
         learner.trusted = training.trusted.to(device)
     state_file = config.run / "checkpoint" / "state.safetensors"
@@ -244,7 +245,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             'or memory = "memory" in --config.'
         )
         on_tick(Tick(done=config.num_steps, total=config.num_steps, unit="steps", note=slow))
-    if writes and recipe.method == "rsmatch":
+    if writes and recipe.has_detector:
         _calibrate(learner, images, config.seed)
         unseen = _unseen_scores(learner, views.tiles[held_out])
     final = {**log.last, **evaluate(learner, everything=True)} if log is not None else {}
@@ -302,17 +303,19 @@ class _Stopwatch:
 
 
 def _build(
-    config: TrainConfig, recipe: Recipe, num_classes: int, num_images: int, device: torch.device, ranks: Ranks
+    config: TrainConfig, recipe: Recipe, classes: tuple[str, ...], num_images: int, device: torch.device, ranks: Ranks
 ) -> RSMatch:
     torch.manual_seed(config.seed)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     try:
-        classifier = Classifier(config.backbone, num_classes)
+        classifier = Classifier(config.backbone, len(classes))
     except ValueError as error:
         raise BadInput(f"--backbone {config.backbone}: {error}; use wrn-28-2, small or timm:NAME.") from None
-    if config.weights or config.pretrained:
-        model.start_from(classifier, config.backbone, config.weights)
+    if config.start:
+        model.start_from(classifier, config.backbone, classes, config.start)
+    elif config.weights or config.pretrained:
+        model.start_backbone(classifier, config.backbone, config.weights)
     detector = Detector(equalize=config.equalize_spectrum)
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
@@ -441,6 +444,7 @@ def _save_model(config: TrainConfig, learner: RSMatch, classes: tuple[str, ...],
     saved = model.ModelConfig(
         classes=classes,
         method=config.method,
+        routing=config.routing,
         backbone=config.backbone,
         image_size=config.decoder.image_size,
         detector_size=config.decoder.detector_size,

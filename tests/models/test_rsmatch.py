@@ -290,20 +290,26 @@ def test_nothing_is_routed_before_the_detector_has_settled() -> None:
     assert all(figures["dummy_share"] == 0 for figures in train(model, range(6)))
     assert model.recipe.routing_start == 200
     assert learner(detector_init="features", warmup=0.1).recipe.routing_start == 230
+    assert learner(routing="oracle", warmup=0.1).recipe.routing_start == 30  # which waits for no detector
 
 
-def test_routes_come_from_the_detector_the_truth_or_a_shuffle() -> None:
-    shares = {}
-    for routing in ("detector", "oracle", "random"):
-        model = learner(routing=routing)
-        shares[routing] = torch.stack(
-            [f["dummy_share"] for f in train(model, range(DETECTOR_SETTLES, DETECTOR_SETTLES + 3))]
-        )
-    rows = [torch.randint(128, (24,), generator=torch.Generator().manual_seed(step)) for step in range(200, 203)]
+def test_controls_route_by_the_truth_or_shuffle_it_and_train_no_detector() -> None:
+    rows = [torch.randint(128, (24,), generator=torch.Generator().manual_seed(step)) for step in range(3)]
     truth = torch.stack([(picked % 3 == 0).float().mean() for picked in rows])
-    torch.testing.assert_close(shares["oracle"], truth)
-    # The first shuffled step has the routes of the detector, for other images; then the networks part.
-    assert shares["random"][0] == shares["detector"][0]
+    routed = {}
+    for routing in ("oracle", "random"):
+        model = learner(routing=routing)
+        before = [value.clone() for value in model.detector.parameters()]
+        figures = train(model, range(3))
+        torch.testing.assert_close(torch.stack([figure["dummy_share"] for figure in figures]), truth)
+        assert not any("detector_sup" in figure for figure in figures)
+        assert all(torch.equal(ours, old) for ours, old in zip(model.detector.parameters(), before, strict=True))
+        labeled, labels, pool = world()
+        batch = Batch(labeled, labeled, labels, pool[rows[0]], pool[rows[0]], rows[0], synthetic=rows[0] % 3 == 0)
+        routed[routing] = model._route(0, batch, None, Rng(torch.Generator().manual_seed(7)))
+    assert torch.equal(routed["oracle"], rows[0] % 3 == 0)
+    assert not torch.equal(routed["random"], routed["oracle"])
+    assert routed["random"].sum() == routed["oracle"].sum()
 
 
 def test_a_discarded_image_teaches_nothing(classifier: Plain) -> None:

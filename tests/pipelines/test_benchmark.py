@@ -113,6 +113,16 @@ def test_a_resumed_matrix_gives_the_lines_of_an_uninterrupted_one(
     assert benchmark.run(settings).num_on_record == 2
 
 
+def test_all_methods_of_a_world_start_from_one_network(world: World, sources: Path, tmp_path: Path) -> None:
+    still = TRAIN | {"num_steps": 1, "learning_rate": 1e-12, "ema_decay": 0.0, "norm_momentum": 1e-12}
+    settings = config(
+        world, sources, tmp_path, methods=("supervised", "fixmatch", "rsmatch-oracle"), train=still, start=TRAIN
+    )
+    rows = benchmark.run(settings).table
+    assert len({row["accuracy"] for row in rows}) == 1
+    assert [record["settings"]["start"]["num_steps"] for record in lines(tmp_path)] == [8, 8, 8]
+
+
 def test_results_of_other_settings_are_not_mixed(world: World, sources: Path, whole: Path) -> None:
     with pytest.raises(Incompatible, match="other settings \\(train\\)"):
         benchmark.run(config(world, sources, whole, train=TRAIN | {"num_steps": 9}))

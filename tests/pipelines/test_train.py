@@ -106,6 +106,28 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert weights(tmp_path / "other") != weights(uninterrupted)
 
 
+def test_training_goes_on_from_the_classifier_of_another_run(world: World, tmp_path: Path) -> None:
+    train.run(config(world, tmp_path / "first", method="supervised", num_steps=4))
+    first = load_file(tmp_path / "first" / "model" / "classifier.safetensors")
+    still = {"num_steps": 1, "learning_rate": 1e-12, "ema_decay": 0.0, "norm_momentum": 1e-12}
+    train.run(config(world, tmp_path / "second", start=tmp_path / "first", **still))
+    second = load_file(tmp_path / "second" / "model" / "classifier.safetensors")
+    for name, value in first.items():
+        # A dummy head that nothing has trained begins as the real one.
+        expected = first[name.replace("dummy", "real")]
+        torch.testing.assert_close(second[name], expected if value.ndim else second[name], rtol=1e-5, atol=1e-6)
+    train.run(config(world, tmp_path / "third", start=tmp_path / "second", **still))
+    third = load_file(tmp_path / "third" / "model" / "classifier.safetensors")
+    torch.testing.assert_close(third["dummy.weight"], second["dummy.weight"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_that_does_not_fit_is_refused(uninterrupted: Path, world: World, tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match="same --backbone and the same classes"):
+        train.run(config(world, tmp_path, start=uninterrupted, backbone="wrn-28-2"))
+    with pytest.raises(MissingArtifact, match="holds no trained model"):
+        train.run(config(world, tmp_path, start=tmp_path / "nothing"))
+
+
 def test_streamed_training_is_the_same_as_from_memory(uninterrupted: Path, world: World, tmp_path: Path) -> None:
     train.run(config(world, tmp_path, memory="stream"))
     assert weights(tmp_path) == weights(uninterrupted)
