@@ -14,6 +14,10 @@ def benchmark(
     ] = None,
     synthetic: Annotated[Path | None, typer.Option(help="Synthetic images of the same classes, likewise.")] = None,
     test: Annotated[Path | None, typer.Option(help="Real test images, likewise.")] = None,
+    photographs: Annotated[
+        Path | None,
+        typer.Option(help="Larger real images, likewise: is their way of scaling taken for a trace of a generator?"),
+    ] = None,
     download: Annotated[
         Literal["cifar10", "cifar100", "tinyimagenet"] | None,
         typer.Option(help="Fetch this data set for --real and --test; into OUT/data."),
@@ -62,7 +66,7 @@ def benchmark(
         fetched = downloads.fetch(download, (out or Path("benchmark")) / "data")
         real, test = real or fetched / "train.parquet", test or fetched / "test.parquet"
     flags: dict[str, Any] = {
-        "real": real, "synthetic": synthetic, "test": test, "out": out, "methods": method,
+        "real": real, "synthetic": synthetic, "test": test, "photographs": photographs, "out": out, "methods": method,
         "contaminations": contamination, "alphas": alpha, "labels": labels, "seeds": seeds, "num_real": num_real,
         "size": size, "jobs": jobs,
     }  # fmt: skip

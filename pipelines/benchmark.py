@@ -13,6 +13,7 @@ goes through: the pool is ingested, `pipelines.train` trains on it, and nothing 
 """
 
 import csv
+import io
 import json
 import math
 import shutil
@@ -27,9 +28,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines import calibration, devices, folders, model, plots, train, truth, workers, worlds
+from pipelines import calibration, datasets, devices, folders, model, plots, train, truth, workers, worlds
 from pipelines.atomic import replacing
 from pipelines.errors import Incompatible
 from pipelines.images import Decoder
@@ -41,6 +43,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LIMITS = (0.05, 0.1)
+KERNELS = ("lanczos", "bicubic", "box", "bilinear")
+LOST = 0.05  # of the real test images, where the threshold for scaled photographs lies
+NUM_PHOTOGRAPHS = 1000
 BASELINE = "fixmatch"  # that the others are compared with
 
 
@@ -85,6 +90,7 @@ class BenchmarkConfig(BaseModel):
     real: Path
     synthetic: Path
     test: Path  # real images
+    photographs: Path | None = None  # real and larger: are they called synthetic for how they were scaled?
     out: Path = Path("benchmark")
     methods: tuple[str, ...] = ("supervised", "fixmatch-real", "fixmatch", "rsmatch", "rsmatch-oracle")
     contaminations: tuple[str, ...] = ("balanced",)  # NAME or NAME:SHARE of the synthetic images that are so
@@ -271,6 +277,8 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     record |= {name: summary.metrics[name] for name in (*FIGURES, "dummy_share") if name in summary.metrics}
     if "detector_auroc" in summary.metrics:
         record |= held_out(folder, target)
+        if config.photographs:
+            record["scaled_photographs"] = scaled_photographs(folder, target, config.photographs, config.size)
         record |= {"share_synthetic": summary.share_synthetic, "share_interval": summary.share_interval}
     record["series"] = [
         {name: line[name] for name in ("step", *followed) if name in line}
@@ -315,6 +323,29 @@ def held_out(world: Path, run: Path) -> dict[str, Any]:
             name: round(truth.auroc(logits[label == k], synthetic[label == k]), 6) for k, name in enumerate(names)
         },
     }
+
+
+@torch.no_grad()
+def scaled_photographs(world: Path, run: Path, photographs: Path, size: int | None) -> dict[str, float]:
+    """Share of photographs, scaled to the pool's size by each kernel, above the threshold that loses 5 % of real test
+    images: what a detector gets wrong that takes the way of scaling for a trace of a generator.
+    """
+    trained = model.load(run, devices.choose("auto"))
+    side, source = size or trained.config.detector_size, datasets.read(photographs)
+    files = sorted((world / "test").glob("*/*"))
+    of_test, _ = _detect(trained, [path.read_bytes() for path in files])
+    threshold = np.quantile(of_test, 1 - LOST)
+    shares = {}
+    for kernel in KERNELS:
+        how = getattr(Image.Resampling, kernel.upper())
+        data = [_scaled(source.images[i], side, how) for i in range(min(len(source), NUM_PHOTOGRAPHS))]
+        shares[kernel] = round(truth.mean(_detect(trained, data)[0] >= threshold), 4)
+    return shares
+
+
+def _scaled(data: bytes, side: int, how: Image.Resampling) -> bytes:
+    with Image.open(io.BytesIO(data)) as opened:
+        return datasets.encode(opened.convert("RGB").resize((side, side), how), "jpg")
 
 
 def _detect(trained: model.Model, data: Sequence[bytes]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:

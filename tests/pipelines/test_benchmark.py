@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from pipelines import benchmark, worlds
@@ -121,6 +122,19 @@ def test_all_methods_of_a_world_start_from_one_network(world: World, sources: Pa
     rows = benchmark.run(settings).table
     assert len({row["accuracy"] for row in rows}) == 1
     assert [record["settings"]["start"]["num_steps"] for record in lines(tmp_path)] == [8, 8, 8]
+
+
+def test_photographs_are_judged_by_how_they_were_scaled(world: World, sources: Path, tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs" / "any"
+    photographs.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(photographs / f"{i}.png")
+    settings = config(world, sources, tmp_path / "out", methods=("rsmatch",), photographs=photographs.parent)
+    benchmark.run(settings)
+    (record,) = lines(tmp_path / "out")
+    assert set(record["scaled_photographs"]) == {"lanczos", "bicubic", "box", "bilinear"}
+    assert all(share in (0, 0.3333, 0.6667, 1) for share in record["scaled_photographs"].values())
 
 
 def test_results_of_other_settings_are_not_mixed(world: World, sources: Path, whole: Path) -> None:

@@ -344,7 +344,7 @@ def test_calibration_leaves_the_estimated_share_above_the_cut(share: float, worl
     settings = config(world, tmp_path)
     device, pool = torch.device("cpu"), Pool.open(world.pool)
     rows = batches.index(pool)
-    learner = train._build(settings, settings.recipe(5), 5, len(rows), device, Ranks())
+    learner = train._build(settings, settings.recipe(5), tuple("abcde"), len(rows), device, Ranks())
     images = batches.load(rows, settings.decoder, device, 2, lambda tick: None)
     learner.cut.settle(share, (share, share))
     train._calibrate(learner, images, seed=0)
