@@ -1,5 +1,7 @@
 """Files appear whole or not at all: written under a temporary name, synced, renamed; on an object store, put whole."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -16,12 +18,15 @@ from upath import UPath
 from pipelines import places
 from pipelines.places import Place
 
+CANNOT_LOCK = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
+
 
 @contextmanager
 def replacing(path: Place) -> Iterator[Path]:
     """Yield a temporary local path; on success it becomes `path`, on failure it is removed.
 
     It lies beside `path` to be synced and renamed, or for a store among the system's temporary files to be put there.
+    Who replaces the same file meanwhile waits; what a killed process left under the temporary name is overwritten.
     """
     if isinstance(path, UPath):
         with TemporaryDirectory(prefix="curate-") as scratch:
@@ -30,11 +35,38 @@ def replacing(path: Place) -> Iterator[Path]:
             places.put(made, path)
         return
     temporary = path.with_name(f".{path.name}.tmp")
+    descriptor = _alone(temporary)
     try:
         yield temporary
         publish(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _alone(temporary: Path) -> int:
+    """Descriptor of a temporary file, which keeps others from it until it is closed."""
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                os.close(descriptor)
+                raise
+        if is_still(temporary, descriptor):
+            return descriptor
+        os.close(descriptor)  # who had it has just renamed or removed it
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether `path` is the name of what was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def publish(temporary: Place, path: Place) -> None:

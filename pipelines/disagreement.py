@@ -5,11 +5,13 @@ out     those images with their neighbors, as values, and on request as one HTML
 again   the same, from the index that is there
 
 Images are ranked by how many of their nearest neighbors have the other verdict and, among equals, by how near their own
-probability is to the threshold. Shards pass one at a time; memory holds a verdict per image and the best so far.
+probability is to the threshold. A rough search for every image finds who may be among the first, a thorough one for
+those ranks them. Memory holds a verdict and a count of each image.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,8 @@ from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.scored import ScoredPool
 
-_BATCH = 1024  # queries
+_CANDIDATES = 10  # for each image that is listed, of either kind
+_MISSED = 0.2  # of the neighbors that contradict an image, a rough search may miss so many
 
 
 class DisagreementConfig(BaseModel):
@@ -42,7 +45,7 @@ class Summary:
     """What was found, the most contradicted first."""
 
     num_images: int  # with scores
-    contradicted: int  # images most of whose neighbors have the other verdict
+    contradicted: int  # images most of whose neighbors, by the rough search, have the other verdict
     inspections: tuple[Inspection, ...]
     index: Facts
 
@@ -55,35 +58,48 @@ def run(config: DisagreementConfig, on_tick: OnTick = ignore) -> Summary:
     scored = ScoredPool.open(config.pool, config.run)
     prob_N, synthetic_N = _verdicts(scored)
     index = Index.open(scored, on_tick)
-    threshold = scored.threshold
-    best: list[tuple[int, float, int]] = []
-    contradicted = start = 0
-    for shard in scored.shards:
-        embeddings = scored.embeddings(shard)
-        for first in range(0, len(embeddings), _BATCH):
-            own = start + np.arange(first, min(first + _BATCH, len(embeddings)))
-            others, compared = _others(index, embeddings[first : first + _BATCH], own, synthetic_N, config.neighbors)
-            contradicted += int((2 * others > compared).sum())
-            unsure = np.abs(prob_N[own] - threshold)
-            ranked = zip((-others).tolist(), unsure.tolist(), own.tolist(), strict=True)
-            best = sorted([*best, *(rank for rank in ranked if rank[0] < 0)])[: config.top]
-        start += len(embeddings)
-        on_tick(Tick(done=start, total=index.num_images, unit="images", figures={"contradicted": contradicted}))
-    inspections = of_places([index.place(position) for _, _, position in best], index, config.neighbors)
+    others_N = np.zeros(len(synthetic_N), dtype=np.int16)
+    contradicted = done = 0
+    for own in index.neighborhoods():
+        found = index.search_roughly(index.embeddings(own), config.neighbors + 1)
+        others_N[own], compared = _others(found, own, synthetic_N, config.neighbors)
+        contradicted += int((2 * others_N[own] > compared).sum())
+        done += len(own)
+        on_tick(Tick(done=done, total=index.num_images, unit="images", figures={"contradicted": contradicted}))
+    unsure_N = np.abs(prob_N - scored.threshold)
+    chosen = _candidates(others_N, unsure_N, config.top)
+    if len(chosen):
+        _, found = index.search_positions(index.embeddings(chosen), config.neighbors + 1)
+        others, _ = _others(found, chosen, synthetic_N, config.neighbors)
+        chosen = chosen[_first(others, unsure_N[chosen], config.top)]
+    inspections = of_places([index.place(position) for position in chosen.tolist()], index, config.neighbors)
     if config.html:
         write_page(config.html, page_of(inspections))
-    return Summary(num_images=start, contradicted=contradicted, inspections=inspections, index=index.facts)
+    return Summary(num_images=done, contradicted=contradicted, inspections=inspections, index=index.facts)
+
+
+def _candidates(others_N: npt.NDArray[np.int16], unsure_N: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.intp]:
+    """Images that may be among the first `top` when counted again: the first now, and the least sure of those near."""
+    first = _first(others_N, unsure_N, _CANDIDATES * top)
+    if not len(first):
+        return first
+    least = max(1, (1 - _MISSED) * others_N[first[:top][-1]])
+    near = np.flatnonzero(others_N >= least)
+    return np.union1d(first, near[np.argsort(unsure_N[near], kind="stable")[: _CANDIDATES * top]])
+
+
+def _first(
+    others_N: npt.NDArray[np.integer[Any]], unsure_N: npt.NDArray[np.float32], count: int
+) -> npt.NDArray[np.intp]:
+    """Where the first `count` images stand, the most contradicted first; those that nobody contradicts are left out."""
+    order = np.lexsort((unsure_N, -others_N))[:count]
+    return order[others_N[order] > 0]
 
 
 def _others(
-    index: Index,
-    embeddings_BD: npt.NDArray[np.float16],
-    own_B: npt.NDArray[np.int64],
-    synthetic_N: npt.NDArray[np.bool_],
-    count: int,
+    positions: npt.NDArray[np.int64], own_B: npt.NDArray[np.int64], synthetic_N: npt.NDArray[np.bool_], count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many (B,) of each image's `count` nearest neighbors have the other verdict, and how many (B,) were found."""
-    _, positions = index.search_positions(embeddings_BD, count + 1)
+    """How many (B,) of the first `count` others found have the other verdict, and how many (B,) there are."""
     is_other_image = (positions >= 0) & (positions != own_B[:, None])
     is_other_image &= is_other_image.cumsum(axis=1) <= count
     contradicts = synthetic_N[positions] != synthetic_N[own_B][:, None]

@@ -12,7 +12,7 @@ No step takes more than about N log N. Hashes that agree in all but `radius` bit
 blocks of their bits, so sorting by every three blocks brings them together (exactly so while no more than
 `_WINDOW` images share three blocks; beyond that each is compared with its next in order, which still connects a dense
 cluster). An image whose hash has few bits set is a plain or nearly plain surface, which the hash tells nothing about:
-it is in no group. Memory holds a hash and a group per image.
+it is in no group. Memory holds some 95 bytes an image, most of them while hashes are sorted.
 """
 
 from collections import defaultdict

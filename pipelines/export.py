@@ -14,7 +14,7 @@ Kept + dropped = pool. All is written beside `out` and renamed at the end, so th
 one, whole (on an object store, which cannot rename, the old one goes first and `run.json` says that the new one is
 whole); a second run replaces the first, and the same pool, scores and configuration give the same bytes. Memory
 holds the rows of the shards at work, the most confident rows of each class where --per-class asks for them, 16 bytes
-per kept image, and 16 per image of the pool while near-duplicates are sought.
+per kept image, and some 95 per image of the pool while near-duplicates are sought.
 
 This process decides, shard after shard of the scores, what goes where; each shard of the export is then a task of its
 own (`pipelines.pack`), in a process of this machine or on a Ray cluster that sees pool and export, to the same bytes.

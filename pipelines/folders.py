@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines.atomic import make_folder
+from pipelines.atomic import CANNOT_LOCK, is_still, make_folder
 from pipelines.errors import BadInput, Incompatible
 
 _REFUSALS = (
@@ -21,7 +21,6 @@ _REFUSALS = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),  # not for us to write
     *(errno.EIO, errno.ESTALE),  # failing
 )
-_CANNOT_LOCK = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SHOWN = 200  # characters of a command line
 
 
@@ -39,7 +38,7 @@ def held(folder: Path, called: Path | None = None) -> Iterator[None]:
             yield
         finally:
             # After a rename, what is called `folder` now may be another's.
-            if is_new and _is_still(folder, lock):
+            if is_new and is_still(folder, lock):
                 with suppress(OSError):
                     folder.rmdir()
             os.close(lock)
@@ -84,19 +83,12 @@ def _locked(folder: Path, wait: bool, name: Path) -> tuple[int, bool]:
             os.close(descriptor)
             raise Incompatible(f"{name}: {holder} is writing into it; wait for that, or end it.") from None
         except OSError as error:
-            if error.errno not in _CANNOT_LOCK:
+            if error.errno not in CANNOT_LOCK:
                 os.close(descriptor)
                 raise
-        if _is_still(folder, descriptor):
+        if is_still(folder, descriptor):
             return descriptor, is_new
         os.close(descriptor)  # who held it has just removed or renamed it
-
-
-def _is_still(folder: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(folder.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _holder(descriptor: int) -> str:

@@ -17,7 +17,7 @@ import bisect
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -43,6 +43,9 @@ NUM_QUERIES = 500  # images of the pool whose neighbors are found both ways to m
 _TRAINING_PER_LIST = 64  # vectors; FAISS asks for 39 at least, and takes 256 at most
 _CANDIDATES = 10  # for each neighbor asked for, where the index holds less than the embeddings do
 _GATHERED = 1 << 16  # embeddings of candidates in memory
+_ROUGH_SHARE = 8  # of the lists that a search goes through, a rough one takes one in so many,
+_ROUGH_LISTS = 8  # and this many at least
+_NEIGHBORHOOD = 4096  # images
 _ROUNDING = 1e-6  # of an inner product of unit vectors in float32
 
 Floats = npt.NDArray[np.float32]
@@ -155,6 +158,37 @@ class Index:
             positions = np.take_along_axis(positions, order, 1)
         return np.clip(1 - similarities, 0, 2), positions  # rounding may step over the ends
 
+    def search_roughly(self, queries_ND: npt.NDArray[Any], k: int) -> Positions:
+        """Positions (N, k) of images near each query, nearest first by what the index holds; -1 where it finds no more.
+
+        For a question to all images at once: an inverted file looks through a few of the lists that a search takes.
+        """
+        settings = None
+        if self.facts.lists_searched is not None:
+            settings = faiss.SearchParametersIVF()
+            settings.nprobe = max(_ROUGH_LISTS, self.facts.lists_searched // _ROUGH_SHARE)
+        _, positions = self.faiss.search(normalized(queries_ND), min(k, self.num_images), params=settings)
+        return np.asarray(positions)
+
+    def neighborhoods(self) -> Iterator[Positions]:
+        """The positions of all images, some thousand at a time: of an inverted file those that share a list.
+
+        Searching for them goes through the same lists, which stay in the processor's cache.
+        """
+        if self.facts.exact:
+            positions = np.arange(self.num_images)
+            yield from (positions[i : i + _NEIGHBORHOOD] for i in range(0, self.num_images, _NEIGHBORHOOD))
+            return
+        lists, waiting = self.faiss.invlists, np.empty(0, dtype=np.int64)
+        for number in range(self.faiss.nlist):
+            if size := lists.list_size(number):
+                waiting = np.concatenate([waiting, faiss.rev_swig_ptr(lists.get_ids(number), size)])
+            while len(waiting) >= _NEIGHBORHOOD:
+                yield waiting[:_NEIGHBORHOOD]
+                waiting = waiting[_NEIGHBORHOOD:]
+        if len(waiting):
+            yield waiting
+
     def place(self, position: int) -> tuple[str, int]:
         """Shard and row of the image at a position."""
         number = bisect.bisect_right(self._starts, position) - 1
@@ -164,7 +198,8 @@ class Index:
     def _starts(self) -> list[int]:
         return [0, *accumulate(part.num_rows for part in self.parts)]
 
-    def _embeddings(self, positions_N: Positions) -> Floats:
+    def embeddings(self, positions_N: Positions) -> Floats:
+        """Normalized embeddings (N, D) of the images at some positions."""
         return embeddings_at(self.scored, self._starts, [part.shard for part in self.parts], positions_N)
 
     def _similarities(self, queries_ND: Floats, positions_NK: Positions) -> Floats:
@@ -174,7 +209,7 @@ class Index:
         for start in range(0, len(queries_ND), step):
             some = positions_NK[start : start + step]
             distinct, inverse = np.unique(some.clip(0), return_inverse=True)
-            found_UD = self._embeddings(distinct)
+            found_UD = self.embeddings(distinct)
             for i, mine in enumerate(inverse.reshape(some.shape), start):
                 similarities[i] = found_UD[mine] @ queries_ND[i]
         return np.where(positions_NK < 0, np.float32(-np.inf), similarities)
@@ -182,7 +217,7 @@ class Index:
     def _tuned(self) -> "Index":
         """The same with its recall measured, searching as many lists as the target takes."""
         sample = np.linspace(0, self.num_images - 1, min(NUM_QUERIES, self.num_images)).astype(np.int64)
-        queries = self._embeddings(sample)
+        queries = self.embeddings(sample)
         least = self._similarity_of_the_last(queries)
         lists = self.faiss.nlist
         lists_searched, recall = 4, 0.0

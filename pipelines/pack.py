@@ -154,9 +154,24 @@ def _any_json(metadata: bytes) -> Any:
 
 
 def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int) -> dict[str, bytes]:
-    """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files."""
+    """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files.
+
+    `webdataset` decodes a .txt as UTF-8 and a .cls as a number, and ends where one is not: what is neither, which the
+    pool keeps as it was crawled, is written so that it can be decoded.
+    """
     others = dict(sample)
     image, metadata = others.pop(row["format"]), others.pop("json", None)
-    if "cls" in others:  # a label that the crawl came with
-        others["crawl.cls"] = others.pop("cls")
+    if (label := others.pop("cls", None)) is not None:  # that the crawl came with
+        others["crawl.cls" if _is_number(label) else "crawl.cls.txt"] = label
+    for suffix in others:
+        if suffix.rpartition(".")[2] == "txt":
+            others[suffix] = others[suffix].decode("utf-8", "backslashreplace").encode()
     return {row["format"]: image, "cls": str(class_index).encode(), "json": describe(metadata, row), **others}
+
+
+def _is_number(label: bytes) -> bool:
+    try:
+        int(label)
+    except ValueError:
+        return False
+    return True

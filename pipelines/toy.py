@@ -88,6 +88,7 @@ def make(
     alpha: float = 0.5,
     labels_per_class: int = 20,
     num_test: int = 500,
+    shard_size: int = SHARD_SIZE,
 ) -> None:
     """Write the toy world below `root`; `alpha` synthetic images are added for every real one."""
     root.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,8 @@ def make(
     order = rng.permutation(len(found))
     truth: list[dict[str, Any]] = []
     (root / "crawl").mkdir(exist_ok=True)
-    for shard, start in enumerate(range(0, len(found), SHARD_SIZE)):
-        part = [found[i] for i in order[start : start + SHARD_SIZE]]
+    for shard, start in enumerate(range(0, len(found), shard_size)):
+        part = [found[i] for i in order[start : start + shard_size]]
         truth += _write_shard(root / "crawl", shard, part, rng)
     with replacing(root / "truth.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(truth, schema=TRUTH_SCHEMA), temporary)

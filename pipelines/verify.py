@@ -12,6 +12,7 @@ into at the moment, it may find what that has not finished.
 import hashlib
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,22 +71,22 @@ def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
     if not pool.shards:
         raise MissingArtifact(f"{pool.root}: holds no finished shard; run `curate ingest` first.")
     problems = list(_strays(pool))
-    digests: list[npt.NDArray[np.bytes_]] = []
+    heads: dict[str, npt.NDArray[np.uint64]] = {}  # of the sound shards
     num_rejects = 0
     for number, shard in enumerate(pool.shards):
         found = list(_caught(pool.tar(shard), _SHARD, _shard, pool, shard))
         problems += found
         if not found:
-            digests.append(np.array(pool.rows(shard, ["sha256"])["sha256"].to_pylist(), dtype="S64"))
+            heads[shard] = _heads(pool, shard)
             num_rejects += _rejects(pool, shard).num_rows
         on_tick(Tick(done=number + 1, total=len(pool.shards), unit="shards"))
-    problems += _twice(pool, np.concatenate(digests) if digests else np.empty(0, dtype="S64"))
+    problems += _twice(pool, heads)
     scored = ScoredPool(pool, config.run)
     if config.run.is_dir():
         problems += _run(scored)
     return Summary(
         num_shards=len(pool.shards),
-        num_images=sum(map(len, digests)),
+        num_images=sum(map(len, heads.values())),
         num_rejects=num_rejects,
         num_scored=len(scored.shards),
         problems=tuple(problems),
@@ -181,11 +182,23 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
         yield problem(tar, f"has {size} bytes, and its samples and end mark take {position + 2 * BLOCK}")
 
 
-def _twice(pool: Pool, digests: npt.NDArray[np.bytes_]) -> Iterator[Problem]:
-    """An image that is in the pool twice; sorting takes 64 bytes an image."""
-    digests.sort()
-    for digest in np.unique(digests[1:][digests[1:] == digests[:-1]]).tolist():
-        what = f"holds the image with the SHA-256 {digest.decode()} more than once"
+def _digests(pool: Pool, shard: str) -> list[str]:
+    found: list[str] = pool.rows(shard, ["sha256"])["sha256"].to_pylist()
+    return found
+
+
+def _heads(pool: Pool, shard: str) -> npt.NDArray[np.uint64]:
+    """The first 64 bits of the digest of each image."""
+    return np.array([int(digest[:16], 16) for digest in _digests(pool, shard)], dtype=np.uint64)
+
+
+def _twice(pool: Pool, heads: dict[str, npt.NDArray[np.uint64]]) -> Iterator[Problem]:
+    """An image that is in some shards twice; where first bits agree, digests are compared: 8 bytes an image."""
+    known = np.sort(np.concatenate([np.empty(0, dtype=np.uint64), *heads.values()]))
+    suspects = {f"{head:016x}" for head in known[1:][known[1:] == known[:-1]].tolist()}
+    counts = Counter(d for shard in heads if suspects for d in _digests(pool, shard) if d[:16] in suspects)
+    for digest in sorted(digest for digest, count in counts.items() if count > 1):
+        what = f"holds the image with the SHA-256 {digest} more than once"
         yield Problem(where=str(pool.root), what=what, mend="make a new pool of the same sources")
 
 

@@ -7,6 +7,7 @@ import warnings
 # threads that wait for each other beside busy neighbors are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     toy.make(root, num_real=600, alpha=0.5, labels_per_class=8, num_test=50)
     ingest.run(ingest.IngestConfig(sources=(str(root / "crawl"),), pool=root / "pool", jobs=1))
     return World(root)
+
+
+@pytest.fixture
+def processes_of() -> Callable[[int], list[int]]:
+    """Lists the processes of a session, which is what an orphan keeps of the parent that it was started by."""
+    if not Path("/proc").exists():
+        pytest.skip("looks for processes in /proc")
+
+    def listed(session: int) -> list[int]:
+        found = list[int]()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended meanwhile
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(path.parent.name))
+        return found
+
+    return listed
 
 
 @dataclass(frozen=True)

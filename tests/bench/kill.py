@@ -96,10 +96,10 @@ def _export(files: Digests) -> set[str]:
     return {name for name in files if name.startswith("clean/")}
 
 
-def make_world(work: Path, num_real: int, num_steps: int) -> None:
+def make_world(work: Path, num_real: int, shard_size: int, num_steps: int) -> None:
     from pipelines import toy
 
-    toy.make(work, num_real=num_real, alpha=0.5, labels_per_class=8, num_test=50)
+    toy.make(work, num_real=num_real, alpha=0.5, labels_per_class=8, num_test=50, shard_size=shard_size)
     recipe = {"backbone": "small", "num_steps": num_steps, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25,
               "log_every": 5, "checkpoint_every": 10, "evaluate_every": 20, "device": "cpu"}  # fmt: skip
     (work / "kill.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.items()))
@@ -343,6 +343,7 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=50, help="of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real", type=int, default=3000, help="real images in the crawl; half as many are synthetic")
+    parser.add_argument("--shard", type=int, default=100, help="images in a shard of the crawl")
     parser.add_argument("--steps", type=int, default=60, help="of training")
     parser.add_argument("--stage", action="append", help="this stage alone; those before it are run undisturbed")
     parser.add_argument("--out", type=Path, help="append the lines to this file, too")
@@ -350,7 +351,7 @@ def main() -> None:
     work: Path = args.work.resolve()
     if not (work / "truth.parquet").exists():
         work.mkdir(parents=True, exist_ok=True)
-        make_world(work, args.real, args.steps)
+        make_world(work, args.real, args.shard, args.steps)
     os.chdir(work)
     for module in (*(f"pipelines.{stage.name}" for stage in stages(work)), "curate.app", "curate.config"):
         importlib.import_module(module)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import disagreement
+from pipelines import disagreement, index
 from pipelines.disagreement import DisagreementConfig
 from pipelines.errors import Incompatible, MissingArtifact
 from pipelines.manifest import SCORE_SCHEMA, Pool
@@ -97,7 +97,11 @@ def rows_of(run: Path, shard: str) -> list[tuple[str, float]]:
     return list(zip(scores["key"].to_pylist(), scores["prob_synthetic"].to_pylist(), strict=True))
 
 
-def test_the_ranking_is_that_of_a_plain_computation(pool: Path, own_run: Path) -> None:
+@pytest.mark.parametrize("exact_below", [100, 10**9])
+def test_the_ranking_is_that_of_a_plain_computation(
+    pool: Path, own_run: Path, exact_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "EXACT_BELOW", exact_below)
     shards = Pool.open(pool).shards
     rows = [row for shard in shards for row in rows_of(own_run, shard)]
     prob = dict(zip((key for key, _ in rows), np.random.default_rng(1).random(len(rows)), strict=True))

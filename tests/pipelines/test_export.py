@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipelines import export, ingest, marks, toy
+from pipelines import export, ingest, marks, toy, verify
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.export import ExportConfig, Ranking, Reason
 from pipelines.manifest import SCORE_SCHEMA, Pool
@@ -90,11 +90,12 @@ def keys(out: Path, table: str = "kept") -> list[str]:
     return pq.read_table(out / f"{table}.parquet")["key"].to_pylist()
 
 
-def read_plainly(*shards: Path) -> list[dict[str, Any]]:
-    """What plain webdataset reads; it leaves its files for the garbage collector to close, with a warning."""
+def read_plainly(*shards: Path, decode: bool = False) -> list[dict[str, Any]]:
+    """What plain webdataset reads, on request decoded; it leaves files for the garbage collector, with a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        samples = list(webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False))
+        found = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
+        samples = list(found.decode() if decode else found)
         gc.collect()
     return samples
 
@@ -272,24 +273,44 @@ def test_the_crawls_metadata_are_not_lost_whatever_they_are() -> None:
     assert others(b"[" * 100_000) == {"crawl": "[" * 100_000}
 
 
-def test_sidecars_of_every_kind_are_carried_and_our_class_replaces_none(tmp_path: Path) -> None:
+def export_one(root: Path, **sidecars: bytes) -> Path:
+    """Export a crawl of one image with some files beside it; returns the shard."""
     picture = next(iter(toy._pictures(0, "x", 1, synthetic=False))).data
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, content in (
-            ("x.jpg", picture), ("x.cls", b"7"), ("x.json", b"[3]"), ("x.caption", b"hi"),
-        ):  # fmt: skip
-            member = tarfile.TarInfo(name)
+    root.mkdir()
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for suffix, content in {"jpg": picture, **sidecars}.items():
+            member = tarfile.TarInfo(f"x.{suffix}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "a.tar"),), pool=tmp_path / "pool", jobs=1))
-    write_scores(Pool.open(tmp_path / "pool"), tmp_path / "run")
-    export.run(settings(tmp_path / "out", tmp_path / "pool", tmp_path / "run", keep="all"))
-    (sample,) = read_plainly(tmp_path / "out" / "00000.tar")
-    assert sample["jpg"] == picture
+    ingest.run(ingest.IngestConfig(sources=(str(root / "a.tar"),), pool=root / "pool", jobs=1))
+    write_scores(Pool.open(root / "pool"), root / "run")
+    export.run(settings(root / "out", root / "pool", root / "run", keep="all"))
+    return root / "out" / "00000.tar"
+
+
+def test_sidecars_of_every_kind_are_carried_and_our_class_replaces_none(tmp_path: Path) -> None:
+    (sample,) = read_plainly(export_one(tmp_path / "x", cls=b"7", json=b"[3]", caption=b"hi"))
+    assert sample["jpg"] == next(iter(toy._pictures(0, "x", 1, synthetic=False))).data
     assert sample["cls"].decode() in "01234"
     assert sample["crawl.cls"] == b"7"
     assert sample["caption"] == b"hi"
     assert json.loads(sample["json"])["crawl"] == [3]
+
+
+@pytest.mark.parametrize("label", [b"dog", b"", b"7\xff"])
+def test_text_that_is_not_utf8_and_labels_that_are_no_numbers_stay_in_the_pool_and_open_in_plain_webdataset(
+    tmp_path: Path, label: bytes
+) -> None:
+    crawled = {"txt": b"un caf\xe9", "json": b'{"caption": "un caf\xe9"}', "cls": label}
+    shard = export_one(tmp_path / "x", **crawled)
+    (kept,) = read_plainly(tmp_path / "x" / "pool" / "00000.tar")
+    assert {suffix: kept[suffix] for suffix in crawled} == crawled
+    (sample,) = read_plainly(shard, decode=True)
+    assert sample["txt"] == "un caf\\xe9"
+    assert sample["json"]["crawl"] == '{"caption": "un caf\\xe9"}'
+    assert sample["cls"] in range(5)
+    assert sample["crawl.cls.txt"] == label.decode("utf-8", "backslashreplace")
+    assert not verify.run(verify.VerifyConfig(pool=tmp_path / "x" / "pool", run=tmp_path / "none")).problems
 
 
 def test_the_same_export_is_the_same_bytes_and_another_replaces_it(pool: Path, run: Path, tmp_path: Path) -> None:

@@ -144,6 +144,27 @@ def test_an_inverted_file_finds_what_it_says_it_does(
     assert found == pytest.approx(built.facts.recall_at_10, abs=0.02)
 
 
+@pytest.mark.parametrize("exact_below", [100, 10**9])
+def test_neighborhoods_are_all_images_once_and_a_rough_search_finds_most_neighbors(
+    pool: Path, run: Path, opened: Opener, exact_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "EXACT_BELOW", exact_below)
+    monkeypatch.setattr(index, "_NEIGHBORHOOD", 128)
+    built = opened()
+    vectors = all_embeddings(pool, run)
+    seen = []
+    for own in built.neighborhoods():
+        assert 0 < len(own) <= 128
+        assert built.embeddings(own) == pytest.approx(vectors[own], abs=1e-6)
+        seen += own.tolist()
+    assert sorted(seen) == list(range(built.num_images))
+
+    monkeypatch.setattr(index, "_ROUGH_LISTS", 2)
+    (rough, (_, thorough)) = built.search_roughly(vectors, 11), built.search_positions(vectors, 11)
+    found = np.mean([len({*few} & {*many}) / 11 for few, many in zip(rough.tolist(), thorough.tolist(), strict=True)])
+    assert found == 1 if built.facts.exact else 0.5 < found < 1
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are looked up in /proc, which is not here")
 def test_a_stored_one_stays_on_the_disk_until_it_is_searched(
     run: Path, last_aside: Callable[[], None], opened: Opener, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -326,30 +327,17 @@ def test_killed_at_any_time_with_workers_running_a_rerun_gives_the_same_bytes(tm
     check(pool)
 
 
-def test_workers_do_not_outlive_a_killed_parent(crawl: Path, tmp_path: Path) -> None:
-    if not Path("/proc").exists():
-        pytest.skip("looks for processes in /proc")
+def test_workers_do_not_outlive_a_killed_parent(
+    crawl: Path, tmp_path: Path, processes_of: Callable[[int], list[int]]
+) -> None:
     script, pool = tmp_path / "run.py", tmp_path / "pool"
     script.write_text(KILL_SCRIPT)
     process = start(script, 9, 2, pool, crawl)
     process.communicate(timeout=60)
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _processes(process.pid):
+    while time.monotonic() < deadline and processes_of(process.pid):
         time.sleep(0.05)
-    assert not _processes(process.pid)
-
-
-def _processes(session: int) -> list[int]:
-    """Processes of a session: what an orphan keeps of the parent that it was started by."""
-    found = list[int]()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended meanwhile
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+    assert not processes_of(process.pid)
 
 
 def test_ctrl_c_leaves_a_pool_that_goes_on(tmp_path: Path) -> None:
