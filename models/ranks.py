@@ -86,6 +86,14 @@ def synchronize_norms(network: nn.Module, ranks: Ranks) -> None:
             module.__class__ = _GlobalBatchNorm
 
 
+def sum_over(values: Tensor, ranks: Ranks) -> Tensor:
+    """Sum of the ranks' tensors, through which gradients go back to all of them."""
+    if ranks.world == 1:
+        return values
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
 class _Sum(torch.autograd.Function):
     """Sum over the ranks, of values and of gradients."""
 

@@ -11,7 +11,7 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the ot
 
     sup_real   = mean CE(p_r(w x), y)                        sup_dummy = mean CE(p_d(w x), y)
     g(u)       = [s(u) >= 0.5]                               1 = goes to the dummy head; no gradient
-    self_real  = 1/M sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))
+    self_real  = 1/R sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))      R = sum 1 - g, at least M / 10
     self_dummy = 1/M sum      g  r(p_d(w u)) CE(p_d(A u), argmax p_d(w u))
     det_sup    = mean CE(D(v x), real) + mean CE(D(v q), synthetic)      q of the queue, each class equally often
     det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(v u), [s >= 0.5])
@@ -34,10 +34,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import augment, ema, openset, residual, rules
+from models import augment, ema, norms, openset, residual, rules
 from models.csqueue import CSQueue
 from models.cut import Cut
-from models.networks import Classifier, Detector, set_norm_momentum
+from models.networks import Classifier, Detector, Heads, set_norm_momentum
 from models.ranks import ALONE, Ranks, Rng, synchronize_norms
 from models.rules import FixMatch
 from models.schedule import cosine
@@ -46,6 +46,7 @@ from models.trusted import Trusted
 DETECTOR_SETTLES = 200  # steps before the queue and the routes listen to a detector: an untrained one has a random sign
 DETECTOR_RATE = 2e-3
 DETECTOR_DECAY = 0.995  # of its average
+LEAST_REAL = 0.1  # share of a batch from which self-training of the real head counts in full
 ROUTE_AT = 0.5  # probability from which an image goes to the dummy head
 
 # Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the truth, shuffled within the batch
@@ -91,30 +92,44 @@ def classifier_loss(
     *,
     weak_gradient: bool = True,
     dummy_weight: float = 1.0,
+    split_norms: bool = True,
+    ranks: Ranks = ALONE,
 ) -> ClassifierLoss:
     """Losses of both heads on uint8 views; `synthetic_M` is the route g(u) as bool, None for FixMatch.
 
     `rows_M` are the unlabeled images' dataset indices; `rules` weigh the pseudo-labels of the real and the dummy head.
     With a `dummy_weight` of 0 what goes to the dummy head teaches nothing: it is discarded.
-    One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do. The
-    weak views' logits are only ever targets: without `weak_gradient` they go through a pass of their own that keeps no
-    graph, which saves a third of the arithmetic but gives them statistics of their own.
+    One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do; but
+    with `split_norms` what goes to the dummy head has statistics of its own (`models.norms`). The weak views' logits
+    are only ever targets: without `weak_gradient` they go through a pass of their own that keeps no graph, which saves
+    a third of the arithmetic but gives them statistics of their own, too.
     """
+
+    def forward(labeled: Tensor, *unlabeled: Tensor) -> Heads:
+        images = torch.cat((labeled, *unlabeled))
+        if synthetic_M is None or not split_norms:
+            heads: Heads = classifier(images)
+            return heads
+        routes = (synthetic_M.new_zeros(len(labeled)), *(synthetic_M for _ in unlabeled))
+        return norms.apart(classifier, images, torch.cat(routes))
+
     sizes = [len(labeled_BCHW), len(weak_MCHW), len(strong_MCHW)]
     if weak_gradient:
-        heads = classifier(torch.cat((labeled_BCHW, weak_MCHW, strong_MCHW)))
-        real, real_weak, real_strong = heads.real.split(sizes)
-        dummy, dummy_weak, dummy_strong = heads.dummy.split(sizes)
+        heads = forward(labeled_BCHW, weak_MCHW, strong_MCHW)
+        real, real_weak, real_strong = torch.split(heads.real, sizes)
+        dummy, dummy_weak, dummy_strong = torch.split(heads.dummy, sizes)
     else:
-        heads = classifier(torch.cat((labeled_BCHW, strong_MCHW)))
-        real, real_strong = heads.real.split(sizes[::2])
-        dummy, dummy_strong = heads.dummy.split(sizes[::2])
+        heads = forward(labeled_BCHW, strong_MCHW)
+        real, real_strong = torch.split(heads.real, sizes[::2])
+        dummy, dummy_strong = torch.split(heads.dummy, sizes[::2])
         with torch.no_grad():  # second: autocast would hand weights that it rounded here, without a graph, to the first
-            real_weak, dummy_weak = classifier(weak_MCHW)
+            real_weak, dummy_weak = forward(labeled_BCHW[:0], weak_MCHW)
 
     to_real = torch.ones_like(strong_MCHW[:, 0, 0, 0], dtype=torch.bool) if synthetic_M is None else ~synthetic_M
     sup_real = F.cross_entropy(real, labels_B)
     self_real, weight, penalty = _self_training(real_weak, real_strong, rows_M, to_real, rules[0])
+    # Contamination must not weaken what the real images teach; of a few they do not teach as much as of all.
+    self_real = self_real / ranks.gather(to_real.float()).mean().clamp(min=LEAST_REAL)
     sup_dummy = self_dummy = torch.zeros_like(sup_real)
     if synthetic_M is not None:
         self_dummy, weight_dummy, penalty_dummy = _self_training(
@@ -187,6 +202,7 @@ class Recipe:
     weight_decay: float = 5e-4
     ema_decay: float = 0.999
     norm_momentum: float = 0.001
+    split_norms: bool = True  # batch statistics apart by route; False: shared, as in FixMatch
     weak_gradient: bool = True  # False: weak views in a forward pass of their own, a third cheaper
     queue_length: int = 256  # L, of each class
     queue_classes: int = 2  # P
@@ -259,7 +275,10 @@ class RSMatch:
         set_norm_momentum(classifier, recipe.norm_momentum)
         self.classifier_ema = ema.shadow(classifier)
         self.detector_ema = ema.shadow(detector)
-        synchronize_norms(classifier, ranks)
+        if recipe.method == "rsmatch" and recipe.split_norms:
+            norms.split(classifier, ranks)
+        else:
+            synchronize_norms(classifier, ranks)
         synchronize_norms(detector, ranks)
         self.classifier = classifier.train()
         self.detector = detector.train()
@@ -358,6 +377,8 @@ class RSMatch:
                 self.rules,
                 weak_gradient=recipe.weak_gradient,
                 dummy_weight=recipe.dummy_weight,
+                split_norms=recipe.split_norms,
+                ranks=self._ranks,
             )
         self._update_classifier(losses.total, rate, number)
         num_classes = self.classifier.real.out_features

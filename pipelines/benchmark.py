@@ -70,6 +70,7 @@ METHODS: Mapping[str, Method] = {
     "rsmatch-discard": Method(RSMATCH | {"dummy_weight": 0.0}),  # what the detector flags teaches nothing
     "rsmatch-oracle": Method(RSMATCH | {"routing": "oracle"}),
     "rsmatch-oracle-discard": Method(RSMATCH | {"routing": "oracle", "dummy_weight": 0.0}),
+    "rsmatch-shared-norms": Method(RSMATCH | {"split_norms": False}),
     "rsmatch-random": Method(RSMATCH | {"routing": "random"}),
     "rsmatch-flexmatch": Method(RSMATCH | {"rule": "flexmatch"}),
     "rsmatch-freematch": Method(RSMATCH | {"rule": "freematch"}),

@@ -78,9 +78,9 @@ def test_losses_are_the_documented_sums(classifier: Plain) -> None:
         prob = getattr(classifier(weak[None]), head).softmax(1)[0]
         if prob.max() >= tau:
             log_prob = getattr(classifier(strong[None]), head).log_softmax(1)[0]
-            term = -float(log_prob[prob.argmax()].detach()) / len(views.weak)
-            self_dummy += term if synthetic else 0.0
-            self_real += 0.0 if synthetic else term
+            term = -float(log_prob[prob.argmax()].detach())
+            self_dummy += term / len(views.weak) if synthetic else 0.0
+            self_real += 0.0 if synthetic else term / int((~views.synthetic).sum())
     heads = classifier(views.labeled)
     assert losses.self_real.item() == pytest.approx(self_real, rel=1e-5)
     assert losses.self_dummy.item() == pytest.approx(self_dummy, rel=1e-5)
@@ -310,6 +310,21 @@ def test_controls_route_by_the_truth_or_shuffle_it_and_train_no_detector() -> No
     assert torch.equal(routed["oracle"], rows[0] % 3 == 0)
     assert not torch.equal(routed["random"], routed["oracle"])
     assert routed["random"].sum() == routed["oracle"].sum()
+
+
+def test_what_a_few_real_images_teach_does_not_count_as_that_of_all(classifier: Plain) -> None:
+    views = Views()
+    losses = [
+        classifier_loss(
+            classifier, views.labeled, views.labels, views.weak.repeat(n, 1, 1, 1), views.strong.repeat(n, 1, 1, 1),
+            ROWS.repeat(n), torch.arange(n * len(ROWS)) != int(views.synthetic.logical_not().nonzero()[0]),
+            (FixMatch(0.0),) * 2,
+        )
+        for n in (1, 10)
+    ]  # fmt: skip
+    # One of 12 and one of 120, both less than a tenth of the batch.
+    assert losses[0].self_real.item() > 0
+    assert losses[1].self_real.item() == pytest.approx(losses[0].self_real.item() / 10, rel=1e-4)
 
 
 def test_a_discarded_image_teaches_nothing(classifier: Plain) -> None:

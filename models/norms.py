@@ -1,0 +1,118 @@
+"""Batch norm that keeps apart the images of the two heads.
+
+Synthetic images have other statistics than real ones, all the more where they show something else. Normalized with
+them, real images come out otherwise in training than in a test that has real images alone: of what contamination costs
+FixMatch most is this, not wrong pseudo-labels (docs/log.md). So each route has statistics of its own, and only those of
+the real one go into the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the same for
+adversarial examples.
+
+Shape suffixes: B images, C channels, D features, K classes, G groups (real, synthetic).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+from models.networks import Classifier, Heads
+from models.ranks import ALONE, Ranks, sum_over
+
+
+class SplitBatchNorm(nn.BatchNorm2d):
+    """Batch norm with statistics of its own for each group of images, over the parts of all ranks.
+
+    Shapes do not depend on who is in which group, and nothing waits for a GPU. While `synthetic` is None there is one
+    group.
+    """
+
+    synthetic: Tensor | None = None  # (B,) bool
+    ranks: Ranks = ALONE
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or (self.synthetic is None and self.ranks.world == 1):
+            return super().forward(input)
+        synthetic = torch.zeros_like(input[:, 0, 0, 0], dtype=torch.bool) if self.synthetic is None else self.synthetic
+        values = input.float()
+        variance_BC, mean_BC = torch.var_mean(values, (2, 3), correction=0)
+        groups_GB = torch.stack((~synthetic, synthetic)).float()
+        sums = torch.cat((groups_GB @ mean_BC, groups_GB @ (variance_BC + mean_BC.square())), dim=1)
+        total = sum_over(torch.cat((sums, groups_GB.sum(1, keepdim=True)), dim=1), self.ranks)
+        count_G = total[:, -1:].clamp(min=1)  # nobody is normalized by the statistics of an empty group
+        mean_GC, square_GC = (total[:, :-1] / count_G).chunk(2, dim=1)
+        variance_GC = square_GC - mean_GC.square()
+        self._follow(mean_GC[0], variance_GC[0], count_G[0] * values[0, 0].numel())
+        weight, bias = (self.weight, self.bias) if self.affine else (1.0, 0.0)
+        scale_GC = (variance_GC + self.eps).rsqrt() * weight
+        shift_GC = bias - mean_GC * scale_GC
+        group_B = synthetic.long()
+        output = (values * scale_GC[group_B, :, None, None] + shift_GC[group_B, :, None, None]).to(input.dtype)
+        return output
+
+    @torch.no_grad()
+    def _follow(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean_C, self.momentum)
+        self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
+        self.num_batches_tracked += 1
+
+
+class _SplitBatchNormAct(SplitBatchNorm):
+    """timm's batch norm, which goes on to an activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
+def split(classifier: Classifier, ranks: Ranks) -> None:
+    """Turn the batch norms into split ones, but for one process on a CPU, for which `apart` has a cheaper way."""
+    if ranks.world > 1 or next(classifier.parameters()).is_cuda:
+        split_all(classifier, ranks)
+
+
+def split_all(classifier: Classifier, ranks: Ranks) -> None:
+    """Turn all batch norms into split ones."""
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = _SplitBatchNormAct if isinstance(module, BatchNormAct2d) else SplitBatchNorm
+            cast(SplitBatchNorm, module).ranks = ranks
+
+
+def apart(classifier: Classifier, images_BCHW: Tensor, synthetic_B: Tensor) -> Heads:
+    """Both heads' logits of a batch in training whose synthetic images (bool) are normalized by themselves."""
+    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    split_norms = [module for module in norms if isinstance(module, SplitBatchNorm)]
+    if split_norms or not norms:
+        for norm in split_norms:
+            norm.synthetic = synthetic_B
+        heads: Heads = classifier(images_BCHW)
+        for norm in split_norms:
+            norm.synthetic = None
+        return heads
+    # On a CPU counts are known, and a pass for each group costs no more than one for all.
+    rows = torch.cat((real := (~synthetic_B).nonzero().squeeze(1), synthetic_B.nonzero().squeeze(1)))
+    parts = [classifier(images_BCHW[rows[: len(real)]])]
+    if len(real) < len(rows):
+        with _running_statistics_kept(norms):
+            parts.append(classifier(images_BCHW[rows[len(real) :]]))
+    back = rows.argsort()
+    return Heads(*(torch.cat(logits)[back] for logits in zip(*parts, strict=True)))
+
+
+@contextmanager
+def _running_statistics_kept(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
