@@ -108,11 +108,10 @@ def apart(classifier: Classifier, images_BCHW: Tensor, synthetic_B: Tensor) -> H
 
 @contextmanager
 def _running_statistics_kept(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True

@@ -69,6 +69,20 @@ def test_two_ranks_come_to_what_one_process_comes_to(world: World, tmp_path: Pat
         torch.testing.assert_close(weights[1][key].float(), value.float(), rtol=0.1, atol=0.02)
 
 
+def test_routes_have_the_statistics_of_one_process_on_two_ranks(world: World, tmp_path: Path) -> None:
+    """One process passes each route through the network by itself; ranks share sums over masks (models.norms)."""
+    routed = {"routing": "oracle", "truth": world.truth}
+    train.run(config(world, tmp_path / "one", **routed))
+    done = torchrun(config(world, tmp_path / "two", **routed), 2)
+    assert done.returncode == 0, done.stderr
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert 0 < one[0]["dummy_share"] < 1
+    assert two[0] == pytest.approx(one[0], rel=2e-3, abs=2e-4)
+    ours, theirs = (load_file(tmp_path / run / "model" / "classifier.safetensors") for run in ("two", "one"))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key].float(), value.float(), rtol=0.1, atol=0.02)
+
+
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(world: World, tmp_path: Path) -> None:
     train.run(config(world, tmp_path / "one"))
 
