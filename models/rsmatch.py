@@ -249,7 +249,7 @@ class Batch(NamedTuple):
     """One step's data: uint8 images for the classifier and native tiles for the detector, and the rows they are."""
 
     labeled: Tensor  # (B, 3, S, S)
-    labeled_tiles: Tensor  # (E, 3, T, T), of labeled images that the detector draws by itself
+    labeled_tiles: Tensor  # (B, 3, T, T)
     labels: Tensor  # (B,) int64
     unlabeled: Tensor  # (M, 3, S, S)
     unlabeled_tiles: Tensor  # (M, 3, T, T)

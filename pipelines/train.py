@@ -42,9 +42,6 @@ from pipelines.progress import OnTick, Tick, ignore
 SAMPLE_IMAGES = 50_000  # of the pool, whose statistics start the detector and whose scores calibrate it
 SAMPLE_BATCH = 500
 MAX_HELD_OUT = 2_000  # labeled images kept from the detector: more would sharpen its calibration no further
-# Labeled images that the detector is shown a step, at least, beside as many queued and as many confident real ones:
-# with the 16 of a small batch it learned less (docs/log.md).
-DETECTOR_EXAMPLES = 64
 MUCH_WAITING = 0.2  # share of the time from which the log says that the loader is too slow
 
 
@@ -180,9 +177,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
     held_out, shown = _held_out(len(labels) - training.num_labeled_by_marks, config, device)
     shown_or_marked = torch.cat((shown, torch.arange(len(held_out) + len(shown), len(labels), device=device)))
     labeled_order = batches.Order(len(labels), config.batch_size, seed=config.seed)
-    # A multiple of the batch: ranks that share that share these, too.
-    num_examples = config.batch_size * -(-DETECTOR_EXAMPLES // config.batch_size)
-    detector_order = batches.Order(len(shown_or_marked), num_examples, seed=config.seed + 2)
+    detector_order = batches.Order(len(shown_or_marked), config.batch_size, seed=config.seed + 2)
     unlabeled_order = batches.Order(len(rows), config.batch_size * config.unlabeled_ratio, seed=config.seed + 1)
     unseen: tuple[float, ...] = ()
     watch = Watch(recipe, examples.classes)
