@@ -1,10 +1,10 @@
 """Batch norm that keeps apart the images of the two heads.
 
 Synthetic images have other statistics than real ones, all the more where they show something else. Normalized with
-them, real images come out otherwise in training than in a test that has real images alone: of what contamination costs
-FixMatch most is this, not wrong pseudo-labels (docs/log.md). So each route has statistics of its own, and only those of
-the real one go into the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the same for
-adversarial examples.
+them, real images come out otherwise in training than in a test that has real images alone: where contamination does
+harm, a perfect route without this rescued next to nothing (docs/log.md). So each route has statistics of its own, and
+only those of the real one go into the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the
+same for adversarial examples.
 
 Shape suffixes: B images, C channels, D features, K classes, G groups (real, synthetic).
 """
@@ -40,10 +40,10 @@ class SplitBatchNorm(nn.BatchNorm2d):
         groups_GB = torch.stack((~synthetic, synthetic)).float()
         sums = torch.cat((groups_GB @ mean_BC, groups_GB @ (variance_BC + mean_BC.square())), dim=1)
         total = sum_over(torch.cat((sums, groups_GB.sum(1, keepdim=True)), dim=1), self.ranks)
-        count_G = total[:, -1:].clamp(min=1)  # nobody is normalized by the statistics of an empty group
-        mean_GC, square_GC = (total[:, :-1] / count_G).chunk(2, dim=1)
+        # Nobody is normalized by the statistics of an empty group.
+        mean_GC, square_GC = (total[:, :-1] / total[:, -1:].clamp(min=1)).chunk(2, dim=1)
         variance_GC = square_GC - mean_GC.square()
-        self._follow(mean_GC[0], variance_GC[0], count_G[0] * values[0, 0].numel())
+        self._follow(mean_GC[0], variance_GC[0], total[0, -1] * values[0, 0].numel())
         weight, bias = (self.weight, self.bias) if self.affine else (1.0, 0.0)
         scale_GC = (variance_GC + self.eps).rsqrt() * weight
         shift_GC = bias - mean_GC * scale_GC
@@ -55,9 +55,11 @@ class SplitBatchNorm(nn.BatchNorm2d):
     def _follow(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean_C, self.momentum)
-        self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
-        self.num_batches_tracked += 1
+        rate = self.momentum * (count > 0)
+        unbiased_C = variance_C * count / (count - 1).clamp(min=1)
+        self.running_mean.add_(rate * (mean_C - self.running_mean))
+        self.running_var.add_(rate * (unbiased_C - self.running_var))
+        self.num_batches_tracked += (count > 0).long()
 
 
 class _SplitBatchNormAct(SplitBatchNorm):
@@ -97,13 +99,26 @@ def apart(classifier: Classifier, images_BCHW: Tensor, synthetic_B: Tensor) -> H
             norm.synthetic = None
         return heads
     # On a CPU counts are known, and a pass for each group costs no more than one for all.
-    rows = torch.cat((real := (~synthetic_B).nonzero().squeeze(1), synthetic_B.nonzero().squeeze(1)))
-    parts = [classifier(images_BCHW[rows[: len(real)]])]
-    if len(real) < len(rows):
-        with _running_statistics_kept(norms):
-            parts.append(classifier(images_BCHW[rows[len(real) :]]))
-    back = rows.argsort()
-    return Heads(*(torch.cat(logits)[back] for logits in zip(*parts, strict=True)))
+    groups = (~synthetic_B).nonzero().squeeze(1), synthetic_B.nonzero().squeeze(1)
+    real = _pass(classifier, images_BCHW, groups[0])
+    with _running_statistics_kept(norms):
+        synthetic = _pass(classifier, images_BCHW, groups[1])
+    back = torch.cat(groups).argsort()
+    return Heads(*(torch.cat(logits)[back] for logits in zip(real, synthetic, strict=True)))
+
+
+def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:
+    """Logits of some of the images, which may be none."""
+    if not len(rows):
+        return Heads(
+            *(
+                images_BCHW.new_empty((0, head.out_features), dtype=torch.float32)
+                for head in (classifier.real, classifier.dummy)
+            )
+        )
+    # PyTorch refuses a single value for each channel, as deep networks make of a single small image.
+    heads: Heads = classifier(images_BCHW[rows if len(rows) > 1 else rows.repeat(2)])
+    return Heads(*(logits[: len(rows)] for logits in heads))
 
 
 @contextmanager

@@ -20,7 +20,9 @@ The paper's equations are not public: the losses follow its text and figures, an
 literature. The detector's own view v is a weak one, a little sharper or softer; s(u) is what D's average says of w u.
 Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool is
 synthetic; the cut that this estimate gives s(u) and the queue (`Cut`); real images that the start is sure of as further
-examples; and what a person marked (`Trusted`).
+examples; what a person marked (`Trusted`); batch statistics apart by route (`models.norms`); and R in the place of M,
+so that contamination does not weaken what the real images teach. Without the last two a perfect route rescued nothing
+where contamination does harm (docs/log.md).
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U. For comparison, g may come
 from the truth or be shuffled (`Recipe.routing`), and D may learn from other examples (`Recipe.detector_examples`).
 """

@@ -63,6 +63,20 @@ def test_running_statistics_are_those_of_the_real_route(turn) -> None:  # type: 
 
 
 @pytest.mark.parametrize("turn", [lambda classifier: classifier, masked], ids=["passes", "masked"])
+@pytest.mark.parametrize("count", [1, 11, 12])
+def test_groups_of_one_and_of_none_are_no_trouble(turn, count: int) -> None:  # type: ignore[no-untyped-def]
+    """Of 12 images `count` are synthetic; ResNet's last maps have one pixel, of which one has no variance."""
+    classifier = turn(network("timm:resnet18"))
+    before = {name: value.clone() for name, value in statistics(classifier).items()}
+    heads = norms.apart(classifier, IMAGES, torch.arange(12) < count)
+    assert heads.real.shape == heads.dummy.shape == (12, 3)
+    heads.real.sum().backward()
+    assert all(value.isfinite().all() for value in (heads.real, heads.dummy, *statistics(classifier).values()))
+    same = all(torch.equal(value, before[name]) for name, value in statistics(classifier).items())
+    assert same == (count == 12)  # what no real image was in changes no running statistics
+
+
+@pytest.mark.parametrize("turn", [lambda classifier: classifier, masked], ids=["passes", "masked"])
 def test_with_nothing_synthetic_it_is_plain_batch_norm(turn) -> None:  # type: ignore[no-untyped-def]
     heads, plain = norms.apart(turn(network()), IMAGES, NONE), network()(IMAGES)
     torch.testing.assert_close(heads.real, plain.real, rtol=1e-4, atol=1e-5)
