@@ -41,11 +41,18 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
 
 
 def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per contamination and label count: mean accuracy with its standard deviation over the seeds."""
+    """One panel per contamination and label count: mean accuracy with its standard deviation over the seeds.
+
+    Where there is one alpha alone, the methods stand one above the other.
+    """
     cells = list(dict.fromkeys(tuple(row[name] for name in CELL) for row in table))
     figure, panels = _panels(len(cells))
     for panel, cell in zip(panels, cells, strict=True):
         rows = [row for row in table if tuple(row[name] for name in CELL) == cell]
+        if len({row["alpha"] for row in rows}) == 1:
+            _by_method(panel, rows, dict(_styles(table)))
+            panel.set_title(f"{cell[0]}, alpha {rows[0]['alpha']:g}, {cell[1]} labels")
+            continue
         for method, style in _styles(table):
             line = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["alpha"]))
             if line:
@@ -55,6 +62,15 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
         panel.set(xlabel="alpha (synthetic per real image)", ylabel="accuracy, %", title=f"{cell[0]}, {cell[1]} labels")
     _legend(figure, panels)
     return figure
+
+
+def _by_method(panel: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for height, row in enumerate(reversed(rows)):
+        panel.errorbar(
+            100 * row["accuracy"], height, xerr=100 * row["accuracy_std"], capsize=2, **styles[row["method"]]
+        )
+    panel.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
+    panel.set_xlabel("accuracy, %")
 
 
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -81,7 +97,7 @@ def _panels(count: int) -> tuple["Figure", Sequence["Axes"]]:
 
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.4 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for panel in panels[count:]:
         panel.remove()
@@ -107,4 +123,6 @@ def _styles(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, 
 
 def _legend(figure: "Figure", panels: Sequence["Axes"]) -> None:
     named = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), 5), frameon=False)
+    if named:
+        ncols = min(len(named), round(figure.get_figwidth() / 2))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=ncols, frameon=False)
