@@ -313,6 +313,8 @@ def _build(
         classifier = Classifier(config.backbone, len(classes))
     except ValueError as error:
         raise BadInput(f"--backbone {config.backbone}: {error}; use wrn-28-2, small or timm:NAME.") from None
+    if config.start and (config.weights or config.pretrained):
+        raise BadInput("--start: gives the backbone its weights; leave out --weights and --pretrained.")
     if config.start:
         model.start_from(classifier, config.backbone, classes, config.start)
     elif config.weights or config.pretrained:

@@ -126,6 +126,8 @@ def test_a_start_that_does_not_fit_is_refused(uninterrupted: Path, world: World,
         train.run(config(world, tmp_path, start=uninterrupted, backbone="wrn-28-2"))
     with pytest.raises(MissingArtifact, match="holds no trained model"):
         train.run(config(world, tmp_path, start=tmp_path / "nothing"))
+    with pytest.raises(BadInput, match="leave out --weights"):
+        train.run(config(world, tmp_path, start=uninterrupted, weights=tmp_path / "backbone.safetensors"))
 
 
 def test_streamed_training_is_the_same_as_from_memory(uninterrupted: Path, world: World, tmp_path: Path) -> None:
