@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipelines import calibration, datasets, devices, folders, model, plots, train, truth, workers, worlds
 from pipelines.atomic import replacing
@@ -112,6 +112,16 @@ class BenchmarkConfig(BaseModel):
             raise ValueError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
         return names
 
+    @field_validator("start", "train")
+    @classmethod
+    def _known_settings(cls, values: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            train.TrainConfig(**({"labeled": Path("seed")} | (values or {})))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return values
+
     @field_validator("contaminations")
     @classmethod
     def _known_contaminations(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
@@ -158,6 +168,8 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
     done = {_key(record) for record in on_record(results, settings)}
     missing = [job for job in jobs if job.key not in done]
     if missing:
+        if config.photographs:
+            datasets.read(config.photographs)  # a mistake should not come to light after the first training
         sources = worlds.Sources.read(config.real, config.synthetic, config.test, config.size)
         pending = list(dict.fromkeys(job.world for job in missing))
         for world in pending:
@@ -333,20 +345,21 @@ def scaled_photographs(world: Path, run: Path, photographs: Path, size: int | No
     """
     trained = model.load(run, devices.choose("auto"))
     side, source = size or trained.config.detector_size, datasets.read(photographs)
+    photos = [source.images[i] for i in range(min(len(source), NUM_PHOTOGRAPHS))]
     files = sorted((world / "test").glob("*/*"))
     of_test, _ = _detect(trained, [path.read_bytes() for path in files])
     threshold = np.quantile(of_test, 1 - LOST)
-    shares = {}
-    for kernel in KERNELS:
-        how = getattr(Image.Resampling, kernel.upper())
-        data = [_scaled(source.images[i], side, how) for i in range(min(len(source), NUM_PHOTOGRAPHS))]
-        shares[kernel] = round(truth.mean(_detect(trained, data)[0] >= threshold), 4)
-    return shares
+    return {
+        kernel: round(truth.mean(_detect(trained, [scaled(data, side, kernel) for data in photos])[0] >= threshold), 4)
+        for kernel in KERNELS
+    }
 
 
-def _scaled(data: bytes, side: int, how: Image.Resampling) -> bytes:
+def scaled(data: bytes, side: int, kernel: str) -> bytes:
+    """An image at `side` x `side` pixels by one of KERNELS, as the JPEG that small images often are."""
     with Image.open(io.BytesIO(data)) as opened:
-        return datasets.encode(opened.convert("RGB").resize((side, side), how), "jpg")
+        small = opened.convert("RGB").resize((side, side), getattr(Image.Resampling, kernel.upper()))
+    return datasets.encode(small, "jpg")
 
 
 def _detect(trained: model.Model, data: Sequence[bytes]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:

@@ -8,27 +8,15 @@ share of them above the threshold that loses 5 % of TEST, real images like those
 """
 
 import argparse
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pipelines import calibration
+from pipelines.benchmark import KERNELS, LOST, scaled
 from pipelines.score import Scorer
-
-KERNELS = ("LANCZOS", "BICUBIC", "BOX", "BILINEAR")
-LOST = 0.05
-
-
-def scaled(data: bytes, size: int, kernel: str) -> bytes:
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB").resize((size, size), getattr(Image.Resampling, kernel))
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=75, subsampling="4:2:0")
-    return out.getvalue()
 
 
 def probs(scorer: Scorer, images: list[bytes]) -> np.ndarray:
@@ -55,7 +43,7 @@ def main() -> None:
     photos = pq.read_table(args.photos, columns=["jpg"])["jpg"].to_pylist()
     for kernel in KERNELS:
         found = probs(scorer, [scaled(data, args.size, kernel) for data in photos])
-        print(json.dumps({"kernel": kernel.lower(), "above": above(found, at), "above the limit": above(found, limit)}))
+        print(json.dumps({"kernel": kernel, "above": above(found, at), "above the limit": above(found, limit)}))
 
 
 def above(values: np.ndarray, threshold: float) -> float:

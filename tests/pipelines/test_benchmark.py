@@ -211,6 +211,20 @@ def test_a_contamination_that_is_none_is_refused(spec: str, tmp_path: Path) -> N
         BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, contaminations=(spec,))
 
 
+@pytest.mark.parametrize("part", ["start", "train"])
+def test_a_setting_of_training_that_is_none_is_refused(part: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_step: Extra inputs are not permitted"):
+        BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, **{part: {"num_step": 5}})
+
+
+def test_photographs_that_are_none_are_said_before_anything_is_trained(
+    world: World, sources: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="nowhere"):
+        benchmark.run(config(world, sources, tmp_path / "out", photographs=tmp_path / "nowhere"))
+    assert not (tmp_path / "out" / "worlds").exists()
+
+
 def test_too_few_images_are_said_before_anything_is_trained(world: World, sources: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="synthetic images of 'cross' are needed"):
         benchmark.run(config(world, sources, tmp_path, alphas=(3.0,)))
