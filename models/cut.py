@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models import residual
 
 CUT_RATE = 0.02  # share of the new batch in the cut
+STRICTNESS = 0.4  # of the route, times the synthetic share
 
 
 class Cut(nn.Module):
@@ -15,7 +16,10 @@ class Cut(nn.Module):
 
     A detector that learns from both sides equally often calls too few or too many at a logit of 0, which is the cut
     while no estimate is known. Further up, `sure` leaves above it what may enter the queue: the best of a batch's few
-    images of a class is often a real one, and dilutes a queue that the bootstrap left pure.
+    images of a class is often a real one, and dilutes a queue that the bootstrap left pure. Further down, `route`
+    leaves below it what trains the real head: the more of a pool is synthetic, the more of it is among what lies just
+    below the cut, and where its classes are others it costs the real head more than a few real images bring
+    (docs/log.md).
     """
 
     share: Tensor
@@ -23,6 +27,7 @@ class Cut(nn.Module):
     logit: Tensor
     taken: Tensor
     sure: Tensor
+    route: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +36,7 @@ class Cut(nn.Module):
         self.register_buffer("logit", torch.tensor(0.0))
         self.register_buffer("taken", torch.tensor(torch.nan))
         self.register_buffer("sure", torch.tensor(-torch.inf))
+        self.register_buffer("route", torch.tensor(0.0))
 
     def settle(self, share: float, interval: tuple[float, float]) -> None:
         """Take the estimate of the synthetic share and its interval."""
@@ -48,8 +54,8 @@ class Cut(nn.Module):
     @torch.no_grad()
     def follow(self, logits_M: Tensor, rate: float = CUT_RATE) -> None:
         """Move towards the quantiles of these logits; nothing happens while no share is known."""
-        known = ~self.share.isnan()
-        shares = torch.stack((self.share, self.taken)).nan_to_num(0.5)
-        logit, sure = torch.quantile(logits_M.float(), 1 - shares)
-        self.logit.copy_(torch.where(known, self.logit.lerp(logit, rate), self.logit))
-        self.sure.copy_(torch.where(known, self.sure.lerp(sure, rate), self.sure))
+        known, share, taken = ~self.share.isnan(), self.share.nan_to_num(0.5), self.taken.nan_to_num(0.5)
+        below = torch.stack((1 - share, 1 - taken, (1 - share) * (1 - STRICTNESS * share)))
+        wanted = torch.quantile(logits_M.float(), below)
+        for value, moved in zip((self.logit, self.sure, self.route), wanted, strict=True):
+            value.copy_(torch.where(known, value.lerp(moved, rate), value))

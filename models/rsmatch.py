@@ -10,7 +10,7 @@ softmax of the real and the dummy head; D the detector, s(u) its probability tha
 threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the others are in `models.rules`).
 
     sup_real   = mean CE(p_r(w x), y)                        sup_dummy = mean CE(p_d(w x), y)
-    g(u)       = [s(u) >= 0.5]                               1 = goes to the dummy head; no gradient
+    g(u)       = [s(u) >= rho]                               1 = goes to the dummy head; no gradient; rho <= 0.5
     self_real  = 1/R sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))      R = sum 1 - g, at least M / 10
     self_dummy = 1/M sum      g  r(p_d(w u)) CE(p_d(A u), argmax p_d(w u))
     det_sup    = mean CE(D(v x), real) + mean CE(D(v q), synthetic)      q of the queue, each class equally often
@@ -19,10 +19,10 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the ot
 The paper's equations are not public: the losses follow its text and figures, and where these are silent the nearest
 literature. The detector's own view v is a weak one, a little sharper or softer; s(u) is what D's average says of w u.
 Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool is
-synthetic; the cut that this estimate gives s(u) and the queue (`Cut`); real images that the start is sure of as further
-examples; what a person marked (`Trusted`); batch statistics apart by route (`models.norms`); and R in the place of M,
-so that contamination does not weaken what the real images teach. Without the last two a perfect route rescued nothing
-where contamination does harm (docs/log.md).
+synthetic; the cut that this estimate gives s(u), rho and the queue (`Cut`), where the paper's rho would be 0.5; real
+images that the start is sure of as further examples; what a person marked (`Trusted`); batch statistics apart by route
+(`models.norms`); and R in the place of M, so that contamination does not weaken what the real images teach. Without the
+last two a perfect route rescued nothing where contamination does harm (docs/log.md).
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U. For comparison, g may come
 from the truth or be shuffled (`Recipe.routing`), and D may learn from other examples (`Recipe.detector_examples`).
 """
@@ -45,11 +45,11 @@ from models.rules import FixMatch
 from models.schedule import cosine
 from models.trusted import Trusted
 
-DETECTOR_SETTLES = 200  # steps before the queue and the routes listen to a detector: an untrained one has a random sign
+DETECTOR_SETTLES = 100  # steps before queue and routes listen to a detector: an untrained one has a random sign
 DETECTOR_RATE = 2e-3
 DETECTOR_DECAY = 0.995  # of its average
 LEAST_REAL = 0.1  # share of a batch from which self-training of the real head counts in full
-ROUTE_AT = 0.5  # probability from which an image goes to the dummy head
+SYNTHETIC_FROM = 0.5  # probability of being synthetic from which an image is called so
 
 # Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the truth, shuffled within the batch
 # ("random"), which an extra head by itself would gain from as well. Only the first trains a detector.
@@ -405,7 +405,7 @@ class RSMatch:
         """Which unlabeled images go to the dummy head: g(u), (M,) bool."""
         recipe = self.recipe
         if prob_synthetic is not None:
-            synthetic = prob_synthetic >= ROUTE_AT
+            synthetic = prob_synthetic >= (self.cut.route - self.cut.logit).sigmoid()
         else:
             assert batch.synthetic is not None
             synthetic = batch.synthetic

@@ -29,7 +29,7 @@ from torch import Tensor
 from models import residual, rsmatch, rules
 from models.networks import Classifier, Detector
 from models.ranks import Ranks, Rng
-from models.rsmatch import ROUTE_AT, Batch, Recipe, RSMatch
+from models.rsmatch import SYNTHETIC_FROM, Batch, Recipe, RSMatch
 from pipelines import batches, checkpoint, devices, folders, labeled, model, trusted, truth
 from pipelines.atomic import write_json
 from pipelines.errors import BadInput, Incompatible
@@ -141,6 +141,7 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
         folders.held(config.run) if devices.is_first() else nullcontext(),
         devices.joined(config.device, config.batch_size) as (ranks, device),
     ):
+        devices.keep_freed_memory(device)
         return _train(config, ranks, device, on_tick)
 
 
@@ -452,7 +453,7 @@ def _save_model(config: TrainConfig, learner: RSMatch, classes: tuple[str, ...],
         image_size=config.decoder.image_size,
         detector_size=config.decoder.detector_size,
         num_steps=config.num_steps,
-        threshold=ROUTE_AT,
+        threshold=SYNTHETIC_FROM,
         share_synthetic=share,
         share_interval=interval,
         held_out=unseen,

@@ -288,8 +288,8 @@ def test_open_set_heads_train_with_the_classifier_and_their_biases_do_not_decay(
 def test_nothing_is_routed_before_the_detector_has_settled() -> None:
     model = learner(warmup=0.1)
     assert all(figures["dummy_share"] == 0 for figures in train(model, range(6)))
-    assert model.recipe.routing_start == 200
-    assert learner(detector_init="features", warmup=0.1).recipe.routing_start == 230
+    assert model.recipe.routing_start == DETECTOR_SETTLES
+    assert learner(detector_init="features", warmup=0.1).recipe.routing_start == 30 + DETECTOR_SETTLES
     assert learner(routing="oracle", warmup=0.1).recipe.routing_start == 30  # which waits for no detector
 
 
@@ -379,7 +379,24 @@ def test_the_cut_leaves_the_estimated_share_above_it() -> None:
         cut.follow(3 * torch.randn(200, generator=rng) - 1)
     assert cut.logit.item() == pytest.approx(3 * 0.8416 - 1, abs=0.15)  # the normal distribution's 80th percentile
     assert cut.sure.item() == pytest.approx(3 * 1.2816 - 1, abs=0.2)  # and its 90th
+    assert cut.route.item() == pytest.approx(3 * 0.6372 - 1, abs=0.15)  # its 73.6th: 0.8 * (1 - 0.4 * 0.2)
     assert cut.estimate[0] == pytest.approx(0.2)
+
+
+def test_the_real_head_learns_from_what_lies_below_the_route() -> None:
+    model = learner()
+    for route, share in ((torch.inf, 0.0), (-torch.inf, 1.0)):
+        model.cut.route.fill_(route)
+        (figures,) = train(model, range(DETECTOR_SETTLES, DETECTOR_SETTLES + 1))
+        assert figures["dummy_share"] == share
+
+
+def test_a_clean_pool_is_routed_as_it_is_cut() -> None:
+    cut = Cut()
+    cut.settle(0.0, (0.0, 0.1))
+    for _ in range(100):
+        cut.follow(torch.arange(200.0), rate=0.5)
+    assert cut.route == cut.logit
 
 
 def test_only_what_is_surely_synthetic_enters_the_queue() -> None:
