@@ -75,7 +75,10 @@ def _locked(folder: Path, wait: bool, name: Path) -> tuple[int, bool]:
     while True:
         is_new = not folder.exists()
         make_folder(folder)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # who made it found nothing to keep, and has just removed it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
