@@ -38,7 +38,7 @@ def keep_freed_memory(device: torch.device) -> None:
     """Have the C library keep what this process frees, for steps that allocate the same sizes again and again.
 
     glibc gives large blocks back to the system at once and gets them back as pages that the system has to clear first:
-    a tenth to a fifth of a step on a CPU (docs/benchmarks.md). The peak stays what it was. Nothing happens elsewhere.
+    about a tenth of a step on a CPU (docs/benchmarks.md). The peak stays what it was. Nothing happens elsewhere.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

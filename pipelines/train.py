@@ -421,8 +421,13 @@ def _resume(
             f"{path}: was trained with other {', '.join(differing)}; repeat that configuration to go on, "
             f"choose another --run, or start over with --no-resume."
         )
-    for name, part in _parts(learner).items():
-        checkpoint.unpack(name, tensors, part)
+    try:
+        for name, part in _parts(learner).items():
+            checkpoint.unpack(name, tensors, part)
+    except RuntimeError as error:  # torch's answer where names or shapes are not its own
+        raise Incompatible(
+            f"{path}: was written by another version of curate; choose another --run, or start over with --no-resume."
+        ) from error
     learner.confident_real = tensors["confident_real"]
     sums = {key.removeprefix("sums/"): value for key, value in tensors.items() if key.startswith("sums/")}
     return int(state["step"]), sums

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from models.networks import Detector, backbone
 from models.ranks import Ranks
 from models.rsmatch import Recipe
-from pipelines import batches, model, train
+from pipelines import batches, checkpoint, model, train
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import Pool
 from pipelines.monitor import Watch
@@ -185,6 +185,16 @@ def test_another_configuration_does_not_resume(uninterrupted: Path, world: World
     with pytest.raises(Incompatible, match="other learning_rate"):
         train.run(config(world, tmp_path / "run", learning_rate=0.1))
     assert train.run(config(world, tmp_path / "run", learning_rate=0.1, num_steps=2, resume=False)).resumed_at == 0
+
+
+def test_a_checkpoint_of_another_version_does_not_resume(uninterrupted: Path, world: World, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint" / "state.safetensors"
+    tensors, state = checkpoint.load(path, torch.device("cpu"))
+    del tensors["cut/route"]
+    checkpoint.save(path, tensors, state)
+    with pytest.raises(Incompatible, match="written by another version"):
+        train.run(config(world, tmp_path / "run"))
 
 
 def test_other_images_do_not_resume(uninterrupted: Path, world: World, tmp_path: Path) -> None:
