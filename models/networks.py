@@ -161,7 +161,7 @@ class Detector(nn.Module):
         planes = torch.cat((self.standardize(levels_BCHW), _residual_planes(levels_BCHW)), dim=1)
         features = self.features(planes.contiguous(memory_format=torch.channels_last))
         with torch.no_grad():
-            statistics = torch.cat(residual.statistics(levels_BCHW), dim=1)
+            statistics = residual.statistics(levels_BCHW)
         # Far out one statistic of one image would outvote all the others.
         standardized = self.norm(statistics[..., None, None]).flatten(1).clamp(-residual.FAR, residual.FAR)
         logit: Tensor = (self.head(features.float()) + self.linear(standardized)).squeeze(1)

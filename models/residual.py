@@ -5,7 +5,7 @@ and the queue it fills would lock onto that sign. Linear scores on these statist
 side, the pool on the other, they find the direction in which part of the pool differs. They start the detector
 (`bootstrap`) and tell how much of the pool is synthetic; an extension of ours, not part of the paper.
 
-Shape suffixes: B images, N images of a pool, L labeled ones, F features, K folds, H and W pixels.
+Shape suffixes: B images, N images of a pool, L labeled ones, F features, V views of these, K folds, H and W pixels.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,12 @@ from torch import Tensor
 from models import spectrum
 
 TRUNCATE = 2  # co-occurrences count residuals in -2..2
-NUM_STATISTICS = 75 + spectrum.NUM_RINGS + 9 + (2 * TRUNCATE + 1) ** 3
+NUM_SPREAD = 75
+NUM_STATISTICS = NUM_SPREAD + spectrum.NUM_RINGS + 9 + (2 * TRUNCATE + 1) ** 3
 FAR = 5.0  # standard deviations, to which standardized statistics are clipped
-ROUNDS = 4
+CO_ROUNDS = 1  # of co-training, after the first fit
+ROUNDS = 3  # of self-training on all statistics, after these
+FIRST_PENALTY, PENALTY = 30.0, 3.0  # see `_ridge`; the first fit has few labeled images against the whole pool
 RESAMPLES = 1000
 FOLDS = 5  # parts of the labeled set, each scored by models that have not seen it
 # What a round takes of the pool as synthetic and as real: half of what is estimated to be there, and never more than
@@ -28,13 +31,13 @@ SYNTHETIC_BOUNDS = (0.03, 0.10)
 REAL_BOUNDS = (0.10, 0.30)
 
 
-def statistics(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, 75) residual statistics and (B, F) further ones of RGB images, levels 0..255, at native resolution.
+def statistics(images_BCHW: Tensor) -> Tensor:
+    """Return statistics (B, NUM_STATISTICS) of RGB images, levels 0..255, at native resolution; float32, no units.
 
-    The 75: of luma and two chroma differences, five residuals (first and second differences in both directions, and
-    the diagonal one), five numbers each (log mean magnitude, log standard deviation, share beyond three mean
-    magnitudes, share under a quarter of one, log 95th percentile). The further: radial log power spectrum, color
-    moments, and co-occurrences of quantized residuals (SPAM, Pevny et al. 2010). float32, no units.
+    First `NUM_SPREAD`: of luma and two chroma differences, five residuals (first and second differences in both
+    directions, and the diagonal one), five numbers each (log mean magnitude, log standard deviation, share beyond three
+    mean magnitudes, share under a quarter of one, log 95th percentile). Then the radial log power spectrum, color
+    moments, and co-occurrences of quantized residuals (SPAM, Pevny et al. 2010).
     """
     red, green, blue = images_BCHW.float().unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -46,9 +49,15 @@ def statistics(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         planes_BCHW[..., 2:, :] - 2 * planes_BCHW[..., 1:-1, :] + planes_BCHW[..., :-2, :],
         planes_BCHW[..., 1:, 1:] - planes_BCHW[..., 1:, :-1] - planes_BCHW[..., :-1, 1:] + planes_BCHW[..., :-1, :-1],
     )
-    spread = torch.cat([_spread(residual.flatten(2)) for residual in residuals], dim=1)
-    further = torch.cat((_spectrum(luma), _color(images_BCHW), _cooccurrence(luma)), dim=1)
-    return spread, further
+    spread = [_spread(residual.flatten(2)) for residual in residuals]
+    return torch.cat((*spread, _spectrum(luma), _color(images_BCHW), _cooccurrence(luma)), dim=1)
+
+
+def _views() -> tuple[Tensor, ...]:
+    """Columns of the statistics by what they look at: luma's spread, chroma's spread, the spectrum, all else."""
+    spread, ring, rest = torch.arange(NUM_STATISTICS).tensor_split((NUM_SPREAD, NUM_SPREAD + spectrum.NUM_RINGS))
+    luma, *chroma = spread.view(-1, 3).unbind(1)  # the three planes alternate
+    return luma, torch.cat(chroma), ring, rest
 
 
 def _spread(residual_BCN: Tensor) -> Tensor:
@@ -107,6 +116,9 @@ def _cooccurrence(luma_BHW: Tensor) -> Tensor:
     return (counts[0] + counts[1]).sqrt()
 
 
+_Sides = tuple[Tensor, Tensor]  # masks (N,) of what counts as real and as synthetic
+
+
 class Start(NamedTuple):
     """What is known of a pool before a detector has been trained."""
 
@@ -118,38 +130,48 @@ class Start(NamedTuple):
 
 
 def bootstrap(
-    spread_NF: Tensor,
-    further_NF: Tensor,
-    spread_LF: Tensor,
-    further_LF: Tensor,
+    features_NF: Tensor,
+    features_LF: Tensor,
     pseudo_labels_N: Tensor,
     num_classes: int,
     rng: torch.Generator,
 ) -> Start:
     """Score a pool by its statistics and those of L labeled real images, without one synthetic label.
 
-    First the labeled images against the pool (positive-unlabeled) on the 75 residual statistics with a strong penalty;
-    then `ROUNDS` rounds of self-training on all statistics: of each pseudo-class the most synthetic against the most
-    real and the labeled ones. No image vouches for itself: the halves of the pool are scored by models that were fitted
-    to the other half, and labeled images by a chain of models that left their fold out, so that the labeled scores
-    are those of real images never seen. By comparing both, each round estimates the share of synthetic images.
+    First the labeled images against the pool (positive-unlabeled) with a strong penalty. Then self-training: of each
+    pseudo-class the most synthetic against the most real and the labeled ones. A model that chooses its own examples
+    confirms what it mistook, above all with few labeled images; so at first there are four models, each of which sees
+    one group of the statistics and learns from what the other three choose (co-training, Blum and Mitchell 1998), and
+    only then one that sees all statistics.
+
+    No image vouches for itself: the halves of the pool are scored by models that were fitted to the other half, and
+    labeled images by a chain of models that left their fold out, so that the labeled scores are those of real images
+    never seen. By comparing both, each round estimates the share of synthetic images.
     """
-    device = spread_NF.device
-    half_N = torch.rand(len(spread_NF), generator=rng, device=rng.device).to(device) < 0.5
-    folds = min(FOLDS, len(spread_LF))
-    fold_L = torch.randperm(len(spread_LF), generator=rng, device=rng.device).to(device) % folds
-    features_NF, features_LF, penalty = spread_NF, spread_LF, 30.0
-    nothing_N = torch.zeros_like(half_N)
-    sides = [(nothing_N, ~nothing_N)] * folds
-    for last in [False] * ROUNDS + [True]:
-        scores_KN, scores_L = _cross_fit(features_NF, half_N, sides, features_LF, fold_L, penalty)
+    device = features_NF.device
+    half_N = torch.rand(len(features_NF), generator=rng, device=rng.device).to(device) < 0.5
+    folds = min(FOLDS, len(features_LF))
+    fold_L = torch.randperm(len(features_LF), generator=rng, device=rng.device).to(device) % folds
+
+    def fit(columns: Tensor, sides: Sequence[_Sides], penalty: float) -> tuple[Tensor, Tensor]:
+        return _cross_fit(features_NF[:, columns], half_N, sides, features_LF[:, columns], fold_L, penalty)
+
+    def choose(scores_KN: Tensor, scores_L: Tensor) -> list[_Sides]:
         share = share_synthetic(scores_KN, scores_L)
-        sides = [extremes(scores_N, pseudo_labels_N, num_classes, share) for scores_N in scores_KN]
-        if not last:
-            features_NF = torch.cat((spread_NF, further_NF), dim=1)
-            features_LF = torch.cat((spread_LF, further_LF), dim=1)
-            penalty = 3.0
+        return [extremes(scores_N, pseudo_labels_N, num_classes, share) for scores_N in scores_KN]
+
+    nothing_N = torch.zeros_like(half_N)
+    views = [columns.to(device) for columns in _views()]
+    sides_V = [[(nothing_N, ~nothing_N)] * folds] * len(views)
+    for penalty in (FIRST_PENALTY, *[PENALTY] * CO_ROUNDS):
+        fitted_V = [fit(columns, sides, penalty) for columns, sides in zip(views, sides_V, strict=True)]
+        scores_KN, scores_L = (torch.stack(scores).sum(0) for scores in zip(*fitted_V, strict=True))
+        sides_V = [choose(scores_KN - own_KN, scores_L - own_L) for own_KN, own_L in fitted_V]
+    everything_F = torch.arange(NUM_STATISTICS, device=device)
+    for _ in range(ROUNDS):
+        scores_KN, scores_L = fit(everything_F, choose(scores_KN, scores_L), PENALTY)
     scores_N = scores_KN.mean(0)
+    share = share_synthetic(scores_KN, scores_L)
     interval = share_interval(scores_KN, scores_L, rng)
     return Start(scores_N, share, interval, *extremes(scores_N, pseudo_labels_N, num_classes, share))
 
@@ -217,14 +239,14 @@ def share_taken(share: float) -> float:
 def _cross_fit(
     features_NF: Tensor,
     half_N: Tensor,
-    sides: Sequence[tuple[Tensor, Tensor]],
+    sides: Sequence[_Sides],
     features_LF: Tensor,
     fold_L: Tensor,
     penalty: float,
 ) -> tuple[Tensor, Tensor]:
     """Scores (K, N) by the models of each fold and (L,) of each labeled image by those that have not seen it.
 
-    `sides` holds for each fold the masks (N,) of what counts as real and as synthetic. Each fold's scores are
+    `sides` holds those of each fold. Each fold's scores are
     standardized over the pool, so that those of all folds compare.
     """
     scores_KN = torch.empty(len(sides), len(features_NF), device=features_NF.device)

@@ -502,8 +502,8 @@ class RSMatch:
     def bootstrap(
         self,
         rows_N: Tensor,
-        statistics_N: tuple[Tensor, Tensor],
-        statistics_labeled: tuple[Tensor, Tensor],
+        statistics_N: Tensor,
+        statistics_labeled: Tensor,
         pseudo_labels_N: Tensor,
         rng: torch.Generator,
     ) -> Tensor:
@@ -512,7 +512,7 @@ class RSMatch:
         `statistics_*` are what `residual.statistics` gives for tiles of the pool and of the labeled set.
         """
         classes_N = self._sub_queue(pseudo_labels_N)
-        start = residual.bootstrap(*statistics_N, *statistics_labeled, classes_N, len(self.queue.size), rng)
+        start = residual.bootstrap(statistics_N, statistics_labeled, classes_N, len(self.queue.size), rng)
         scores_N, real_N, chosen_N = start.scores, start.real, start.synthetic
         if self.trusted:
             scores_N = self.trusted.settle(rows_N, scores_N, scores_N.min(), scores_N.max())

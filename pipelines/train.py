@@ -343,15 +343,12 @@ def _bootstrap(
 ) -> None:
     """Start the detector from residual statistics of a sample of the pool and the classifier's pseudo-labels."""
     chunks = _sample(len(images), seed)
-    spread, further, pseudo_labels = [], [], []
+    statistics, pseudo_labels = [], []
     for views in images.stream(chunks):
-        some, more = residual.statistics(views.tiles)
-        spread.append(some)
-        further.append(more)
+        statistics.append(residual.statistics(views.tiles))
         pseudo_labels.append(learner.classifier_ema(views.images).real.argmax(1))
     rows = torch.cat(chunks).to(labeled_tiles.device)
-    pool_statistics = (torch.cat(spread), torch.cat(further))
-    learner.bootstrap(rows, pool_statistics, residual.statistics(labeled_tiles), torch.cat(pseudo_labels), rng)
+    learner.bootstrap(rows, torch.cat(statistics), residual.statistics(labeled_tiles), torch.cat(pseudo_labels), rng)
 
 
 @torch.no_grad()

@@ -19,23 +19,22 @@ def pictures(count: int, seed: int, *, synthetic: bool) -> torch.Tensor:
     return (smooth + 4 * noise).clamp(0, 255).to(torch.uint8)
 
 
-def test_statistics_are_75_and_finite_even_on_flat_images() -> None:
+def test_statistics_are_finite_even_on_flat_images() -> None:
     images = torch.cat((torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255.0))).to(torch.uint8)
-    spread, further = residual.statistics(torch.cat((images, pictures(3, 0, synthetic=False))))
-    assert spread.shape == (5, 75)
-    assert spread.isfinite().all()
-    assert further.isfinite().all()
+    statistics = residual.statistics(torch.cat((images, pictures(3, 0, synthetic=False))))
+    assert statistics.shape == (5, residual.NUM_STATISTICS)
+    assert statistics.isfinite().all()
 
 
 def test_statistics_of_an_image_do_not_depend_on_its_batch() -> None:
     images = pictures(6, 0, synthetic=False)
-    for whole, alone in zip(residual.statistics(images), residual.statistics(images[2:3]), strict=True):
-        torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-4)
+    whole, alone = residual.statistics(images), residual.statistics(images[2:3])
+    torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_spread_is_the_documented_numbers() -> None:
     image = pictures(1, 3, synthetic=False)
-    spread, _ = residual.statistics(image)
+    spread = residual.statistics(image)
     red, green, blue = image[0].double().numpy()
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     size = np.abs(luma[:, 1:] - luma[:, :-1]).ravel()
@@ -53,11 +52,27 @@ def test_bootstrap_finds_the_synthetic_part_whatever_the_seed(seed: int) -> None
     labeled = residual.statistics(pictures(40, 100 + seed, synthetic=False))
     rng = torch.Generator().manual_seed(seed)
     pseudo_labels = torch.randint(3, (900,), generator=rng)
-    start = residual.bootstrap(*residual.statistics(pool), *labeled, pseudo_labels, 3, rng)
+    start = residual.bootstrap(residual.statistics(pool), labeled, pseudo_labels, 3, rng)
     above = (start.scores[synthetic][:, None] > start.scores[~synthetic][None, :]).float().mean()
     assert above > 0.95  # AUROC
     assert synthetic[start.synthetic].float().mean() > 0.95
     assert synthetic[start.real].float().mean() < 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_few_labeled_images_do_not_lock_it_onto_their_own_noise(seed: int) -> None:
+    """A third of the pool lies four standard deviations off, in a direction that 20 images of 221 statistics hide. One
+    model that chooses its own examples ends at an AUROC of .7 here.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    synthetic = torch.arange(3000) >= 2000
+    shift = torch.randn(residual.NUM_STATISTICS, generator=rng)
+    pool = torch.randn(3000, len(shift), generator=rng) + synthetic[:, None] * 4 * shift / shift.norm()
+    labeled = torch.randn(20, len(shift), generator=rng)
+    start = residual.bootstrap(pool, labeled, torch.randint(3, (3000,), generator=rng), 3, rng)
+    above = (start.scores[synthetic][:, None] > start.scores[~synthetic][None, :]).float().mean()
+    assert above > 0.93
+    assert synthetic[start.synthetic].float().mean() > 0.97
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.75])
@@ -67,7 +82,7 @@ def test_bootstrap_tells_how_much_is_synthetic(share: float) -> None:
     pool = torch.cat((pictures(1000 - count, 1, synthetic=False), pictures(count, 2, synthetic=True)))
     labeled = residual.statistics(pictures(250, 3, synthetic=False))
     rng = torch.Generator().manual_seed(0)
-    start = residual.bootstrap(*residual.statistics(pool), *labeled, torch.randint(3, (1000,), generator=rng), 3, rng)
+    start = residual.bootstrap(residual.statistics(pool), labeled, torch.randint(3, (1000,), generator=rng), 3, rng)
     assert start.share_synthetic == pytest.approx(share, abs=0.08)  # of 250 labeled images, 0.03 standard error
 
 

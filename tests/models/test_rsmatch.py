@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import residual
 from models.cut import Cut
 from models.networks import Classifier, Detector, Heads
 from models.ranks import Rng
@@ -443,9 +444,8 @@ def test_trusted_images_are_routed_and_shown_to_the_detector_by_what_was_said(de
     labeled, labels, pool = world()
     if detector_init == "features":
         rng = torch.Generator().manual_seed(0)
-        features = torch.randn(128, 4, generator=rng), torch.randn(128, 2, generator=rng)
-        few = features[0][:16], features[1][:16]
-        model.bootstrap(torch.arange(128), features, few, torch.arange(128) % 2, rng)
+        statistics = torch.randn(128, residual.NUM_STATISTICS, generator=rng)
+        model.bootstrap(torch.arange(128), statistics, statistics[:16], torch.arange(128) % 2, rng)
         assert not set(model.confident_real.tolist()) & set(synthetic)
     seen: list[int] = []
     rows = torch.arange(10, 58)
