@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from models.networks import Classifier, Heads
@@ -79,9 +79,19 @@ def split(classifier: Classifier, ranks: Ranks) -> None:
         split_all(classifier, ranks)
 
 
-def split_all(classifier: Classifier, ranks: Ranks) -> None:
+def synchronize(network: nn.Module, ranks: Ranks) -> None:
+    """Let batch norms see the global batch. PyTorch's own synchronized batch norm runs on GPUs alone."""
+    if ranks.world == 1:
+        return
+    if next(network.parameters()).is_cuda:
+        convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    else:
+        split_all(network, ranks)
+
+
+def split_all(network: nn.Module, ranks: Ranks) -> None:
     """Turn all batch norms into split ones."""
-    for module in classifier.modules():
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = _SplitBatchNormAct if isinstance(module, BatchNormAct2d) else SplitBatchNorm
             cast(SplitBatchNorm, module).ranks = ranks

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,6 @@ class Rng:
         return self.ranks.own(torch.randint(low, high, size, generator=self.generator, device=self.generator.device))
 
 
-def synchronize_norms(network: nn.Module, ranks: Ranks) -> None:
-    """Let batch norms see the global batch. PyTorch's own synchronized batch norm runs on GPUs alone."""
-    if ranks.world == 1:
-        return
-    if next(network.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        return
-    for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = _GlobalBatchNorm
-
-
 def sum_over(values: Tensor, ranks: Ranks) -> Tensor:
     """Sum of the ranks' tensors, through which gradients go back to all of them."""
     if ranks.world == 1:
@@ -108,29 +96,3 @@ class _Sum(torch.autograd.Function):
         total = gradient.clone()
         dist.all_reduce(total)
         return total
-
-
-class _GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the parts of all ranks, on a CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        values = input.float()
-        count = torch.full((1,), values.numel() / values.shape[1])
-        sums = torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count))
-        total: Tensor = _Sum.apply(sums)
-        mean, square = (total[:-1] / total[-1]).chunk(2)
-        variance = square - mean.square()
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        with torch.no_grad():
-            unbiased = variance * total[-1] / (total[-1] - 1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-        scale = (variance + self.eps).rsqrt()
-        if self.affine:
-            scale = self.weight * scale
-        shift = (self.bias if self.affine else 0) - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)

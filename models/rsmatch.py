@@ -40,7 +40,7 @@ from models import augment, ema, norms, openset, residual, rules
 from models.csqueue import CSQueue
 from models.cut import Cut
 from models.networks import Classifier, Detector, Heads, set_norm_momentum
-from models.ranks import ALONE, Ranks, Rng, synchronize_norms
+from models.ranks import ALONE, Ranks, Rng
 from models.rules import FixMatch
 from models.schedule import cosine
 from models.trusted import Trusted
@@ -280,8 +280,8 @@ class RSMatch:
         if recipe.method == "rsmatch" and recipe.split_norms:
             norms.split(classifier, ranks)
         else:
-            synchronize_norms(classifier, ranks)
-        synchronize_norms(detector, ranks)
+            norms.synchronize(classifier, ranks)
+        norms.synchronize(detector, ranks)
         self.classifier = classifier.train()
         self.detector = detector.train()
         num_classes = classifier.real.out_features

@@ -69,6 +69,16 @@ def test_two_ranks_come_to_what_one_process_comes_to(world: World, tmp_path: Pat
         torch.testing.assert_close(weights[1][key].float(), value.float(), rtol=0.1, atol=0.02)
 
 
+def test_baselines_on_two_ranks_share_the_batch_norm_of_timm(world: World, tmp_path: Path) -> None:
+    """Which goes on to an activation that must not get lost."""
+    baseline = {"method": "fixmatch", "backbone": "timm:test_efficientnet", "learning_rate": 0.0003}
+    train.run(config(world, tmp_path / "one", **baseline))
+    done = torchrun(config(world, tmp_path / "two", **baseline), 2)
+    assert done.returncode == 0, done.stderr
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert two[0] == pytest.approx(one[0], rel=2e-3, abs=2e-4)
+
+
 def test_routes_have_the_statistics_of_one_process_on_two_ranks(world: World, tmp_path: Path) -> None:
     """One process passes each route through the network by itself; ranks share sums over masks (models.norms)."""
     routed = {"routing": "oracle", "truth": world.truth}
