@@ -1,0 +1,334 @@
+"""Contaminated training from arrays, with `models` alone: for a GPU on a machine that has no more than torch and timm.
+
+    python tests/bench/train_matrix.py --pack --real CIFAR10 --synthetic SD14 --test CIFAR10_TEST --arrays arrays.npz
+    python tests/bench/train_matrix.py --arrays arrays.npz --out matrix.jsonl --device cuda --jobs 6 --minutes 9
+    python tests/bench/train_matrix.py --out matrix.jsonl --show
+
+The first command needs curate and writes uint8 images of the three sources, as many of each class as fit into 64 MiB.
+The second trains what is missing of the matrix (contaminations x seeds x methods, all of a seed on the same images),
+`--jobs` networks side by side, and stops in time, with a checkpoint of each run that has not ended; the same command
+goes on. Each run that ends is a line of `--out`. The third prints accuracy and paired differences to FixMatch.
+
+The default is the field's: WRN-28-2, 64 labeled and 448 unlabeled images a step, learning rate 0.03, 250 labels. Unlike
+`curate benchmark` it keeps no labeled images from the detector and reads no files, so its figures are its own: compare
+them among themselves. Without an installation of curate, put the repository on `PYTHONPATH`.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import csqueue, residual
+from models.networks import Classifier, Detector
+from models.ranks import Rng
+from models.rsmatch import Batch, Recipe, RSMatch
+
+PACKED = {"real": 800, "synthetic": 800, "test": 300}  # images of each class
+CHUNK = 500
+METHODS: dict[str, dict[str, Any]] = {
+    "fixmatch": {"method": "fixmatch"},
+    "fixmatch-real": {"method": "fixmatch"},
+    "rsmatch": {},
+    "rsmatch-oracle": {"routing": "oracle"},
+    "rsmatch-oracle-discard": {"routing": "oracle", "dummy_weight": 0.0},
+    "rsmatch-random": {"routing": "random"},
+    "supervised": {"method": "supervised"},
+}
+
+
+class Run(NamedTuple):
+    """One line of the results; the most telling runs come first in the matrix."""
+
+    contamination: str  # balanced; off-class: the task is the first 60 % of the classes, the synthetic images the rest
+    seed: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all runs have in common."""
+
+    backbone: str
+    num_steps: int
+    batch_size: int
+    unlabeled_ratio: int
+    learning_rate: float
+    labels: int
+    alpha: float
+
+    def recipe(self, method: str) -> Recipe:
+        recipe = Recipe(
+            num_steps=self.num_steps, learning_rate=self.learning_rate, norm_momentum=0.01, weak_gradient=False
+        )
+        return replace(recipe, **METHODS[method])
+
+
+class World(NamedTuple):
+    """Images (N, 3, H, W) uint8 and classes (N,) int64 on the training device."""
+
+    labeled: Tensor
+    labels: Tensor
+    pool: Tensor
+    classes: Tensor
+    synthetic: Tensor  # (N,) bool, of the pool
+    test: Tensor
+    test_classes: Tensor
+
+
+def draw(arrays: Path, protocol: Protocol, run: Run, device: torch.device) -> World:
+    """The labeled set and as many real and synthetic images as there are, in the ratio alpha."""
+    with np.load(arrays) as file:
+        images, classes = ({name: file[f"{name}{end}"] for name in PACKED} for end in ("", "_classes"))
+    rng = np.random.default_rng(run.seed)
+    num_classes = int(classes["real"].max()) + 1
+    task = math.ceil(0.6 * num_classes) if run.contamination == "off-class" else num_classes
+    rows = {name: [rng.permutation(np.flatnonzero(classes[name] == k)) for k in range(num_classes)] for name in PACKED}
+    per_class = protocol.labels // task
+    labeled = np.concatenate([rows["real"][k][:per_class] for k in range(task)])
+    real = np.concatenate([rows["real"][k][per_class:] for k in range(task)])
+    fake = np.concatenate(rows["synthetic"][task:] or rows["synthetic"])
+    test = np.concatenate(rows["test"][:task])
+    scale = min(1.0, len(fake) / (protocol.alpha * len(real)))
+    real = rng.permutation(real)[: int(scale * len(real))]
+    fake = rng.permutation(fake)[: round(protocol.alpha * len(real))]
+    if run.method == "fixmatch-real":
+        fake = fake[:0]
+
+    def on_device(*parts: tuple[str, np.ndarray]) -> Iterator[Tensor]:
+        for source in (images, classes):
+            yield torch.from_numpy(np.concatenate([source[name][chosen] for name, chosen in parts])).to(device)
+
+    (labeled_images, labels), (pool, pool_classes), (tested, test_classes) = map(
+        tuple, (on_device(("real", labeled)), on_device(("real", real), ("synthetic", fake)), on_device(("test", test)))
+    )
+    synthetic = torch.arange(len(pool), device=device) >= len(real)
+    nchw = [part.permute(0, 3, 1, 2).contiguous() for part in (labeled_images, pool, tested)]
+    return World(nchw[0], labels, nchw[1], pool_classes, synthetic, nchw[2], test_classes)
+
+
+def train(arrays: Path, protocol: Protocol, run: Run, state: Path, device_name: str, deadline: float) -> dict | None:
+    """Train one run, on from its checkpoint; its figures, or None where the time was up."""
+    torch.set_num_threads(1)
+    device = torch.device(device_name)
+    world, recipe = draw(arrays, protocol, run, device), protocol.recipe(run.method)
+    torch.manual_seed(run.seed)
+    torch.backends.cudnn.benchmark = True
+    classifier, detector = Classifier(protocol.backbone, int(world.labels.max()) + 1), Detector()
+    for network in (classifier, detector):
+        network.to(device).to(memory_format=torch.channels_last)
+    fast = device.type == "cuda" or any(torch.cpu.get_capabilities().get(f"{kind}_bf16") for kind in ("amx", "avx512"))
+    autocast = torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
+    learner = RSMatch(recipe, classifier, detector, autocast, num_images=len(world.pool))
+    start, seconds = restore(learner, state, device)
+    began, step = time.monotonic(), start
+    while step < recipe.num_steps:
+        if step % 100 == 0 and time.time() > deadline:
+            store(learner, state, step, seconds + time.monotonic() - began)
+            return None
+        rng = Rng(torch.Generator(device).manual_seed((run.seed << 32) + step))
+        if step == recipe.detector_start and recipe.needs_bootstrap:
+            bootstrap(learner, world, rng)
+        picked, shown, rows = (
+            order(count, size, run.seed * 3 + k, step).to(device)
+            for k, (count, size) in enumerate(
+                (
+                    (len(world.labeled), protocol.batch_size),
+                    (len(world.labeled), protocol.batch_size),
+                    (len(world.pool), protocol.batch_size * protocol.unlabeled_ratio),
+                )
+            )
+        )
+        batch = Batch(
+            labeled=world.labeled[picked],
+            labeled_tiles=world.labeled[shown],
+            labels=world.labels[picked],
+            unlabeled=world.pool[rows],
+            unlabeled_tiles=world.pool[rows],
+            rows=rows,
+            synthetic=world.synthetic[rows],
+        )
+        learner.step(step, batch, lambda wanted: world.pool[wanted], rng)
+        step += 1
+    figures = evaluate(learner, world)  # waits for the device
+    state.unlink(missing_ok=True)
+    return {**run._asdict(), **vars(protocol), **figures, "seconds": round(seconds + time.monotonic() - began, 1)}
+
+
+def order(count: int, size: int, seed: int, step: int) -> Tensor:
+    """Rows (size,) of batch `step` of endless shuffled epochs."""
+    place = torch.arange(step * size, (step + 1) * size)
+    epoch = place // count
+    return torch.cat(
+        [
+            torch.randperm(count, generator=torch.Generator().manual_seed((seed << 32) + number))[
+                place[epoch == number] % count
+            ]
+            for number in epoch.unique().tolist()
+        ]
+    )
+
+
+@torch.no_grad()
+def bootstrap(learner: RSMatch, world: World, rng: Rng) -> None:
+    """Start the detector, as `curate train` does."""
+    rows = torch.arange(len(world.pool), device=world.pool.device)
+    statistics = torch.cat([residual.statistics(part) for part in world.pool.split(CHUNK)])
+    pseudo_labels = torch.cat([learner.classifier_ema(part).real.argmax(1) for part in world.pool.split(CHUNK)])
+    learner.bootstrap(rows, statistics, residual.statistics(world.labeled), pseudo_labels, rng.generator)
+
+
+@torch.no_grad()
+def evaluate(learner: RSMatch, world: World) -> dict[str, Any]:
+    """Accuracy on real test images and, with a detector, its AUROC on the pool, the queue and the estimated share."""
+    predicted = torch.cat([learner.classifier_ema(part).real.argmax(1) for part in world.test.split(CHUNK)])
+    figures: dict[str, Any] = {"accuracy": (predicted == world.test_classes).double().mean().item()}
+    if learner.recipe.has_detector:
+        rank = torch.cat([learner.detector_ema(part) for part in world.pool.split(CHUNK)]).argsort().argsort()
+        fake, real = int(world.synthetic.sum()), int((~world.synthetic).sum())
+        above = int(rank[world.synthetic].sum()) - fake * (fake - 1) / 2
+        queued = learner.queue.index[learner.queue.index != csqueue.EMPTY]
+        figures |= {
+            "detector_auroc": above / (fake * real),
+            "queue_purity": world.synthetic[queued].double().mean().item(),
+            "share_synthetic": learner.cut.estimate[0],
+            "true_share": fake / (fake + real),
+        }
+    return figures
+
+
+def parts(learner: RSMatch) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
+    """What a checkpoint holds, beside the confident real images."""
+    names = ("classifier", "classifier_ema", "classifier_optimizer", "detector", "detector_ema", "detector_optimizer")
+    return {name: getattr(learner, name) for name in (*names, "queue", "cut")}
+
+
+def store(learner: RSMatch, state: Path, step: int, seconds: float) -> None:
+    """Write a checkpoint."""
+    values: dict[str, Any] = {name: part.state_dict() for name, part in parts(learner).items()}
+    values |= {"confident_real": learner.confident_real, "step": step, "seconds": seconds}
+    temporary = state.with_suffix(".tmp")
+    torch.save(values, temporary)
+    temporary.rename(state)
+
+
+def restore(learner: RSMatch, state: Path, device: torch.device) -> tuple[int, float]:
+    """Load a checkpoint, if there is one; the step to go on from and the seconds before."""
+    if not state.exists():
+        return 0, 0.0
+    values = torch.load(state, map_location=device, weights_only=True)
+    for name, part in parts(learner).items():
+        part.load_state_dict(values[name])
+    learner.confident_real = values["confident_real"]
+    return values["step"], values["seconds"]
+
+
+def run_matrix(args: argparse.Namespace, protocol: Protocol) -> None:
+    """Train what is missing, and append a line for each run that ends."""
+    started = time.time()
+    matrix = [
+        Run(contamination, seed, method)
+        for seed in range(args.seeds)
+        for contamination in args.contamination
+        for method in args.method
+    ]
+    done = {tuple(line[name] for name in Run._fields) for line in read(args.out)}
+    states = args.out.with_suffix(".states")
+    states.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        futures = [
+            pool.submit(
+                train, args.arrays, protocol, run, states / ("-".join(map(str, run)) + ".pt"), args.device,
+                started + 60 * args.minutes,
+            )
+            for run in matrix
+            if run not in done
+        ]  # fmt: skip
+        for future in as_completed(futures):
+            if line := future.result():
+                with args.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(line, flush=True)
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Accuracy in percent, paired differences to FixMatch, and the detector."""
+    for contamination in dict.fromkeys(line["contamination"] for line in lines):
+        inside = [line for line in lines if line["contamination"] == contamination]
+        baseline = {line["seed"]: line["accuracy"] for line in inside if line["method"] == "fixmatch"}
+        for method in dict.fromkeys(line["method"] for line in inside):
+            runs = [line for line in inside if line["method"] == method]
+            gains = [100 * (line["accuracy"] - baseline[line["seed"]]) for line in runs if line["seed"] in baseline]
+            text = f"{contamination:12}{method:24}{100 * statistics.fmean(line['accuracy'] for line in runs):6.1f}"
+            text += f"  minus fixmatch: {', '.join(f'{gain:+.1f}' for gain in gains)}"
+            aurocs = [line["detector_auroc"] for line in runs if "detector_auroc" in line]
+            print(text + (f"  AUROC {', '.join(f'{value:.3f}' for value in aurocs)}" if aurocs else ""))
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Write the arrays: the first images of each class."""
+    import io
+
+    from PIL import Image
+
+    from pipelines import datasets
+
+    arrays = {}
+    for name, count in PACKED.items():
+        source = datasets.read(getattr(args, name))
+        rows = np.concatenate([np.flatnonzero(source.labels == k)[:count] for k in range(len(source.classes))])
+        opened = [Image.open(io.BytesIO(source.images[row])).convert("RGB") for row in rows.tolist()]
+        arrays[name] = np.stack([np.asarray(image) for image in opened])
+        arrays[f"{name}_classes"] = source.labels[rows].astype(np.int64)
+    np.savez_compressed(args.arrays, **arrays)
+    print(f"{args.arrays}: {args.arrays.stat().st_size / 2**20:.1f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", action="store_true")
+    parser.add_argument("--show", action="store_true")
+    for name in PACKED:
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--arrays", type=Path, default=Path("arrays.npz"))
+    parser.add_argument("--out", type=Path, default=Path("matrix.jsonl"))
+    parser.add_argument("--contamination", nargs="+", default=["off-class", "balanced"])
+    parser.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="when to stop, to be continued")
+    parser.add_argument("--backbone", default="wrn-28-2")
+    parser.add_argument("--num-steps", type=int, default=20_000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--unlabeled-ratio", type=int, default=7)
+    parser.add_argument("--learning-rate", type=float, default=0.03)
+    parser.add_argument("--labels", type=int, default=250)
+    parser.add_argument("--alpha", type=float, default=1.0)
+    args = parser.parse_args()
+    if args.pack:
+        pack(args)
+    elif args.show:
+        show(read(args.out))
+    else:
+        run_matrix(args, Protocol(**{name: getattr(args, name) for name in Protocol.__dataclass_fields__}))
+
+
+if __name__ == "__main__":
+    main()
