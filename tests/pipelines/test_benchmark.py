@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from pipelines import benchmark, worlds
+from pipelines import benchmark, plots, worlds
 from pipelines.benchmark import BenchmarkConfig
 from pipelines.errors import BadInput, Incompatible
 from pipelines.manifest import Pool, read_parquet
@@ -91,7 +91,25 @@ def test_a_matrix_leaves_lines_table_and_figures(whole: Path) -> None:
     for name in ("accuracy", "steps"):
         assert (whole / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "</svg>" in (whole / f"{name}.svg").read_text()
+    assert not (whole / "differences.svg").exists()  # one pair has no interval
     assert not (whole / "worlds").exists()  # they can be made again
+
+
+def test_differences_are_drawn_where_there_are_pairs(tmp_path: Path) -> None:
+    cell = {"contamination": "balanced", "alpha": 0.5, "labels": 20, "series": [], "seconds": 1.0}
+    accuracy = {"fixmatch": (0.5, 0.6), "rsmatch": (0.6, 0.65), "supervised": (0.4,)}
+    records = [
+        cell | {"method": method, "seed": seed, "accuracy": value}
+        for method, values in accuracy.items()
+        for seed, value in enumerate(values)
+    ]
+    drawn = plots.draw(
+        tmp_path, [records[0] | {"series": [{"step": 1, "accuracy": 0.5}]}], benchmark.summarize(records)
+    )
+    assert tmp_path / "differences.svg" in drawn
+    text = (tmp_path / "differences.svg").read_text()
+    assert "rsmatch (2)" in text
+    assert "supervised" not in text
 
 
 def test_a_resumed_matrix_gives_the_lines_of_an_uninterrupted_one(
