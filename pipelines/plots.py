@@ -1,6 +1,5 @@
 """Figures of a benchmark, as PNG and SVG: what a person would put into a paper."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -32,8 +31,8 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
     if not records:
         return []
     figures = {"accuracy": _against_alpha(table), "steps": _over_steps(records)}
-    if paired := [row for row in table if not math.isnan(row["low"]) and row["low"] < row["high"]]:
-        figures["differences"] = _differences(paired)
+    if any(map(_has_interval, table)):
+        figures["differences"] = _differences(table)
     paths = []
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
@@ -81,19 +80,25 @@ def _by_method(panel: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping
 
 def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
     """One panel per cell: each method's mean paired difference to FixMatch with its 95 % interval."""
-    cells = list(dict.fromkeys(tuple(row[name] for name in (*CELL, "alpha")) for row in table))
+    styles, paired = dict(_styles(table)), [row for row in table if _has_interval(row)]
+    cells = list(dict.fromkeys(tuple(row[name] for name in (*CELL, "alpha")) for row in paired))
     figure, panels = _panels(len(cells))
     for panel, cell in zip(panels, cells, strict=True):
-        rows = [row for row in table if tuple(row[name] for name in (*CELL, "alpha")) == cell]
+        rows = [row for row in paired if tuple(row[name] for name in (*CELL, "alpha")) == cell]
         for height, row in enumerate(reversed(rows)):
             reach = 100 * (row["high"] - row["minus_fixmatch"])
-            style = dict(_styles(table))[row["method"]]
-            panel.errorbar(100 * row["minus_fixmatch"], height, xerr=reach, capsize=2, **style)
+            panel.errorbar(100 * row["minus_fixmatch"], height, xerr=reach, capsize=2, **styles[row["method"]])
         panel.axvline(0, color="#444444", linewidth=0.8)
         panel.set_yticks(range(len(rows)), [f"{row['method']} ({row['seeds']})" for row in reversed(rows)])
         panel.set_ylim(-0.6, len(rows) - 0.4)
-        panel.set(xlabel="minus FixMatch, points", title=f"{cell[0]}, alpha {cell[2]:g}, {cell[1]} labels")
+        panel.set_title(f"{cell[0]}, alpha {cell[2]:g}, {cell[1]} labels", fontsize="medium")
+        panel.set_xlabel("minus FixMatch, points")
     return figure
+
+
+def _has_interval(row: Mapping[str, Any]) -> bool:
+    """Whether there are two pairs; FixMatch itself differs from FixMatch by nothing."""
+    return bool(row["low"] < row["high"])
 
 
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
