@@ -136,7 +136,7 @@ def bootstrap(
     num_classes: int,
     rng: torch.Generator,
 ) -> Start:
-    """Score a pool by its statistics and those of L labeled real images, without one synthetic label.
+    """Score a pool by its `statistics` and those of L labeled real images, without one synthetic label.
 
     First the labeled images against the pool (positive-unlabeled) with a strong penalty. Then self-training: of each
     pseudo-class the most synthetic against the most real and the labeled ones. A model that chooses its own examples
@@ -246,8 +246,7 @@ def _cross_fit(
 ) -> tuple[Tensor, Tensor]:
     """Scores (K, N) by the models of each fold and (L,) of each labeled image by those that have not seen it.
 
-    `sides` holds those of each fold. Each fold's scores are
-    standardized over the pool, so that those of all folds compare.
+    `sides` holds those of each fold. Each fold's scores are standardized over the pool, so that all folds compare.
     """
     scores_KN = torch.empty(len(sides), len(features_NF), device=features_NF.device)
     scores_L = torch.zeros(len(features_LF), device=features_NF.device)
