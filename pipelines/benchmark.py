@@ -288,7 +288,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
     record: dict[str, Any] = asdict(job.world) | {"method": job.method}
     record |= {name: summary.metrics[name] for name in (*FIGURES, "dummy_share") if name in summary.metrics}
-    if "detector_auroc" in summary.metrics:
+    if "detector_flagged" in summary.metrics:  # there is a detector; of a clean pool there is no AUROC
         record |= held_out(folder, target)
         if config.photographs:
             record["scaled_photographs"] = scaled_photographs(folder, target, config.photographs, config.size)

@@ -95,6 +95,13 @@ def test_a_matrix_leaves_lines_table_and_figures(whole: Path) -> None:
     assert not (whole / "worlds").exists()  # they can be made again
 
 
+def test_of_a_clean_pool_it_says_what_the_detector_invents(world: World, sources: Path, tmp_path: Path) -> None:
+    benchmark.run(config(world, sources, tmp_path, methods=("rsmatch",), alphas=(0.0,)))
+    (record,) = lines(tmp_path)
+    assert {"detector_flagged", "share_synthetic", "share_interval", "held_out_auroc"} <= set(record)
+    assert "detector_auroc" not in record
+
+
 def test_differences_are_drawn_where_there_are_pairs(tmp_path: Path) -> None:
     cell = {"contamination": "balanced", "alpha": 0.5, "labels": 20, "series": [], "seconds": 1.0}
     accuracy = {"fixmatch": (0.5, 0.6), "rsmatch": (0.6, 0.65), "supervised": (0.4,)}
