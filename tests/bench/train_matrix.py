@@ -19,7 +19,6 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from train_step import has_fast_bf16
 
 from models import csqueue, residual
 from models.networks import Classifier, Detector
@@ -82,7 +82,6 @@ class World(NamedTuple):
     labeled: Tensor
     labels: Tensor
     pool: Tensor
-    classes: Tensor
     synthetic: Tensor  # (N,) bool, of the pool
     test: Tensor
     test_classes: Tensor
@@ -107,16 +106,17 @@ def draw(arrays: Path, protocol: Protocol, run: Run, device: torch.device) -> Wo
     if run.method == "fixmatch-real":
         fake = fake[:0]
 
-    def on_device(*parts: tuple[str, np.ndarray]) -> Iterator[Tensor]:
-        for source in (images, classes):
-            yield torch.from_numpy(np.concatenate([source[name][chosen] for name, chosen in parts])).to(device)
+    def on_device(pixels: np.ndarray) -> Tensor:
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
 
-    (labeled_images, labels), (pool, pool_classes), (tested, test_classes) = map(
-        tuple, (on_device(("real", labeled)), on_device(("real", real), ("synthetic", fake)), on_device(("test", test)))
+    return World(
+        labeled=on_device(images["real"][labeled]),
+        labels=torch.from_numpy(classes["real"][labeled]).to(device),
+        pool=on_device(np.concatenate((images["real"][real], images["synthetic"][fake]))),
+        synthetic=torch.arange(len(real) + len(fake), device=device) >= len(real),
+        test=on_device(images["test"][test]),
+        test_classes=torch.from_numpy(classes["test"][test]).to(device),
     )
-    synthetic = torch.arange(len(pool), device=device) >= len(real)
-    nchw = [part.permute(0, 3, 1, 2).contiguous() for part in (labeled_images, pool, tested)]
-    return World(nchw[0], labels, nchw[1], pool_classes, synthetic, nchw[2], test_classes)
 
 
 def train(arrays: Path, protocol: Protocol, run: Run, state: Path, device_name: str, deadline: float) -> dict | None:
@@ -129,14 +129,13 @@ def train(arrays: Path, protocol: Protocol, run: Run, state: Path, device_name: 
     classifier, detector = Classifier(protocol.backbone, int(world.labels.max()) + 1), Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    fast = device.type == "cuda" or any(torch.cpu.get_capabilities().get(f"{kind}_bf16") for kind in ("amx", "avx512"))
-    autocast = torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
+    autocast = torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else nullcontext()
     learner = RSMatch(recipe, classifier, detector, autocast, num_images=len(world.pool))
-    start, seconds = restore(learner, state, device)
+    start, seconds = restore(learner, protocol, state, device)
     began, step = time.monotonic(), start
     while step < recipe.num_steps:
         if step % 100 == 0 and time.time() > deadline:
-            store(learner, state, step, seconds + time.monotonic() - began)
+            store(learner, protocol, state, step, seconds + time.monotonic() - began)
             return None
         rng = Rng(torch.Generator(device).manual_seed((run.seed << 32) + step))
         if step == recipe.detector_start and recipe.needs_bootstrap:
@@ -215,20 +214,22 @@ def parts(learner: RSMatch) -> dict[str, torch.nn.Module | torch.optim.Optimizer
     return {name: getattr(learner, name) for name in (*names, "queue", "cut")}
 
 
-def store(learner: RSMatch, state: Path, step: int, seconds: float) -> None:
+def store(learner: RSMatch, protocol: Protocol, state: Path, step: int, seconds: float) -> None:
     """Write a checkpoint."""
     values: dict[str, Any] = {name: part.state_dict() for name, part in parts(learner).items()}
-    values |= {"confident_real": learner.confident_real, "step": step, "seconds": seconds}
+    values |= {"confident_real": learner.confident_real, "step": step, "seconds": seconds, "protocol": vars(protocol)}
     temporary = state.with_suffix(".tmp")
     torch.save(values, temporary)
     temporary.rename(state)
 
 
-def restore(learner: RSMatch, state: Path, device: torch.device) -> tuple[int, float]:
+def restore(learner: RSMatch, protocol: Protocol, state: Path, device: torch.device) -> tuple[int, float]:
     """Load a checkpoint, if there is one; the step to go on from and the seconds before."""
     if not state.exists():
         return 0, 0.0
     values = torch.load(state, map_location=device, weights_only=True)
+    if values["protocol"] != vars(protocol):
+        raise SystemExit(f"{state}: is of another protocol; remove it, or name another file with --out.")
     for name, part in parts(learner).items():
         part.load_state_dict(values[name])
     learner.confident_real = values["confident_real"]
@@ -244,7 +245,10 @@ def run_matrix(args: argparse.Namespace, protocol: Protocol) -> None:
         for contamination in args.contamination
         for method in args.method
     ]
-    done = {tuple(line[name] for name in Run._fields) for line in read(args.out)}
+    lines = read(args.out)
+    if any(line[name] != value for line in lines for name, value in vars(protocol).items()):
+        raise SystemExit(f"{args.out}: holds runs of another protocol; name another file with --out.")
+    done = {tuple(line[name] for name in Run._fields) for line in lines}
     states = args.out.with_suffix(".states")
     states.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:

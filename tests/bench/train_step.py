@@ -266,7 +266,7 @@ def _peak_memory(device: torch.device) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
     """What `precision = "auto"` of `curate train` asks; that module needs more than this one may."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -327,7 +327,7 @@ def main() -> None:
 
     images = torch.from_numpy(_load(args.images)).permute(0, 3, 1, 2).contiguous().to(device)
     data = Data(images=images, labels=torch.arange(len(images), device=device) % NUM_CLASSES, batch_size=args.batch)
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and _has_fast_bf16(device))
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and has_fast_bf16(device))
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     rows = (measures if args.table else comparison)(data, autocast, args.workers, args.compile)
     figures = compare(rows, args, device)
