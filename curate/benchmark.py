@@ -35,9 +35,17 @@ def benchmark(
     ] = None,
     labels: Annotated[list[int] | None, typer.Option(help="Labeled images in all; repeat for several.")] = None,
     seeds: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
-    num_real: Annotated[int | None, typer.Option(help="Real images of the pool.  [default: 20000]")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="A class of the task; repeat for several.  [default: all]")
+    ] = None,
+    num_real: Annotated[
+        list[int] | None, typer.Option(help="Real images of the pool; repeat for several.  [default: 6000]")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Send all images through one common resize and JPEG.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs side by side.  [default: 1]")] = None,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="Repeat for several, of which the best of each method counts.")
+    ] = None,
     num_steps: Annotated[int | None, typer.Option(help="Training steps of each run.")] = None,
     config: Annotated[
         str | None,
@@ -67,8 +75,8 @@ def benchmark(
         real, test = real or fetched / "train.parquet", test or fetched / "test.parquet"
     flags: dict[str, Any] = {
         "real": real, "synthetic": synthetic, "test": test, "photographs": photographs, "out": out, "methods": method,
-        "contaminations": contamination, "alphas": alpha, "labels": labels, "seeds": seeds, "num_real": num_real,
-        "size": size, "jobs": jobs,
+        "contaminations": contamination, "classes": classes, "num_real": num_real, "alphas": alpha, "labels": labels,
+        "learning_rates": learning_rate, "seeds": seeds, "size": size, "jobs": jobs,
     }  # fmt: skip
     settings = resolve(stage.BenchmarkConfig, flags, config or "benchmark-cpu")
     if num_steps is not None:
@@ -78,7 +86,10 @@ def benchmark(
     if json:
         console.as_json(asdict(summary))
         return
-    columns = ("contamination", "alpha", "labels", "method", "seeds", "accuracy", "minus_fixmatch", "low", "high")
-    shown = [{name: row[name] for name in (*columns, "detector_auroc")} for row in summary.table]
+    columns = (
+        *(*stage.CELL, "method", "learning_rate", "seeds", "accuracy"),
+        *("minus_fixmatch", "minus_fixmatch_low", "minus_fixmatch_high", "detector_auroc"),
+    )
+    shown = [{name: row[name] for name in columns} for row in summary.table]
     console.table("Accuracy on real test images; difference to FixMatch, paired, with its 95 % interval", shown)
     console.note(f"Next: look at {settings.out}/table.md and {', '.join(summary.figures)}")

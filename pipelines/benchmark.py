@@ -5,15 +5,18 @@ out     out/results.jsonl   one line per run, appended as runs end
         out/table.csv, out/table.md and the figures of pipelines.plots
 again   runs on record are skipped, one that was killed goes on from its checkpoint
 
-A matrix is contaminations x alphas x label counts x seeds x methods. All methods of a seed share their images: labeled
-set, real part of the pool and synthetic part are drawn once for it, so that differences are paired. The settings of the
-training are the same for all, and on request they start from one network, trained on the labeled images alone: a short
-schedule would else compare how fast each learns what these say. Each run goes through the stages that a user's crawl
-goes through: the pool is ingested, `pipelines.train` trains on it, and nothing but the oracles reads the truth.
+A matrix is contaminations x numbers of real images x alphas x label counts x seeds x methods x learning rates. All
+methods of a seed share their images: labeled set, real part of the pool and synthetic part are drawn once for it, so
+that differences are paired. The settings of the training are the same for all but for the learning rate: a loss of more
+terms takes larger steps at the same one, so each method is judged at its best (`at_best_rates`). On request all start
+from one network, trained on the labeled images alone: a short schedule would else compare how fast each learns what
+these say. Each run goes through the stages that a user's crawl goes through: the pool is ingested, `pipelines.train`
+trains on it, and nothing but the oracles reads the truth.
 """
 
 import csv
 import io
+import itertools
 import json
 import math
 import shutil
@@ -46,7 +49,7 @@ LIMITS = (0.05, 0.1)
 KERNELS = ("lanczos", "bicubic", "box", "bilinear")
 LOST = 0.05  # of the real test images, where the threshold for scaled photographs lies
 NUM_PHOTOGRAPHS = 1000
-BASELINE = "fixmatch"  # that the others are compared with
+BASELINES = ("fixmatch", "fixmatch-real")  # that the others are compared with
 
 
 class Method(NamedTuple):
@@ -98,12 +101,14 @@ class BenchmarkConfig(BaseModel):
     alphas: tuple[float, ...] = (0.5,)  # num_synthetic = alpha * num_real
     labels: tuple[int, ...] = (250,)  # labeled images in all
     seeds: int = Field(default=3, ge=1)
-    num_real: int = Field(default=20_000, ge=1)  # unlabeled real images in all
+    classes: tuple[str, ...] | None = None  # of the task; None: all, or what off-class contamination leaves it
+    num_real: tuple[int, ...] = (20_000,)  # unlabeled real images in all
     num_test: int = Field(default=10_000, ge=1)
     size: int | None = Field(default=None, ge=8)  # pixels; None leaves the files as they are (see datasets.matched)
     jobs: int = Field(default=1, ge=1)  # runs side by side
     start: dict[str, Any] | None = None  # of pipelines.train.TrainConfig: the network that all methods start from
-    train: dict[str, Any] = Field(default_factory=dict)  # of pipelines.train.TrainConfig
+    learning_rates: tuple[float, ...] = (0.03,)
+    train: dict[str, Any] = Field(default_factory=dict)  # of pipelines.train.TrainConfig; the rest of it
 
     @field_validator("methods")
     @classmethod
@@ -122,6 +127,13 @@ class BenchmarkConfig(BaseModel):
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         return values
 
+    @field_validator("train")
+    @classmethod
+    def _without_a_rate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "learning_rate" in values:
+            raise ValueError("learning_rate: is part of the matrix here; give it as learning_rates = [...]")
+        return values
+
     @field_validator("contaminations")
     @classmethod
     def _known_contaminations(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,11 +148,17 @@ class Job:
 
     world: World
     method: str
+    learning_rate: float
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """What tells it from the other runs."""
-        return (*asdict(self.world).values(), self.method)
+    def facts(self) -> dict[str, Any]:
+        """What tells it from the other runs, as its line of results.jsonl begins."""
+        return asdict(self.world) | {"method": self.method, "learning_rate": self.learning_rate}
+
+    @property
+    def name(self) -> str:
+        """A name for its folder."""
+        return f"{self.world.name}-{self.method}-rate{self.learning_rate:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +183,16 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
     jobs = list(matrix(config))
     results = config.out / "results.jsonl"
     settings = _settings(config)
-    done = {_key(record) for record in on_record(results, settings)}
-    missing = [job for job in jobs if job.key not in done]
+    done = [_facts(record) for record in on_record(results, settings)]
+    missing = [job for job in jobs if job.facts not in done]
     if missing:
         if config.photographs:
             datasets.read(config.photographs)  # a mistake should not come to light after the first training
         sources = worlds.Sources.read(config.real, config.synthetic, config.test, config.size)
         pending = list(dict.fromkeys(job.world for job in missing))
         for world in pending:
-            worlds.build(_folder(config, world), world, sources, num_real=config.num_real, num_test=config.num_test)
+            place = _folder(config, world)
+            worlds.build(place, world, sources, num_test=config.num_test, task_classes=config.classes)
         if config.start is not None:
             for _ in _in_order(config, train_start, pending):
                 pass
@@ -184,7 +203,8 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
             on_tick(Tick(done=count, total=len(jobs), unit="runs", figures=shown))
         for folder in ("worlds", "runs"):
             shutil.rmtree(config.out / folder, ignore_errors=True)
-    records = [record for record in on_record(results, settings) if _key(record) in {job.key for job in jobs}]
+    asked = [job.facts for job in jobs]
+    records = at_best_rates([record for record in on_record(results, settings) if _facts(record) in asked])
     table = summarize(records)
     write_table(config.out, table)
     return Summary(
@@ -199,11 +219,10 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
 def matrix(config: BenchmarkConfig) -> Iterator[Job]:
     """All runs, one seed of everything after the other, so that a matrix that is cut short is a smaller one."""
     for seed in range(config.seeds):
-        for contamination in config.contaminations:
-            for alpha in config.alphas:
-                for labels in config.labels:
-                    for method in config.methods:
-                        yield Job(World(contamination, alpha, labels, seed), method)
+        cells = itertools.product(config.contaminations, config.num_real, config.alphas, config.labels)
+        for cell in cells:
+            for method, learning_rate in itertools.product(config.methods, config.learning_rates):
+                yield Job(World(*cell, seed), method, learning_rate)
 
 
 def on_record(results: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -225,14 +244,14 @@ def on_record(results: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]
     return records
 
 
-def _key(record: Mapping[str, Any]) -> tuple[object, ...]:
-    return tuple(record[name] for name in ("contamination", "alpha", "labels", "seed", "method"))
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in (*CELL, "seed", "method", "learning_rate")}
 
 
 def _settings(config: BenchmarkConfig) -> dict[str, Any]:
     """What must be the same for two runs to be compared."""
     named = {name: getattr(config, name).name for name in ("real", "synthetic", "test")}
-    values = config.model_dump(mode="json", include={"num_real", "num_test", "size", "start", "train"})
+    values = config.model_dump(mode="json", include={"classes", "num_test", "size", "start", "train"})
     return named | values
 
 
@@ -264,7 +283,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     """Train one method on one world; returns its line of results.jsonl."""
     torch.set_num_threads(threads)
     method, folder = METHODS[job.method], _folder(config, job.world)
-    target = config.out / "runs" / f"{job.world.name}-{job.method}"
+    target = config.out / "runs" / job.name
     changes = dict(method.changes)
     if changes.get("detector_examples") == "nnpu":
         changes["share_real"] = 1 / (1 + job.world.alpha)
@@ -273,6 +292,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
             config.train
             | changes
             | {
+                "learning_rate": job.learning_rate,
                 "labeled": folder / "seed",
                 "pool": folder / ("real" if method.real_only else "pool"),
                 "validation": folder / "test",
@@ -286,7 +306,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     summary = train.run(settings)
     series = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
-    record: dict[str, Any] = asdict(job.world) | {"method": job.method}
+    record = job.facts
     record |= {name: summary.metrics[name] for name in (*FIGURES, "dummy_share") if name in summary.metrics}
     if "detector_flagged" in summary.metrics:  # there is a detector; of a clean pool there is no AUROC
         record |= held_out(folder, target)
@@ -390,30 +410,43 @@ FIGURES = (
     "detector_flagged",
     "queue_purity",
 )
-CELL = ("contamination", "alpha", "labels")
+CELL = ("contamination", "num_real", "alpha", "labels")
+
+
+def at_best_rates(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs of each method at the learning rate with the highest mean accuracy in a cell, of those rates that most
+    seeds were run at.
+    """
+    best: list[Mapping[str, Any]] = []
+    for runs in _grouped(records, (*CELL, "method")).values():
+        of_rate = _grouped(runs, ("learning_rate",))
+        best += of_rate[max(of_rate, key=lambda rate: _seeds_and_accuracy(of_rate[rate]))]
+    return best
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per cell and method: mean and standard deviation over seeds, paired difference to FixMatch with its 95 %
-    confidence interval (t distribution; NaN with fewer than two pairs), detector's mean and worst AUROC.
+    """One row per cell and method, of runs at one learning rate each: mean and standard deviation over seeds, paired
+    difference to each baseline with its 95 % confidence interval (t distribution; NaN with fewer than two pairs),
+    detector's mean and worst AUROC.
     """
     rows = []
-    for cell in dict.fromkeys(tuple(record[name] for name in CELL) for record in records):
-        inside = [record for record in records if tuple(record[name] for name in CELL) == cell]
-        baseline = {record["seed"]: record["accuracy"] for record in inside if record["method"] == BASELINE}
-        for method in dict.fromkeys(record["method"] for record in inside):
-            runs = [record for record in inside if record["method"] == method]
+    for cell, inside in _grouped(records, CELL).items():
+        of_method = _grouped(inside, ("method",))
+        for (method,), runs in of_method.items():
             accuracy = [record["accuracy"] for record in runs]
-            pairs = [record["accuracy"] - baseline[record["seed"]] for record in runs if record["seed"] in baseline]
-            low, high = interval(pairs)
-            row: dict[str, Any] = dict(zip(CELL, cell, strict=True)) | {"method": method, "seeds": len(runs)}
+            row: dict[str, Any] = dict(zip(CELL, cell, strict=True)) | {"method": method}
             row |= {
+                "learning_rate": runs[0]["learning_rate"],
+                "seeds": len(runs),
                 "accuracy": fmean(accuracy),
                 "accuracy_std": stdev(accuracy) if len(accuracy) > 1 else math.nan,
-                "minus_fixmatch": fmean(pairs) if pairs else math.nan,
-                "low": low,
-                "high": high,
             }
+            for baseline in BASELINES:
+                beside = {record["seed"]: record["accuracy"] for record in of_method.get((baseline,), [])}
+                pairs = [record["accuracy"] - beside[record["seed"]] for record in runs if record["seed"] in beside]
+                name = f"minus_{baseline.replace('-', '_')}"
+                row[name] = fmean(pairs) if pairs else math.nan
+                row[f"{name}_low"], row[f"{name}_high"] = interval(pairs)
             for name in FIGURES[1:]:
                 values = [record[name] for record in runs if name in record]
                 row[name] = fmean(values) if values else math.nan
@@ -422,6 +455,19 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row["seconds"] = fmean(record["seconds"] for record in runs)
             rows.append(row)
     return rows
+
+
+def _seeds_and_accuracy(runs: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
+    return len(runs), fmean(run["accuracy"] for run in runs)
+
+
+def _grouped(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in names), []).append(record)
+    return groups
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -447,19 +493,25 @@ def write_table(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _markdown(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield (
-        "| contamination | alpha | labels | method | seeds | accuracy | minus FixMatch (95 %) | "
-        "detector's AUROC (worst) |"
+    columns = (
+        *("contamination", "real images", "alpha", "labels", "method", "learning rate", "seeds", "accuracy"),
+        *("minus FixMatch (95 %)", "minus FixMatch on the real part (95 %)", "detector's AUROC (worst)"),
     )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     for row in table:
-        accuracy = f"{row['accuracy']:.1%}" + (
-            "" if math.isnan(row["accuracy_std"]) else f" ± {row['accuracy_std']:.1%}"
-        )
-        paired = "" if math.isnan(row["minus_fixmatch"]) else f"{100 * row['minus_fixmatch']:+.1f}"
-        if not math.isnan(row["low"]):
-            paired += f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        accuracy = f"{row['accuracy']:.1%}"
+        if not math.isnan(row["accuracy_std"]):
+            accuracy += f" ± {row['accuracy_std']:.1%}"
+        paired = [_difference(row, "minus_fixmatch"), _difference(row, "minus_fixmatch_real")]
         auroc = row["detector_auroc"]
         detector = "" if math.isnan(auroc) else f"{auroc:.3f} ({row['detector_auroc_worst']:.3f})"
-        cell = " | ".join(str(row[name]) for name in (*CELL, "method", "seeds"))
-        yield f"| {cell} | {accuracy} | {paired} | {detector} |"
+        cell = [str(row[name]) for name in (*CELL, "method", "learning_rate", "seeds")]
+        yield f"| {' | '.join((*cell, accuracy, *paired, detector))} |"
+
+
+def _difference(row: Mapping[str, Any], name: str) -> str:
+    """A paired difference in points, with its interval."""
+    text = "" if math.isnan(row[name]) else f"{100 * row[name]:+.1f}"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return text if math.isnan(low) else f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"

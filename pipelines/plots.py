@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
 DASHES = ("-", "--", ":", "-.")
-CELL = ("contamination", "labels")
+CELL = ("contamination", "num_real", "labels")
 SERIES = {
     "accuracy": "accuracy on real test images",
     "detector_auroc": "detector's AUROC on the pool",
@@ -56,7 +56,7 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
         rows = [row for row in table if tuple(row[name] for name in CELL) == cell]
         if len({row["alpha"] for row in rows}) == 1:
             _by_method(panel, rows, dict(_styles(table)))
-            panel.set_title(f"{cell[0]}, alpha {rows[0]['alpha']:g}, {cell[1]} labels")
+            panel.set_title(_title(rows[0]), fontsize="medium")
             continue
         for method, style in _styles(table):
             line = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["alpha"]))
@@ -64,7 +64,8 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
                 alphas, means = [row["alpha"] for row in line], [100 * row["accuracy"] for row in line]
                 spread = [100 * row["accuracy_std"] for row in line]
                 panel.errorbar(alphas, means, spread, label=method, capsize=2, **style)
-        panel.set(xlabel="alpha (synthetic per real image)", ylabel="accuracy, %", title=f"{cell[0]}, {cell[1]} labels")
+        panel.set(xlabel="alpha (synthetic per real image)", ylabel="accuracy, %")
+        panel.set_title(f"{cell[0]}, {cell[1]:,} real, {cell[2]} labels", fontsize="medium")
     _legend(figure, panels)
     return figure
 
@@ -86,19 +87,23 @@ def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
     for panel, cell in zip(panels, cells, strict=True):
         rows = [row for row in paired if tuple(row[name] for name in (*CELL, "alpha")) == cell]
         for height, row in enumerate(reversed(rows)):
-            reach = 100 * (row["high"] - row["minus_fixmatch"])
+            reach = 100 * (row["minus_fixmatch_high"] - row["minus_fixmatch"])
             panel.errorbar(100 * row["minus_fixmatch"], height, xerr=reach, capsize=2, **styles[row["method"]])
         panel.axvline(0, color="#444444", linewidth=0.8)
         panel.set_yticks(range(len(rows)), [f"{row['method']} ({row['seeds']})" for row in reversed(rows)])
         panel.set_ylim(-0.6, len(rows) - 0.4)
-        panel.set_title(f"{cell[0]}, alpha {cell[2]:g}, {cell[1]} labels", fontsize="medium")
+        panel.set_title(_title(rows[0]), fontsize="medium")
         panel.set_xlabel("minus FixMatch, points")
     return figure
 
 
 def _has_interval(row: Mapping[str, Any]) -> bool:
     """Whether there are two pairs; FixMatch itself differs from FixMatch by nothing."""
-    return bool(row["low"] < row["high"])
+    return bool(row["minus_fixmatch_low"] < row["minus_fixmatch_high"])
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['contamination']}, {row['num_real']:,} real, alpha {row['alpha']:g}, {row['labels']} labels"
 
 
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":

@@ -1,11 +1,12 @@
 """Worlds of a benchmark: a labeled set, a contaminated pool and test images, drawn from images of known classes.
 
-The contamination says which synthetic images the pool holds, beside its real ones of all classes evenly:
+The task has all classes, or those that are named. The contamination says which synthetic images the pool holds, beside
+its real ones of the task's classes evenly:
 
-    balanced      of all classes evenly
-    imbalanced    from a fifth of the classes only
-    off-class     from classes that the task does not have: labeled, real and test images are of the first six tenths
-    low-quality   of all classes evenly, at a quarter of the resolution
+    balanced      of the task's classes evenly
+    imbalanced    from a fifth of the task's classes only
+    off-class     from classes that the task does not have: where none are named, it has the first six tenths
+    low-quality   of the task's classes evenly, at a quarter of the resolution
 
 NAME:SHARE holds for that share of the synthetic images, the others being balanced.
 """
@@ -13,6 +14,7 @@ NAME:SHARE holds for that share of the synthetic images, the others being balanc
 import io
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +31,8 @@ from pipelines.datasets import Source
 from pipelines.errors import BadInput
 
 CONTAMINATIONS = ("balanced", "imbalanced", "off-class", "low-quality")
-IMBALANCED_CLASSES = 0.2  # of all
-TASK_CLASSES = 0.6  # of all, where the others contaminate
+IMBALANCED_CLASSES = 0.2  # of the task's
+TASK_CLASSES = 0.6  # of all, where none are named and the others contaminate
 SHRINK = 4
 ROW_GROUP = 1000  # images of a shard of the pool
 HELD_OUT = 200  # synthetic images of each class that no pool holds, to judge the detector by
@@ -54,20 +56,27 @@ class Contamination(NamedTuple):
             raise ValueError(f"{spec}: the share must be above 0 and at most 1")
         return cls(kind, float(share or 1))
 
-    def counts(self, total: int, num_classes: int) -> Rows:
-        """How many of `total` synthetic images are of each class, (K,)."""
-        odd, even = np.ones(num_classes), np.zeros(num_classes)
-        even[: self.num_task(num_classes)] = 1
+    def counts(self, total: int, num_classes: int, num_task: int) -> Rows:
+        """How many of `total` synthetic images are of each class, (K,); the first `num_task` are the task's."""
+        even = np.zeros(num_classes)
+        even[:num_task] = 1
+        odd = even.copy()
         if self.kind == "imbalanced":
-            odd[max(1, round(IMBALANCED_CLASSES * num_classes)) :] = 0
+            odd[max(1, round(IMBALANCED_CLASSES * num_task)) :] = 0
         elif self.kind == "off-class":
-            odd -= even
+            odd = 1 - even
         shares = self.share * odd / odd.sum() + (1 - self.share) * even / even.sum()
         return np.asarray(np.floor(total * shares + 1e-9), dtype=np.int64)
 
-    def num_task(self, num_classes: int) -> int:
-        """How many classes the task has."""
-        return math.ceil(TASK_CLASSES * num_classes) if self.kind == "off-class" else num_classes
+    def task(self, classes: Sequence[str], named: Sequence[str] | None) -> Sequence[str]:
+        """Classes of the task, sorted. BadInput where one is not among `classes`, or none is left to contaminate."""
+        if not named:
+            return classes[: math.ceil(TASK_CLASSES * len(classes))] if self.kind == "off-class" else classes
+        if unknown := set(named) - set(classes):
+            raise BadInput(f"class {min(unknown)!r}: is none of the images' classes, {', '.join(classes)}.")
+        if self.kind == "off-class" and set(named) == set(classes):
+            raise BadInput("off-class: the task has all classes, so that none is left to contaminate it; name fewer.")
+        return sorted(set(named))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +84,16 @@ class World:
     """The images that all methods of a seed share."""
 
     contamination: str
-    alpha: float
-    labels: int
+    num_real: int  # unlabeled, in all
+    alpha: float  # synthetic images for each of these
+    labels: int  # labeled images in all
     seed: int
 
     @property
     def name(self) -> str:
         """A name for its folder."""
-        return f"{self.contamination.replace(':', '')}-alpha{self.alpha:g}-{self.labels}labels-seed{self.seed}"
+        kind = self.contamination.replace(":", "")
+        return f"{kind}-{self.num_real}real-alpha{self.alpha:g}-{self.labels}labels-seed{self.seed}"
 
 
 class Sources(NamedTuple):
@@ -117,26 +128,29 @@ class _Picture(NamedTuple):
         return _degrade(data) if self.degraded else data
 
 
-def build(folder: Path, world: World, sources: Sources, *, num_real: int, num_test: int) -> None:
+def build(
+    folder: Path, world: World, sources: Sources, *, num_test: int, task_classes: Sequence[str] | None = None
+) -> None:
     """Lay out a world in `folder`, unless it is there: seed/CLASS/*.jpg, test/CLASS/*.jpg, pool/, real/ (the pool
     without synthetic images), held_out.parquet (synthetic images of no pool) and truth.parquet, which comes last.
 
-    All draws are by the seed alone: the worlds of one seed share their images as far as they go.
+    The truth numbers the task's classes first, as the sorted folders of seed/ and test/ do, and then the others. All
+    draws are by the seed alone: the worlds of one seed share their images as far as they go.
     """
     if (folder / "truth.parquet").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     rng = np.random.default_rng(world.seed)
     contamination = Contamination.parse(world.contamination)
-    classes = sources.real.classes
-    task = range(contamination.num_task(len(classes)))
-    real, fake, test = (
-        [rng.permutation(np.flatnonzero(source.labels == k)) for k in range(len(classes))] for source in sources
-    )
-    labeled, unlabeled, tested = (count // len(task) for count in (world.labels, num_real, num_test))
+    named = contamination.task(sources.real.classes, task_classes)
+    task, classes = range(len(named)), (*named, *(name for name in sources.real.classes if name not in named))
+    order = [sources.real.classes.index(name) for name in classes]
+    drawn = [[rng.permutation(np.flatnonzero(source.labels == k)) for k in range(len(classes))] for source in sources]
+    real, fake, test = ([rows[k] for k in order] for rows in drawn)
+    labeled, unlabeled, tested = (count // len(task) for count in (world.labels, world.num_real, num_test))
     if not labeled:
         raise BadInput(f"labels = {world.labels}: is less than one for each of {len(task)} classes.")
-    counts = contamination.counts(round(world.alpha * unlabeled * len(task)), len(classes))
+    counts = contamination.counts(round(world.alpha * unlabeled * len(task)), len(classes), len(task))
     for k, name in enumerate(classes):
         _check(f"real images of {name!r}", len(real[k]), labeled + unlabeled if k in task else 0)
         _check(f"synthetic images of {name!r}", len(fake[k]), int(counts[k]))
@@ -168,7 +182,7 @@ def build(folder: Path, world: World, sources: Sources, *, num_real: int, num_te
     truth = {
         "key": [picture.stem for picture in pool],
         "is_synthetic": [int(picture.synthetic) for picture in pool],
-        "cls": [int(picture.source.labels[picture.row]) for picture in pool],
+        "cls": np.argsort(order)[[picture.source.labels[picture.row] for picture in pool]],
     }
     with replacing(folder / "truth.parquet") as temporary:
         pq.write_table(pa.table(truth), temporary)

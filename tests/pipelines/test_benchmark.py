@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from pipelines import benchmark, plots, worlds
+from pipelines import benchmark, datasets, plots, worlds
 from pipelines.benchmark import BenchmarkConfig
 from pipelines.errors import BadInput, Incompatible
 from pipelines.manifest import Pool, read_parquet
@@ -54,7 +54,7 @@ def sources(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(world: World, sources: Path, out: Path, **changes: Any) -> BenchmarkConfig:
     settings: dict[str, Any] = {
         "real": sources / "real", "synthetic": sources / "synthetic", "test": world.test, "out": out,
-        "methods": ("fixmatch", "rsmatch"), "labels": (20,), "seeds": 1, "num_real": 200, "num_test": 50,
+        "methods": ("fixmatch", "rsmatch"), "labels": (20,), "seeds": 1, "num_real": (200,), "num_test": 50,
         "train": TRAIN,
     }  # fmt: skip
     return BenchmarkConfig(**(settings | changes))
@@ -103,7 +103,7 @@ def test_of_a_clean_pool_it_says_what_the_detector_invents(world: World, sources
 
 
 def test_differences_are_drawn_where_there_are_pairs(tmp_path: Path) -> None:
-    cell = {"contamination": "balanced", "alpha": 0.5, "labels": 20, "series": [], "seconds": 1.0}
+    cell = CELL | {"labels": 20, "series": []}
     accuracy = {"fixmatch": (0.5, 0.6), "rsmatch": (0.6, 0.65), "supervised": (0.4,)}
     records = [
         cell | {"method": method, "seed": seed, "accuracy": value}
@@ -140,10 +140,10 @@ def test_a_resumed_matrix_gives_the_lines_of_an_uninterrupted_one(
 
 
 def test_all_methods_of_a_world_start_from_one_network(world: World, sources: Path, tmp_path: Path) -> None:
-    still = TRAIN | {"num_steps": 1, "learning_rate": 1e-12, "ema_decay": 0.0, "norm_momentum": 1e-12}
     settings = config(
-        world, sources, tmp_path, methods=("supervised", "fixmatch", "rsmatch-oracle"), train=still, start=TRAIN
-    )
+        world, sources, tmp_path, methods=("supervised", "fixmatch", "rsmatch-oracle"), learning_rates=(1e-12,),
+        train=TRAIN | {"num_steps": 1, "ema_decay": 0.0, "norm_momentum": 1e-12}, start=TRAIN,
+    )  # fmt: skip
     rows = benchmark.run(settings).table
     assert len({row["accuracy"] for row in rows}) == 1
     assert [record["settings"]["start"]["num_steps"] for record in lines(tmp_path)] == [8, 8, 8]
@@ -170,7 +170,7 @@ def test_results_of_other_settings_are_not_mixed(world: World, sources: Path, wh
 @pytest.mark.parametrize("method", sorted(set(benchmark.METHODS) - {"fixmatch", "rsmatch"}))
 def test_every_method_runs(method: str, world: World, sources: Path, tmp_path: Path) -> None:
     settings = config(
-        world, sources, tmp_path, methods=(method,), num_real=50, num_test=10, train=TRAIN | {"num_steps": 4}
+        world, sources, tmp_path, methods=(method,), num_real=(50,), num_test=10, train=TRAIN | {"num_steps": 4}
     )
     (record,) = benchmark.run(settings).table
     assert record["method"] == method
@@ -180,9 +180,19 @@ def test_every_method_runs(method: str, world: World, sources: Path, tmp_path: P
 # Worlds.
 
 
-def build(sources: Path, world: World, folder: Path, *, labels: int = 20, alpha: float = 0.5, spec: str = "balanced"):  # type: ignore[no-untyped-def]
+def build(  # type: ignore[no-untyped-def]
+    sources: Path,
+    world: World,
+    folder: Path,
+    *,
+    num_real: int = 200,
+    labels: int = 20,
+    alpha: float = 0.5,
+    spec: str = "balanced",
+    classes: tuple[str, ...] | None = None,
+):
     found = worlds.Sources.read(sources / "real", sources / "synthetic", world.test, None)
-    worlds.build(folder, worlds.World(spec, alpha, labels, 0), found, num_real=200, num_test=50)
+    worlds.build(folder, worlds.World(spec, num_real, alpha, labels, 0), found, num_test=50, task_classes=classes)
     truth = {row["key"]: row for row in read_parquet(folder / "truth.parquet").to_pylist()}
     members = [
         name.split(".")[0] for table in Pool(folder / "pool").tables(["member"]) for name in table["member"].to_pylist()
@@ -220,7 +230,9 @@ def test_worlds_of_a_seed_share_their_images(sources: Path, world: World, tmp_pa
     ],
 )
 def test_contaminations_say_which_classes_are_synthetic(spec: str, counts: list[int]) -> None:
-    assert worlds.Contamination.parse(spec).counts(100, 5).tolist() == counts
+    contamination = worlds.Contamination.parse(spec)
+    num_task = len(contamination.task(CLASSES, None))
+    assert contamination.counts(100, 5, num_task).tolist() == counts
 
 
 def test_off_class_images_are_of_no_class_of_the_task(sources: Path, world: World, tmp_path: Path) -> None:
@@ -228,6 +240,40 @@ def test_off_class_images_are_of_no_class_of_the_task(sources: Path, world: Worl
     assert {row["cls"] for row in truth.values() if row["is_synthetic"]} == {3, 4}
     assert sorted(path.name for path in (tmp_path / "seed").iterdir()) == list(CLASSES[:3])
     assert {row["cls"] for row in truth.values() if not row["is_synthetic"]} == {0, 1, 2}
+
+
+def test_a_task_of_named_classes(sources: Path, world: World, tmp_path: Path) -> None:
+    named = ("triangle", "disc")
+    truth, members = build(
+        sources, world, tmp_path, num_real=80, labels=8, alpha=1.0, spec="off-class:0.5", classes=named
+    )
+    assert sorted(truth) == sorted(members)
+    for part in ("seed", "test"):
+        assert sorted(path.name for path in (tmp_path / part).iterdir()) == ["disc", "triangle"]
+    # As the folders are numbered: disc 0, triangle 1, and then the others.
+    of_class = {
+        name: {f"{kind}-{i:07d}" for kind, source in enumerate_sources(sources) for i in rows_of(source, name)}
+        for name in CLASSES
+    }
+    numbers = ("disc", "triangle", "cross", "square", "stripes")
+    assert all(key in of_class[numbers[row["cls"]]] for key, row in truth.items())
+    kinds = Counter((row["is_synthetic"], row["cls"]) for row in truth.values())
+    assert kinds == {(0, 0): 40, (0, 1): 40, (1, 0): 20, (1, 1): 20, (1, 2): 13, (1, 3): 13, (1, 4): 13}
+
+
+def enumerate_sources(sources: Path) -> list[tuple[str, datasets.Source]]:
+    return [(kind, datasets.read(sources / kind)) for kind in ("real", "synthetic")]
+
+
+def rows_of(source: datasets.Source, name: str) -> list[int]:
+    return np.flatnonzero(source.labels == source.classes.index(name)).tolist()
+
+
+def test_a_task_that_cannot_be_is_refused(sources: Path, world: World, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="'circle': is none of the images' classes, cross, disc"):
+        build(sources, world, tmp_path, classes=("disc", "circle"))
+    with pytest.raises(BadInput, match="none is left to contaminate"):
+        build(sources, world, tmp_path, spec="off-class", classes=CLASSES)
 
 
 @pytest.mark.parametrize("spec", ["odd", "imbalanced:0", "imbalanced:2", "balanced:x"])
@@ -257,6 +303,10 @@ def test_too_few_images_are_said_before_anything_is_trained(world: World, source
 
 # Statistics.
 
+CELL = {
+    "contamination": "balanced", "num_real": 200, "alpha": 0.5, "labels": 250, "learning_rate": 0.01, "seconds": 1.0,
+}  # fmt: skip
+
 
 def test_interval_is_the_t_interval_of_paired_differences() -> None:
     differences = [0.01, 0.03, -0.005]
@@ -266,14 +316,52 @@ def test_interval_is_the_t_interval_of_paired_differences() -> None:
 
 
 def test_table_pairs_by_seed() -> None:
-    cell = {"contamination": "balanced", "alpha": 0.5, "labels": 250, "seconds": 1.0}
-    accuracies = {"fixmatch": (0.5, 0.6, 0.4), "rsmatch": (0.52, 0.63, 0.41)}
+    accuracies = {"fixmatch": (0.5, 0.6, 0.4), "fixmatch-real": (0.45, 0.65), "rsmatch": (0.52, 0.63, 0.41)}
     records = [
-        cell | {"method": m, "seed": i, "accuracy": a} for m, row in accuracies.items() for i, a in enumerate(row)
+        CELL | {"method": m, "seed": i, "accuracy": a} for m, row in accuracies.items() for i, a in enumerate(row)
     ]
-    fixmatch, rsmatch = benchmark.summarize(records)
+    fixmatch, real_only, rsmatch = benchmark.summarize(records)
     assert fixmatch["minus_fixmatch"] == 0
     assert rsmatch["minus_fixmatch"] == pytest.approx(0.02)
     assert rsmatch["accuracy_std"] == pytest.approx(np.std(accuracies["rsmatch"], ddof=1))
-    assert rsmatch["low"] < 0.02 < rsmatch["high"]
+    assert rsmatch["minus_fixmatch_low"] < 0.02 < rsmatch["minus_fixmatch_high"]
+    assert real_only["minus_fixmatch"] == pytest.approx(0)
+    assert rsmatch["minus_fixmatch_real"] == pytest.approx(0.025)  # of the two seeds that both have
     assert math.isnan(rsmatch["detector_auroc"])
+
+
+def test_each_method_is_judged_at_its_best_rate() -> None:
+    accuracy = {
+        ("fixmatch", 0.01): (0.5, 0.5),
+        ("fixmatch", 0.02): (0.4, 0.7),  # the highest mean
+        ("fixmatch", 0.04): (0.9,),  # of one lucky seed
+        ("rsmatch", 0.01): (0.6, 0.6),
+        ("rsmatch", 0.02): (0.5, 0.6),
+    }
+    runs = [
+        CELL | {"method": method, "learning_rate": rate, "seed": seed, "accuracy": value}
+        for (method, rate), values in accuracy.items()
+        for seed, value in enumerate(values)
+    ]
+    best = benchmark.at_best_rates(runs)
+    assert [(run["method"], run["learning_rate"]) for run in best] == [("fixmatch", 0.02)] * 2 + [("rsmatch", 0.01)] * 2
+    elsewhere = [run | {"alpha": 1.0} for run in runs if run["learning_rate"] == 0.01]
+    assert {run["learning_rate"] for run in benchmark.at_best_rates(runs + elsewhere) if run["alpha"] == 1.0} == {0.01}
+
+
+def test_a_matrix_over_rates_and_numbers_of_real_images(world: World, sources: Path, tmp_path: Path) -> None:
+    settings = config(
+        world, sources, tmp_path, methods=("fixmatch",), num_real=(50, 100), learning_rates=(1e-9, 0.03),
+        train=TRAIN | {"num_steps": 2},
+    )  # fmt: skip
+    summary = benchmark.run(settings)
+    assert [(line["num_real"], line["learning_rate"]) for line in lines(tmp_path)] == [
+        (50, 1e-9), (50, 0.03), (100, 1e-9), (100, 0.03),
+    ]  # fmt: skip
+    assert [row["num_real"] for row in summary.table] == [50, 100]
+    assert benchmark.run(settings).num_on_record == 4
+
+
+def test_a_learning_rate_among_the_settings_of_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"give it as learning_rates"):
+        BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, train={"learning_rate": 0.1})
