@@ -3,7 +3,8 @@
 in      real, synthetic and test images of known classes (pipelines.datasets), of which pipelines.worlds makes pools
 out     out/results.jsonl   one line per run, appended as runs end
         out/table.csv, out/table.md and the figures of pipelines.plots
-again   runs on record are skipped, one that was killed goes on from its checkpoint
+again   runs on record are skipped, one that was killed goes on from its checkpoint; table and figures are always of
+        all that is on record in the folder
 
 A matrix is contaminations x numbers of real images x alphas x label counts x seeds x methods x learning rates. All
 methods of a seed share their images: labeled set, real part of the pool and synthetic part are drawn once for it, so
@@ -203,8 +204,7 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
             on_tick(Tick(done=count, total=len(jobs), unit="runs", figures=shown))
         for folder in ("worlds", "runs"):
             shutil.rmtree(config.out / folder, ignore_errors=True)
-    asked = [job.facts for job in jobs]
-    records = at_best_rates([record for record in on_record(results, settings) if _facts(record) in asked])
+    records = at_best_rates(on_record(results, settings))
     table = summarize(records)
     write_table(config.out, table)
     return Summary(

@@ -30,7 +30,7 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
     """
     if not records:
         return []
-    figures = {"accuracy": _against_alpha(table), "steps": _over_steps(records)}
+    figures = {"accuracy": _against_alpha(table), "steps": _over_steps(_most_of_a_cell(records))}
     if any(map(_has_interval, table)):
         figures["differences"] = _differences(table)
     paths = []
@@ -46,11 +46,15 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
 
 
 def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per contamination and label count: mean accuracy with its standard deviation over the seeds.
+    """One panel per contamination, number of real images and label count: mean accuracy with its standard deviation
+    over the seeds. Where there is one alpha alone, the methods stand one above the other.
 
-    Where there is one alpha alone, the methods stand one above the other.
+    Of several cells, those of a single method are left out: they are there for their detector, not to compare.
     """
-    cells = list(dict.fromkeys(tuple(row[name] for name in CELL) for row in table))
+    of_cell: dict[tuple[Any, ...], set[str]] = {}
+    for row in table:
+        of_cell.setdefault(tuple(row[name] for name in CELL), set()).add(row["method"])
+    cells = [cell for cell, methods in of_cell.items() if len(methods) > 1] or list(of_cell)
     figure, panels = _panels(len(cells))
     for panel, cell in zip(panels, cells, strict=True):
         rows = [row for row in table if tuple(row[name] for name in CELL) == cell]
@@ -106,8 +110,16 @@ def _title(row: Mapping[str, Any]) -> str:
     return f"{row['contamination']}, {row['num_real']:,} real, alpha {row['alpha']:g}, {row['labels']} labels"
 
 
+def _most_of_a_cell(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs of the cell that has most of them: means over several would compare methods on different cells."""
+    cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        cells.setdefault(tuple(record[name] for name in (*CELL, "alpha")), []).append(record)
+    return max(cells.values(), key=len)
+
+
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per figure: its mean over all worlds and seeds of a method."""
+    """One panel per figure: its mean over the seeds of each method."""
     shown = {name: title for name, title in SERIES.items() if any(name in p for r in records for p in r["series"])}
     figure, panels = _panels(len(shown))
     for panel, (name, title) in zip(panels, shown.items(), strict=True):
@@ -120,7 +132,8 @@ def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
             if values:
                 steps = sorted(values)
                 panel.plot(steps, [fmean(values[step]) for step in steps], label=method, **style)
-        panel.set(xlabel="step", title=title)
+        panel.set(xlabel="step", ylabel=title)
+    figure.suptitle(_title(records[0]), fontsize="medium")
     _legend(figure, panels)
     return figure
 

@@ -35,6 +35,11 @@ TRAIN = {
 }
 
 
+CELL = {
+    "contamination": "balanced", "num_real": 200, "alpha": 0.5, "labels": 250, "learning_rate": 0.01, "seconds": 1.0,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def sources(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy crawl's pictures as a folder per class, real and synthetic apart."""
@@ -117,6 +122,21 @@ def test_differences_are_drawn_where_there_are_pairs(tmp_path: Path) -> None:
     text = (tmp_path / "differences.svg").read_text()
     assert "rsmatch (2)" in text
     assert "supervised" not in text
+
+
+def test_figures_are_of_what_can_be_compared(tmp_path: Path) -> None:
+    """A cell of one method has no panel of accuracies; steps are of one cell, the one with most runs."""
+    accuracy = {(20, "fixmatch"): 0.5, (20, "rsmatch"): 0.6, (40, "rsmatch"): 0.7}
+    records = [
+        CELL | {"labels": labels, "method": method, "seed": 0, "accuracy": value}
+        | {"series": [{"step": 1, "accuracy": value}]}
+        for (labels, method), value in accuracy.items()
+    ]  # fmt: skip
+    plots.draw(tmp_path, records, benchmark.summarize(records))
+    for name in ("accuracy", "steps"):
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert "20 labels" in text
+        assert "40 labels" not in text
 
 
 def test_a_resumed_matrix_gives_the_lines_of_an_uninterrupted_one(
@@ -302,10 +322,6 @@ def test_too_few_images_are_said_before_anything_is_trained(world: World, source
 
 
 # Statistics.
-
-CELL = {
-    "contamination": "balanced", "num_real": 200, "alpha": 0.5, "labels": 250, "learning_rate": 0.01, "seconds": 1.0,
-}  # fmt: skip
 
 
 def test_interval_is_the_t_interval_of_paired_differences() -> None:
