@@ -444,7 +444,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for baseline in BASELINES:
                 beside = {record["seed"]: record["accuracy"] for record in of_method.get((baseline,), [])}
                 pairs = [record["accuracy"] - beside[record["seed"]] for record in runs if record["seed"] in beside]
-                name = f"minus_{baseline.replace('-', '_')}"
+                name = _minus(baseline)
                 row[name] = fmean(pairs) if pairs else math.nan
                 row[f"{name}_low"], row[f"{name}_high"] = interval(pairs)
             for name in FIGURES[1:]:
@@ -503,11 +503,16 @@ def _markdown(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         accuracy = f"{row['accuracy']:.1%}"
         if not math.isnan(row["accuracy_std"]):
             accuracy += f" ± {row['accuracy_std']:.1%}"
-        paired = [_difference(row, "minus_fixmatch"), _difference(row, "minus_fixmatch_real")]
+        paired = ["" if row["method"] == baseline else _difference(row, _minus(baseline)) for baseline in BASELINES]
         auroc = row["detector_auroc"]
         detector = "" if math.isnan(auroc) else f"{auroc:.3f} ({row['detector_auroc_worst']:.3f})"
         cell = [str(row[name]) for name in (*CELL, "method", "learning_rate", "seeds")]
         yield f"| {' | '.join((*cell, accuracy, *paired, detector))} |"
+
+
+def _minus(baseline: str) -> str:
+    """Name of the column of differences to a baseline."""
+    return f"minus_{baseline.replace('-', '_')}"
 
 
 def _difference(row: Mapping[str, Any], name: str) -> str:
