@@ -61,7 +61,7 @@ def benchmark(
 
     from curate.config import resolve
     from pipelines import benchmark as stage
-    from pipelines import downloads
+    from pipelines import downloads, plots
     from pipelines.errors import BadInput
 
     if missing := [name for name in ("scipy", "matplotlib") if find_spec(name) is None]:
@@ -86,10 +86,6 @@ def benchmark(
     if json:
         console.as_json(asdict(summary))
         return
-    columns = (
-        *(*stage.CELL, "method", "learning_rate", "seeds", "accuracy"),
-        *("minus_fixmatch", "minus_fixmatch_low", "minus_fixmatch_high", "detector_auroc"),
-    )
-    shown = [{name: row[name] for name in columns} for row in summary.table]
-    console.table("Accuracy on real test images; difference to FixMatch, paired, with its 95 % interval", shown)
+    for cell in dict.fromkeys(map(plots.title, summary.table)):
+        console.table(cell, [stage.shown(row) for row in summary.table if plots.title(row) == cell])
     console.note(f"Next: look at {settings.out}/table.md and {', '.join(summary.figures)}")

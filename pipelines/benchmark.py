@@ -493,30 +493,36 @@ def write_table(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _markdown(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    columns = (
-        *("contamination", "real images", "alpha", "labels", "method", "learning rate", "seeds", "accuracy"),
-        *("minus FixMatch (95 %)", "minus FixMatch on the real part (95 %)", "detector's AUROC (worst)"),
-    )
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
-    for row in table:
-        accuracy = f"{row['accuracy']:.1%}"
-        if not math.isnan(row["accuracy_std"]):
-            accuracy += f" ± {row['accuracy_std']:.1%}"
-        paired = ["" if row["method"] == baseline else _difference(row, _minus(baseline)) for baseline in BASELINES]
-        auroc = row["detector_auroc"]
-        detector = "" if math.isnan(auroc) else f"{auroc:.3f} ({row['detector_auroc_worst']:.3f})"
-        cell = [str(row[name]) for name in (*CELL, "method", "learning_rate", "seeds")]
-        yield f"| {' | '.join((*cell, accuracy, *paired, detector))} |"
+    rows = [{"cell": plots.title(row)} | shown(row) for row in table]
+    yield f"| {' | '.join(rows[0])} |"
+    yield "|---" * len(rows[0]) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row.values())} |"
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of the table as a person reads it: accuracy in percent, differences in points with their 95 % interval."""
+    spread = "" if math.isnan(row["accuracy_std"]) else f" ± {100 * row['accuracy_std']:.1f}"
+    auroc = f"{row['detector_auroc']:.3f} ({row['detector_auroc_worst']:.3f})"
+    return {
+        "method": row["method"],
+        "rate": f"{row['learning_rate']:g}",
+        "seeds": str(row["seeds"]),
+        "accuracy, %": f"{100 * row['accuracy']:.1f}{spread}",
+        "minus FixMatch (95 %)": _difference(row, "fixmatch"),
+        "minus FixMatch on real (95 %)": _difference(row, "fixmatch-real"),
+        "AUROC (worst)": "" if math.isnan(row["detector_auroc"]) else auroc,
+    }
+
+
+def _difference(row: Mapping[str, Any], baseline: str) -> str:
+    name = _minus(baseline)
+    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if row["method"] == baseline or math.isnan(mean):
+        return ""
+    return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _minus(baseline: str) -> str:
     """Name of the column of differences to a baseline."""
     return f"minus_{baseline.replace('-', '_')}"
-
-
-def _difference(row: Mapping[str, Any], name: str) -> str:
-    """A paired difference in points, with its interval."""
-    text = "" if math.isnan(row[name]) else f"{100 * row[name]:+.1f}"
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return text if math.isnan(low) else f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -23,6 +23,11 @@ SERIES = {
 }
 
 
+def title(row: Mapping[str, Any]) -> str:
+    """The cell of a row of the table, or of a record."""
+    return f"{row['contamination']}, {row['num_real']:,} real, alpha {row['alpha']:g}, {row['labels']:,} labels"
+
+
 def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Draw accuracy against alpha, paired differences to FixMatch, and figures over the steps.
 
@@ -60,7 +65,7 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
         rows = [row for row in table if tuple(row[name] for name in CELL) == cell]
         if len({row["alpha"] for row in rows}) == 1:
             _by_method(panel, rows, dict(_styles(table)))
-            panel.set_title(_title(rows[0]), fontsize="medium")
+            panel.set_title(title(rows[0]), fontsize="medium")
             continue
         for method, style in _styles(table):
             line = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["alpha"]))
@@ -96,7 +101,7 @@ def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
         panel.axvline(0, color="#444444", linewidth=0.8)
         panel.set_yticks(range(len(rows)), [f"{row['method']} ({row['seeds']})" for row in reversed(rows)])
         panel.set_ylim(-0.6, len(rows) - 0.4)
-        panel.set_title(_title(rows[0]), fontsize="medium")
+        panel.set_title(title(rows[0]), fontsize="medium")
         panel.set_xlabel("minus FixMatch, points")
     return figure
 
@@ -104,10 +109,6 @@ def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
 def _has_interval(row: Mapping[str, Any]) -> bool:
     """Whether there are two pairs; FixMatch itself differs from FixMatch by nothing."""
     return bool(row["minus_fixmatch_low"] < row["minus_fixmatch_high"])
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    return f"{row['contamination']}, {row['num_real']:,} real, alpha {row['alpha']:g}, {row['labels']} labels"
 
 
 def _most_of_a_cell(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -120,9 +121,9 @@ def _most_of_a_cell(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
     """One panel per figure: its mean over the seeds of each method."""
-    shown = {name: title for name, title in SERIES.items() if any(name in p for r in records for p in r["series"])}
+    shown = {name: label for name, label in SERIES.items() if any(name in p for r in records for p in r["series"])}
     figure, panels = _panels(len(shown))
-    for panel, (name, title) in zip(panels, shown.items(), strict=True):
+    for panel, (name, label) in zip(panels, shown.items(), strict=True):
         for method, style in _styles(records):
             values: dict[int, list[float]] = {}
             for record in records:
@@ -132,8 +133,8 @@ def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
             if values:
                 steps = sorted(values)
                 panel.plot(steps, [fmean(values[step]) for step in steps], label=method, **style)
-        panel.set(xlabel="step", ylabel=title)
-    figure.suptitle(_title(records[0]), fontsize="medium")
+        panel.set(xlabel="step", ylabel=label)
+    figure.suptitle(title(records[0]), fontsize="medium")
     _legend(figure, panels)
     return figure
 
