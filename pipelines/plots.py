@@ -16,6 +16,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = "os^Dv<>"
 DASHES = ("-", "--", ":", "-.")
 CELL = ("contamination", "num_real", "labels")
+LEAST_RANGE = 0.02  # of an axis over the steps
 SERIES = {
     "accuracy": "accuracy on real test images",
     "detector_auroc": "detector's AUROC on the pool",
@@ -65,7 +66,7 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
         rows = [row for row in table if tuple(row[name] for name in CELL) == cell]
         if len({row["alpha"] for row in rows}) == 1:
             _by_method(panel, rows, dict(_styles(table)))
-            panel.set_title(title(rows[0]), fontsize="medium")
+            _set_title(panel, title(rows[0]))
             continue
         for method, style in _styles(table):
             line = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["alpha"]))
@@ -74,7 +75,7 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
                 spread = [100 * row["accuracy_std"] for row in line]
                 panel.errorbar(alphas, means, spread, label=method, capsize=2, **style)
         panel.set(xlabel="alpha (synthetic per real image)", ylabel="accuracy, %")
-        panel.set_title(f"{cell[0]}, {cell[1]:,} real, {cell[2]} labels", fontsize="medium")
+        _set_title(panel, f"{cell[0]}, {cell[1]:,} real, {cell[2]:,} labels")
     _legend(figure, panels)
     return figure
 
@@ -101,7 +102,7 @@ def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
         panel.axvline(0, color="#444444", linewidth=0.8)
         panel.set_yticks(range(len(rows)), [f"{row['method']} ({row['seeds']})" for row in reversed(rows)])
         panel.set_ylim(-0.6, len(rows) - 0.4)
-        panel.set_title(title(rows[0]), fontsize="medium")
+        _set_title(panel, title(rows[0]))
         panel.set_xlabel("minus FixMatch, points")
     return figure
 
@@ -134,6 +135,9 @@ def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
                 steps = sorted(values)
                 panel.plot(steps, [fmean(values[step]) for step in steps], label=method, **style)
         panel.set(xlabel="step", ylabel=label)
+        low, high = panel.get_ylim()
+        if high - low < LEAST_RANGE:  # what hardly changes should look so
+            panel.set_ylim(low - LEAST_RANGE / 2, min(high + LEAST_RANGE / 2, 1))  # all of them are shares
     figure.suptitle(title(records[0]), fontsize="medium")
     _legend(figure, panels)
     return figure
@@ -152,6 +156,12 @@ def _panels(count: int) -> tuple["Figure", Sequence["Axes"]]:
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, panels[:count]
+
+
+def _set_title(panel: "Axes", text: str) -> None:
+    """In two lines: in one it is wider than the panel."""
+    first, _, second = text.partition(", ")
+    panel.set_title(f"{first}\n{second}", fontsize="medium")
 
 
 def _styles(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
