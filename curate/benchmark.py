@@ -50,7 +50,8 @@ def benchmark(
     config: Annotated[
         str | None,
         typer.Option(
-            help="TOML file, or a protocol that ships: benchmark-cpu, benchmark-gpu.  [default: benchmark-cpu]"
+            help="TOML file, or a protocol that ships: benchmark-cpu, benchmark-cpu-four, benchmark-gpu.  "
+            "[default: benchmark-cpu]"
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -33,7 +33,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator,
+)  # fmt: skip
 
 from pipelines import calibration, datasets, devices, folders, model, plots, train, truth, workers, worlds
 from pipelines.atomic import replacing
@@ -99,16 +101,16 @@ class BenchmarkConfig(BaseModel):
     out: Path = Path("benchmark")
     methods: tuple[str, ...] = ("supervised", "fixmatch-real", "fixmatch", "rsmatch", "rsmatch-oracle")
     contaminations: tuple[str, ...] = ("balanced",)  # NAME or NAME:SHARE of the synthetic images that are so
-    alphas: tuple[float, ...] = (0.5,)  # num_synthetic = alpha * num_real
-    labels: tuple[int, ...] = (250,)  # labeled images in all
+    alphas: tuple[NonNegativeFloat, ...] = (0.5,)  # num_synthetic = alpha * num_real
+    labels: tuple[PositiveInt, ...] = (250,)  # labeled images in all
     seeds: int = Field(default=3, ge=1)
     classes: tuple[str, ...] | None = None  # of the task; None: all, or what off-class contamination leaves it
-    num_real: tuple[int, ...] = (20_000,)  # unlabeled real images in all
+    num_real: tuple[PositiveInt, ...] = (20_000,)  # unlabeled real images in all
     num_test: int = Field(default=10_000, ge=1)
     size: int | None = Field(default=None, ge=8)  # pixels; None leaves the files as they are (see datasets.matched)
     jobs: int = Field(default=1, ge=1)  # runs side by side
     start: dict[str, Any] | None = None  # of pipelines.train.TrainConfig: the network that all methods start from
-    learning_rates: tuple[float, ...] = (0.03,)
+    learning_rates: tuple[PositiveFloat, ...] = (0.03,)
     train: dict[str, Any] = Field(default_factory=dict)  # of pipelines.train.TrainConfig; the rest of it
 
     @field_validator("methods")

@@ -378,6 +378,12 @@ def test_a_matrix_over_rates_and_numbers_of_real_images(world: World, sources: P
     assert benchmark.run(settings).num_on_record == 4
 
 
+@pytest.mark.parametrize("odd", [{"alphas": (-1.0,)}, {"labels": (0,)}, {"num_real": (0,)}, {"learning_rates": (0.0,)}])
+def test_a_matrix_that_cannot_be_is_refused(odd: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="greater than"):
+        BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, **odd)
+
+
 def test_a_learning_rate_among_the_settings_of_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"give it as learning_rates"):
         BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, train={"learning_rate": 0.1})
