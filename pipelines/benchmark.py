@@ -34,7 +34,14 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from pydantic import (
-    BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
 )  # fmt: skip
 
 from pipelines import calibration, datasets, devices, folders, model, plots, train, truth, workers, worlds
