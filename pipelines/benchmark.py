@@ -42,7 +42,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
-)  # fmt: skip
+)
 
 from pipelines import calibration, datasets, devices, folders, model, plots, train, truth, workers, worlds
 from pipelines.atomic import replacing
