@@ -62,7 +62,7 @@ def benchmark(
 
     from curate.config import resolve
     from pipelines import benchmark as stage
-    from pipelines import downloads, plots
+    from pipelines import comparison, downloads
     from pipelines.errors import BadInput
 
     if missing := [name for name in ("scipy", "matplotlib") if find_spec(name) is None]:
@@ -87,6 +87,6 @@ def benchmark(
     if json:
         console.as_json(asdict(summary))
         return
-    for cell in dict.fromkeys(map(plots.title, summary.table)):
-        console.table(cell, [stage.shown(row) for row in summary.table if plots.title(row) == cell])
+    for rows in comparison.grouped(summary.table, comparison.CELL).values():
+        console.table(comparison.title(rows[0]), [comparison.shown(row) for row in rows])
     console.note(f"Next: look at {settings.out}/table.md and {', '.join(summary.figures)}")

@@ -33,7 +33,7 @@ def resolve(kind: type[Config], flags: Mapping[str, Any], recipe: str | None = N
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         given = flags.get(str(first["loc"][0])) if first["loc"] else None
-        where = f"--{key.replace('_', '-')}" if given is not None else (recipe or "configuration")
+        where = f"--{str(first['loc'][0]).replace('_', '-')}" if given is not None else (recipe or "configuration")
         raise BadInput(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
 
 

@@ -9,13 +9,12 @@ again   runs on record are skipped, one that was killed goes on from its checkpo
 A matrix is contaminations x numbers of real images x alphas x label counts x seeds x methods x learning rates. All
 methods of a seed share their images: labeled set, real part of the pool and synthetic part are drawn once for it, so
 that differences are paired. The settings of the training are the same for all but for the learning rate: a loss of more
-terms takes larger steps at the same one, so each method is judged at its best (`at_best_rates`). On request all start
-from one network, trained on the labeled images alone: a short schedule would else compare how fast each learns what
-these say. Each run goes through the stages that a user's crawl goes through: the pool is ingested, `pipelines.train`
-trains on it, and nothing but the oracles reads the truth.
+terms takes larger steps at the same one, so each method is judged at its best (`pipelines.comparison`). On request all
+start from one network, trained on the labeled images alone: a short schedule would else compare how fast each learns
+what these say. Each run goes through the stages that a user's crawl goes through: the pool is ingested,
+`pipelines.train` trains on it, and nothing but the oracles reads the truth.
 """
 
-import csv
 import io
 import itertools
 import json
@@ -26,7 +25,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -44,7 +42,7 @@ from pydantic import (
     field_validator,
 )
 
-from pipelines import calibration, datasets, devices, folders, model, plots, train, truth, workers, worlds
+from pipelines import calibration, comparison, datasets, devices, folders, model, plots, train, truth, workers, worlds
 from pipelines.atomic import replacing
 from pipelines.errors import Incompatible
 from pipelines.images import Decoder
@@ -59,7 +57,6 @@ LIMITS = (0.05, 0.1)
 KERNELS = ("lanczos", "bicubic", "box", "bilinear")
 LOST = 0.05  # of the real test images, where the threshold for scaled photographs lies
 NUM_PHOTOGRAPHS = 1000
-BASELINES = ("fixmatch", "fixmatch-real")  # that the others are compared with
 
 
 class Method(NamedTuple):
@@ -213,9 +210,9 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
             on_tick(Tick(done=count, total=len(jobs), unit="runs", figures=shown))
         for folder in ("worlds", "runs"):
             shutil.rmtree(config.out / folder, ignore_errors=True)
-    records = at_best_rates(on_record(results, settings))
-    table = summarize(records)
-    write_table(config.out, table)
+    records = comparison.at_best_rates(on_record(results, settings))
+    table = comparison.summarize(records)
+    comparison.write_table(config.out, table)
     return Summary(
         num_runs=len(jobs),
         num_on_record=len(jobs) - len(missing),
@@ -254,7 +251,7 @@ def on_record(results: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: record[name] for name in (*CELL, "seed", "method", "learning_rate")}
+    return {name: record[name] for name in (*comparison.CELL, "seed", "method", "learning_rate")}
 
 
 def _settings(config: BenchmarkConfig) -> dict[str, Any]:
@@ -316,7 +313,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     series = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
     record = job.facts
-    record |= {name: summary.metrics[name] for name in (*FIGURES, "dummy_share") if name in summary.metrics}
+    record |= {name: summary.metrics[name] for name in (*comparison.FIGURES, "dummy_share") if name in summary.metrics}
     if "detector_flagged" in summary.metrics:  # there is a detector; of a clean pool there is no AUROC
         record |= held_out(folder, target)
         if config.photographs:
@@ -403,135 +400,3 @@ def _detect(trained: model.Model, data: Sequence[bytes]) -> tuple[npt.NDArray[np
         logits.append(trained.detector(on_device).cpu())
         color.append(truth.is_color(on_device).cpu())
     return torch.cat(logits).numpy(), torch.cat(color).numpy()
-
-
-# Results.
-
-# Figures of a record that the table summarizes by their mean.
-FIGURES = (
-    "accuracy",
-    "accuracy_dummy",
-    "pseudo_label_accuracy_real",
-    "pseudo_label_accuracy_synthetic",
-    "detector_auroc",
-    "detector_auroc_color",
-    "detector_accuracy",
-    "detector_flagged",
-    "queue_purity",
-)
-CELL = ("contamination", "num_real", "alpha", "labels")
-
-
-def at_best_rates(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The runs of each method at the learning rate with the highest mean accuracy in a cell, of those rates that most
-    seeds were run at.
-    """
-    best: list[Mapping[str, Any]] = []
-    for runs in _grouped(records, (*CELL, "method")).values():
-        of_rate = _grouped(runs, ("learning_rate",))
-        best += of_rate[max(of_rate, key=lambda rate: _seeds_and_accuracy(of_rate[rate]))]
-    return best
-
-
-def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per cell and method, of runs at one learning rate each: mean and standard deviation over seeds, paired
-    difference to each baseline with its 95 % confidence interval (t distribution; NaN with fewer than two pairs),
-    detector's mean and worst AUROC.
-    """
-    rows = []
-    for cell, inside in _grouped(records, CELL).items():
-        of_method = _grouped(inside, ("method",))
-        for (method,), runs in of_method.items():
-            accuracy = [record["accuracy"] for record in runs]
-            row: dict[str, Any] = dict(zip(CELL, cell, strict=True)) | {"method": method}
-            row |= {
-                "learning_rate": runs[0]["learning_rate"],
-                "seeds": len(runs),
-                "accuracy": fmean(accuracy),
-                "accuracy_std": stdev(accuracy) if len(accuracy) > 1 else math.nan,
-            }
-            for baseline in BASELINES:
-                beside = {record["seed"]: record["accuracy"] for record in of_method.get((baseline,), [])}
-                pairs = [record["accuracy"] - beside[record["seed"]] for record in runs if record["seed"] in beside]
-                name = _minus(baseline)
-                row[name] = fmean(pairs) if pairs else math.nan
-                row[f"{name}_low"], row[f"{name}_high"] = interval(pairs)
-            for name in FIGURES[1:]:
-                values = [record[name] for record in runs if name in record]
-                row[name] = fmean(values) if values else math.nan
-            aurocs = [record["detector_auroc"] for record in runs if "detector_auroc" in record]
-            row["detector_auroc_worst"] = min(aurocs) if aurocs else math.nan
-            row["seconds"] = fmean(record["seconds"] for record in runs)
-            rows.append(row)
-    return rows
-
-
-def _seeds_and_accuracy(runs: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
-    return len(runs), fmean(run["accuracy"] for run in runs)
-
-
-def _grouped(
-    records: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(tuple(record[name] for name in names), []).append(record)
-    return groups
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % confidence interval of the mean of paired differences."""
-    if len(differences) < 2:
-        return math.nan, math.nan
-    from scipy import stats
-
-    reach = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-    return fmean(differences) - reach, fmean(differences) + reach
-
-
-def write_table(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Write table.csv (all columns) and table.md (what a paper would show, in percent)."""
-    if not table:
-        return
-    with replacing(out / "table.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table[0].keys())
-        writer.writeheader()
-        writer.writerows(table)
-    with replacing(out / "table.md") as temporary:
-        temporary.write_text("\n".join(_markdown(table)) + "\n", encoding="utf-8")
-
-
-def _markdown(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    rows = [{"cell": plots.title(row)} | shown(row) for row in table]
-    yield f"| {' | '.join(rows[0])} |"
-    yield "|---" * len(rows[0]) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row.values())} |"
-
-
-def shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of the table as a person reads it: accuracy in percent, differences in points with their 95 % interval."""
-    spread = "" if math.isnan(row["accuracy_std"]) else f" ± {100 * row['accuracy_std']:.1f}"
-    auroc = f"{row['detector_auroc']:.3f} ({row['detector_auroc_worst']:.3f})"
-    return {
-        "method": row["method"],
-        "rate": f"{row['learning_rate']:g}",
-        "seeds": str(row["seeds"]),
-        "accuracy, %": f"{100 * row['accuracy']:.1f}{spread}",
-        "minus FixMatch (95 %)": _difference(row, "fixmatch"),
-        "minus FixMatch on real (95 %)": _difference(row, "fixmatch-real"),
-        "AUROC (worst)": "" if math.isnan(row["detector_auroc"]) else auroc,
-    }
-
-
-def _difference(row: Mapping[str, Any], baseline: str) -> str:
-    name = _minus(baseline)
-    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    if row["method"] == baseline or math.isnan(mean):
-        return ""
-    return f"{mean:+.1f}" if math.isnan(low) else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def _minus(baseline: str) -> str:
-    """Name of the column of differences to a baseline."""
-    return f"minus_{baseline.replace('-', '_')}"

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pipelines.atomic import replacing
+from pipelines.comparison import CELL, grouped, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,18 +16,13 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
 DASHES = ("-", "--", ":", "-.")
-CELL = ("contamination", "num_real", "labels")
+LINE = ("contamination", "num_real", "labels")  # a cell, over alphas
 LEAST_RANGE = 0.02  # of an axis over the steps
 SERIES = {
     "accuracy": "accuracy on real test images",
     "detector_auroc": "detector's AUROC on the pool",
     "queue_purity": "synthetic share of the queue",
 }
-
-
-def title(row: Mapping[str, Any]) -> str:
-    """The cell of a row of the table, or of a record."""
-    return f"{row['contamination']}, {row['num_real']:,} real, alpha {row['alpha']:g}, {row['labels']:,} labels"
 
 
 def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -36,15 +32,17 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
     """
     if not records:
         return []
-    figures = {"accuracy": _against_alpha(table), "steps": _over_steps(_most_of_a_cell(records))}
+    figures = {"accuracy": _against_alpha(table), "steps": _over_steps(records)}
     if any(map(_has_interval, table)):
         figures["differences"] = _differences(table)
+    from matplotlib import rc_context
+
     paths = []
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
             path = out / f"{name}.{suffix}"
-            with replacing(path) as temporary:
-                # Without a date, so that the same results give the same file.
+            # Without a date and with ids that are not random, so that the same results give the same file.
+            with replacing(path) as temporary, rc_context({"svg.hashsalt": name}):
                 metadata = {"Date": None} if suffix == "svg" else None
                 figure.savefig(temporary, format=suffix, dpi=160, metadata=metadata)
             paths.append(path)
@@ -57,13 +55,10 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
 
     Of several cells, those of a single method are left out: they are there for their detector, not to compare.
     """
-    of_cell: dict[tuple[Any, ...], set[str]] = {}
-    for row in table:
-        of_cell.setdefault(tuple(row[name] for name in CELL), set()).add(row["method"])
-    cells = [cell for cell, methods in of_cell.items() if len(methods) > 1] or list(of_cell)
-    figure, panels = _panels(len(cells))
-    for panel, cell in zip(panels, cells, strict=True):
-        rows = [row for row in table if tuple(row[name] for name in CELL) == cell]
+    lines = list(grouped(table, LINE).values())
+    compared = [rows for rows in lines if len({row["method"] for row in rows}) > 1] or lines
+    figure, panels = _panels(len(compared))
+    for panel, rows in zip(panels, compared, strict=True):
         if len({row["alpha"] for row in rows}) == 1:
             _by_method(panel, rows, dict(_styles(table)))
             _set_title(panel, title(rows[0]))
@@ -75,7 +70,7 @@ def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
                 spread = [100 * row["accuracy_std"] for row in line]
                 panel.errorbar(alphas, means, spread, label=method, capsize=2, **style)
         panel.set(xlabel="alpha (synthetic per real image)", ylabel="accuracy, %")
-        _set_title(panel, f"{cell[0]}, {cell[1]:,} real, {cell[2]:,} labels")
+        _set_title(panel, f"{rows[0]['contamination']}, {rows[0]['num_real']:,} real, {rows[0]['labels']:,} labels")
     _legend(figure, panels)
     return figure
 
@@ -92,10 +87,9 @@ def _by_method(panel: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping
 def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
     """One panel per cell: each method's mean paired difference to FixMatch with its 95 % interval."""
     styles, paired = dict(_styles(table)), [row for row in table if _has_interval(row)]
-    cells = list(dict.fromkeys(tuple(row[name] for name in (*CELL, "alpha")) for row in paired))
+    cells = grouped(paired, CELL).values()
     figure, panels = _panels(len(cells))
-    for panel, cell in zip(panels, cells, strict=True):
-        rows = [row for row in paired if tuple(row[name] for name in (*CELL, "alpha")) == cell]
+    for panel, rows in zip(panels, cells, strict=True):
         for height, row in enumerate(reversed(rows)):
             reach = 100 * (row["minus_fixmatch_high"] - row["minus_fixmatch"])
             panel.errorbar(100 * row["minus_fixmatch"], height, xerr=reach, capsize=2, **styles[row["method"]])
@@ -112,16 +106,11 @@ def _has_interval(row: Mapping[str, Any]) -> bool:
     return bool(row["minus_fixmatch_low"] < row["minus_fixmatch_high"])
 
 
-def _most_of_a_cell(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The runs of the cell that has most of them: means over several would compare methods on different cells."""
-    cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for record in records:
-        cells.setdefault(tuple(record[name] for name in (*CELL, "alpha")), []).append(record)
-    return max(cells.values(), key=len)
-
-
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per figure: its mean over the seeds of each method."""
+    """One panel per figure: its mean over the seeds of each method, in the cell that has most runs. Means over several
+    cells would compare methods on different ones.
+    """
+    records = max(grouped(records, CELL).values(), key=len)
     shown = {name: label for name, label in SERIES.items() if any(name in p for r in records for p in r["series"])}
     figure, panels = _panels(len(shown))
     for panel, (name, label) in zip(panels, shown.items(), strict=True):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from pipelines import benchmark, datasets, plots, worlds
+from pipelines import benchmark, comparison, datasets, plots, worlds
 from pipelines.benchmark import BenchmarkConfig
 from pipelines.errors import BadInput, Incompatible
 from pipelines.manifest import Pool, read_parquet
@@ -116,12 +116,15 @@ def test_differences_are_drawn_where_there_are_pairs(tmp_path: Path) -> None:
         for seed, value in enumerate(values)
     ]
     drawn = plots.draw(
-        tmp_path, [records[0] | {"series": [{"step": 1, "accuracy": 0.5}]}], benchmark.summarize(records)
+        tmp_path, [records[0] | {"series": [{"step": 1, "accuracy": 0.5}]}], comparison.summarize(records)
     )
     assert tmp_path / "differences.svg" in drawn
     text = (tmp_path / "differences.svg").read_text()
     assert "rsmatch (2)" in text
     assert "supervised" not in text
+    first = [path.read_bytes() for path in drawn]
+    plots.draw(tmp_path, [records[0] | {"series": [{"step": 1, "accuracy": 0.5}]}], comparison.summarize(records))
+    assert [path.read_bytes() for path in drawn] == first
 
 
 def test_figures_are_of_what_can_be_compared(tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_figures_are_of_what_can_be_compared(tmp_path: Path) -> None:
         | {"series": [{"step": 1, "accuracy": value}]}
         for (labels, method), value in accuracy.items()
     ]  # fmt: skip
-    plots.draw(tmp_path, records, benchmark.summarize(records))
+    plots.draw(tmp_path, records, comparison.summarize(records))
     for name in ("accuracy", "steps"):
         text = (tmp_path / f"{name}.svg").read_text()
         assert "20 labels" in text
@@ -327,8 +330,8 @@ def test_too_few_images_are_said_before_anything_is_trained(world: World, source
 def test_interval_is_the_t_interval_of_paired_differences() -> None:
     differences = [0.01, 0.03, -0.005]
     expected = stats.t.interval(0.95, 2, loc=np.mean(differences), scale=stats.sem(differences))
-    assert benchmark.interval(differences) == pytest.approx(expected)
-    assert all(math.isnan(end) for end in benchmark.interval([0.1]))
+    assert comparison.interval(differences) == pytest.approx(expected)
+    assert all(math.isnan(end) for end in comparison.interval([0.1]))
 
 
 def test_table_pairs_by_seed() -> None:
@@ -336,7 +339,7 @@ def test_table_pairs_by_seed() -> None:
     records = [
         CELL | {"method": m, "seed": i, "accuracy": a} for m, row in accuracies.items() for i, a in enumerate(row)
     ]
-    fixmatch, real_only, rsmatch = benchmark.summarize(records)
+    fixmatch, real_only, rsmatch = comparison.summarize(records)
     assert fixmatch["minus_fixmatch"] == 0
     assert rsmatch["minus_fixmatch"] == pytest.approx(0.02)
     assert rsmatch["accuracy_std"] == pytest.approx(np.std(accuracies["rsmatch"], ddof=1))
@@ -359,10 +362,10 @@ def test_each_method_is_judged_at_its_best_rate() -> None:
         for (method, rate), values in accuracy.items()
         for seed, value in enumerate(values)
     ]
-    best = benchmark.at_best_rates(runs)
+    best = comparison.at_best_rates(runs)
     assert [(run["method"], run["learning_rate"]) for run in best] == [("fixmatch", 0.02)] * 2 + [("rsmatch", 0.01)] * 2
     elsewhere = [run | {"alpha": 1.0} for run in runs if run["learning_rate"] == 0.01]
-    assert {run["learning_rate"] for run in benchmark.at_best_rates(runs + elsewhere) if run["alpha"] == 1.0} == {0.01}
+    assert {run["learning_rate"] for run in comparison.at_best_rates(runs + elsewhere) if run["alpha"] == 1.0} == {0.01}
 
 
 def test_a_matrix_over_rates_and_numbers_of_real_images(world: World, sources: Path, tmp_path: Path) -> None:
