@@ -30,13 +30,13 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
 
     Returns the files: none where nothing is on record, no differences where no cell has two seeds of FixMatch.
     """
+    from matplotlib import rc_context
+
     if not records:
         return []
     figures = {"accuracy": _against_alpha(table), "steps": _over_steps(records)}
     if any(map(_has_interval, table)):
         figures["differences"] = _differences(table)
-    from matplotlib import rc_context
-
     paths = []
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
