@@ -79,7 +79,11 @@ def benchmark(
         "contaminations": contamination, "classes": classes, "num_real": num_real, "alphas": alpha, "labels": labels,
         "learning_rates": learning_rate, "seeds": seeds, "size": size, "jobs": jobs,
     }  # fmt: skip
-    settings = resolve(stage.BenchmarkConfig, flags, config or "benchmark-cpu")
+    options = {
+        "methods": "--method", "contaminations": "--contamination", "classes": "--class", "alphas": "--alpha",
+        "learning_rates": "--learning-rate",
+    }  # fmt: skip
+    settings = resolve(stage.BenchmarkConfig, flags, config or "benchmark-cpu", options=options)
     if num_steps is not None:
         settings = settings.model_copy(update={"train": settings.train | {"num_steps": num_steps}})
     with console.progress("benchmark") as on_tick:

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,10 +15,17 @@ from pipelines.errors import BadInput
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def resolve(kind: type[Config], flags: Mapping[str, Any], recipe: str | None = None) -> Config:
+def resolve(
+    kind: type[Config],
+    flags: Mapping[str, Any],
+    recipe: str | None = None,
+    *,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> Config:
     """Build a `kind` from the flags that were given (those that are not None) over `recipe`.
 
-    `recipe` is a TOML file, or the name of one that ships with curate (`cpu`).
+    `recipe` is a TOML file, or the name of one that ships with curate (`cpu`); `options` names the option of a flag
+    where that is not the flag's own name.
     Raises BadInput naming the key, the value and where it came from.
     """
     values = _read(recipe) if recipe else {}
@@ -32,8 +40,9 @@ def resolve(kind: type[Config], flags: Mapping[str, Any], recipe: str | None = N
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        given = flags.get(str(first["loc"][0])) if first["loc"] else None
-        where = f"--{str(first['loc'][0]).replace('_', '-')}" if given is not None else (recipe or "configuration")
+        flag = str(first["loc"][0]) if first["loc"] else ""
+        option = options.get(flag, f"--{flag.replace('_', '-')}")
+        where = option if flags.get(flag) is not None else (recipe or "configuration")
         raise BadInput(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
 
 

@@ -257,8 +257,8 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(config: BenchmarkConfig) -> dict[str, Any]:
     """What must be the same for two runs to be compared."""
     named = {name: getattr(config, name).name for name in ("real", "synthetic", "test")}
-    values = config.model_dump(mode="json", include={"classes", "num_test", "size", "start", "train"})
-    return named | values
+    values = config.model_dump(mode="json", include={"num_test", "size", "start", "train"})
+    return named | {"classes": sorted(set(config.classes)) if config.classes else None} | values
 
 
 # Runs.

@@ -53,6 +53,11 @@ def test_commands_are_these() -> None:
         (("train", "--labeled", "seed"), 1, "run `curate ingest"),
         (("train", "--labeled", "seed", "--image-size", "4"), 1, "--image-size: image_size = 4"),
         (("train", "--labeled", "seed", "--config", "nowhere.toml"), 1, "give a TOML file or one of benchmark-cpu"),
+        (
+            ("benchmark", "--real", "r", "--synthetic", "s", "--test", "t", "--learning-rate", "0"),
+            1,
+            "curate: --learning-rate: learning_rates.0 = 0.0: Input should be greater than 0.",
+        ),
         (("score",), 1, "run `curate ingest"),
         (("ingest", "nowhere"), 1, "nowhere"),
         (("frobnicate",), 2, "No such command"),

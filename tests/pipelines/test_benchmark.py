@@ -190,6 +190,12 @@ def test_results_of_other_settings_are_not_mixed(world: World, sources: Path, wh
         benchmark.run(config(world, sources, whole, train=TRAIN | {"num_steps": 9}))
 
 
+def test_the_order_in_which_classes_are_named_changes_nothing(world: World, sources: Path, tmp_path: Path) -> None:
+    settings = {"methods": ("supervised",), "train": TRAIN | {"num_steps": 2}}
+    benchmark.run(config(world, sources, tmp_path, classes=("triangle", "disc"), **settings))
+    assert benchmark.run(config(world, sources, tmp_path, classes=("disc", "triangle"), **settings)).num_on_record == 1
+
+
 @pytest.mark.parametrize("method", sorted(set(benchmark.METHODS) - {"fixmatch", "rsmatch"}))
 def test_every_method_runs(method: str, world: World, sources: Path, tmp_path: Path) -> None:
     settings = config(
