@@ -36,7 +36,11 @@ _INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 NUM_OPERATIONS = 2  # per image
 APPLY = 0.5  # probability of each
 CUTOUT = 0.5  # of the side
-SHARPENED = 0.6  # of what smoothing takes away, at most, added or taken in the detector's views
+# The detector's views: which share of them is resampled, zoomed by how much at most, and how much at most of what
+# smoothing takes away is added or taken.
+RESAMPLED = 0.8
+ZOOM = 0.4
+SHARPENED = 0.6
 GREY = 127
 
 
@@ -67,14 +71,13 @@ def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def detector(images_BCHW: Tensor, rng: Rng) -> Tensor:
-    """Weak view, made a little sharper or softer, as a pipeline leaves honest photographs.
+    """Weak view, mostly resampled, then made a little sharper or softer, as pipelines leave honest photographs.
 
-    Nothing else: what resamples, recolors or cuts would erase or forge the traces that a detector looks for.
+    Nothing else: what recolors or cuts would erase or forge the traces that a detector looks for.
     """
-    images_BCHW = weak(images_BCHW, rng)
-    amount = (2 * rng.uniform(len(images_BCHW)) - 1)[:, None, None, None] * SHARPENED
-    values = images_BCHW.float()
-    changed = values + amount * (values - _smooth(images_BCHW))
+    values = _resample(weak(images_BCHW, rng).float(), rng)
+    amount = (2 * rng.uniform(len(values)) - 1)[:, None, None, None] * SHARPENED
+    changed = values + amount * (values - _smooth(values))
     return changed.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -226,15 +229,11 @@ def _luma(images_BCHW: Tensor) -> Tensor:
 
 def _smooth(images_BCHW: Tensor) -> Tensor:
     """PIL's SMOOTH filter: a 3x3 mean with fivefold center; the border stays as it is."""
-    values = images_BCHW.int()
-    inner = sum(
-        values[:, :, 1 + dy : values.shape[2] - 1 + dy, 1 + dx : values.shape[3] - 1 + dx]
-        for dy in (-1, 0, 1)
-        for dx in (-1, 0, 1)
-    )
-    inner = inner + 4 * values[:, :, 1:-1, 1:-1]
+    values = images_BCHW.float()
+    columns = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    inner = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:] + 4 * values[:, :, 1:-1, 1:-1]
     result = values.clone()
-    result[:, :, 1:-1, 1:-1] = (2 * inner + 13) // 26  # rounded to the nearest
+    result[:, :, 1:-1, 1:-1] = ((inner + 6.5) / 13).floor()  # rounded to the nearest
     return result
 
 
@@ -246,6 +245,34 @@ def _blend(ground: Tensor, values: Tensor, amount: Tensor) -> Tensor:
 def _gather(images_BCHW: Tensor, where_BHW: Tensor) -> Tensor:
     index = where_BHW.flatten(1)[:, None].expand(-1, images_BCHW.shape[1], -1)
     return images_BCHW.flatten(2).gather(2, index).view_as(images_BCHW)
+
+
+def _resample(values_BCHW: Tensor, rng: Rng) -> Tensor:
+    """Zoom most images about their center, by fractions of a pixel off it, with a cubic kernel of random sharpness."""
+    count, _, height, width = values_BCHW.shape
+    changed = (rng.uniform(count) < RESAMPLED).float()
+    zoom = 1 + changed * ZOOM * (2 * rng.uniform(count) - 1)
+    sharpness = rng.uniform(count)
+    rows = _cubic(height, zoom, changed * (rng.uniform(count) - 0.5), sharpness)
+    columns = _cubic(width, zoom, changed * (rng.uniform(count) - 0.5), sharpness)
+    return rows[:, None] @ values_BCHW @ columns[:, None].mT
+
+
+def _cubic(side: int, zoom_B: Tensor, offset_B: Tensor, sharpness_B: Tensor) -> Tensor:
+    """Weights (B, side, side) of each pixel along one axis for each of the zoomed image, reflecting at the border.
+
+    Cubic convolution (Keys 1981) with a = -sharpness: .5 is Catmull and Rom's kernel, .75 torch's and OpenCV's.
+    """
+    pixel = torch.arange(side, device=zoom_B.device)
+    middle = (side - 1) / 2
+    source = (pixel - middle) / zoom_B[:, None] + middle + offset_B[:, None]
+    source = side - (side - (source + 0.5).abs()).abs() - 0.5
+    distance = (source[:, :, None] - pixel).abs()
+    a = -sharpness_B[:, None, None]
+    near = ((a + 2) * distance - (a + 3)) * distance.square() + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    weight = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    return weight / weight.sum(2, keepdim=True)
 
 
 def _shift(count: int, side: int, rng: Rng) -> Tensor:

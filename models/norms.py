@@ -6,7 +6,12 @@ harm, a perfect route without this rescued next to nothing (docs/log.md). So eac
 only those of the real one go into the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the
 same for adversarial examples.
 
-Shape suffixes: B images, C channels, D features, K classes, G groups (real, synthetic).
+What is normalized by its own batch is seen relative to it: where most synthetic images are of one class, the others
+come out as if they were of that class's opposites, and its own as of all. Harmless where an image is learned from, this
+makes its pseudo-label wrong. So the synthetic images' targets are read as a test would read them, by the running
+statistics.
+
+Shape suffixes: B images, C channels, D features, K classes, G groups (real, synthetic, as tested).
 """
 
 from collections.abc import Iterator
@@ -20,34 +25,38 @@ from torch import Tensor, nn
 from models.networks import Classifier, Heads
 from models.ranks import ALONE, Ranks, sum_over
 
+REAL, SYNTHETIC, AS_TESTED = range(3)
+
 
 class SplitBatchNorm(nn.BatchNorm2d):
     """Batch norm with statistics of its own for each group of images, over the parts of all ranks.
 
-    Shapes do not depend on who is in which group, and nothing waits for a GPU. While `synthetic` is None there is one
-    group.
+    Images AS_TESTED take part in none and are normalized by the running statistics. Shapes do not depend on who is in
+    which group, and nothing waits for a GPU. While `group` is None all are REAL.
     """
 
-    synthetic: Tensor | None = None  # (B,) bool
+    group: Tensor | None = None  # (B,) int64
     ranks: Ranks = ALONE
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or (self.synthetic is None and self.ranks.world == 1):
+        if not self.training or (self.group is None and self.ranks.world == 1):
             return super().forward(input)
-        synthetic = torch.zeros_like(input[:, 0, 0, 0], dtype=torch.bool) if self.synthetic is None else self.synthetic
+        group_B = torch.full_like(input[:, 0, 0, 0], REAL, dtype=torch.int64) if self.group is None else self.group
         values = input.float()
         variance_BC, mean_BC = torch.var_mean(values, (2, 3), correction=0)
-        groups_GB = torch.stack((~synthetic, synthetic)).float()
+        groups_GB = torch.stack((group_B == REAL, group_B == SYNTHETIC)).float()
         sums = torch.cat((groups_GB @ mean_BC, groups_GB @ (variance_BC + mean_BC.square())), dim=1)
         total = sum_over(torch.cat((sums, groups_GB.sum(1, keepdim=True)), dim=1), self.ranks)
         # Nobody is normalized by the statistics of an empty group.
         mean_GC, square_GC = (total[:, :-1] / total[:, -1:].clamp(min=1)).chunk(2, dim=1)
         variance_GC = square_GC - mean_GC.square()
-        self._follow(mean_GC[0], variance_GC[0], total[0, -1] * values[0, 0].numel())
+        self._follow(mean_GC[REAL], variance_GC[REAL], total[REAL, -1] * values[0, 0].numel())
+        assert self.running_mean is not None and self.running_var is not None
+        mean_GC = torch.cat((mean_GC, self.running_mean[None]))
+        variance_GC = torch.cat((variance_GC, self.running_var[None]))
         weight, bias = (self.weight, self.bias) if self.affine else (1.0, 0.0)
         scale_GC = (variance_GC + self.eps).rsqrt() * weight
         shift_GC = bias - mean_GC * scale_GC
-        group_B = synthetic.long()
         output = (values * scale_GC[group_B, :, None, None] + shift_GC[group_B, :, None, None]).to(input.dtype)
         return output
 
@@ -97,24 +106,30 @@ def split_all(network: nn.Module, ranks: Ranks) -> None:
             cast(SplitBatchNorm, module).ranks = ranks
 
 
-def apart(classifier: Classifier, images_BCHW: Tensor, synthetic_B: Tensor) -> Heads:
-    """Both heads' logits of a batch in training whose synthetic images (bool) are normalized by themselves."""
+def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads:
+    """Both heads' logits of a batch in training, normalized by group: REAL, SYNTHETIC or AS_TESTED (int64).
+
+    Images AS_TESTED are for targets alone: their logits may have no gradient.
+    """
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     split_norms = [module for module in norms if isinstance(module, SplitBatchNorm)]
     if split_norms or not norms:
         for norm in split_norms:
-            norm.synthetic = synthetic_B
+            norm.group = group_B
         heads: Heads = classifier(images_BCHW)
         for norm in split_norms:
-            norm.synthetic = None
+            norm.group = None
         return heads
     # On a CPU counts are known, and a pass for each group costs no more than one for all.
-    groups = (~synthetic_B).nonzero().squeeze(1), synthetic_B.nonzero().squeeze(1)
-    real = _pass(classifier, images_BCHW, groups[0])
+    rows = [(group_B == group).nonzero().squeeze(1) for group in (REAL, SYNTHETIC, AS_TESTED)]
+    passes = [_pass(classifier, images_BCHW, rows[REAL])]
     with _running_statistics_kept(norms):
-        synthetic = _pass(classifier, images_BCHW, groups[1])
-    back = torch.cat(groups).argsort()
-    return Heads(*(torch.cat(logits)[back] for logits in zip(real, synthetic, strict=True)))
+        passes.append(_pass(classifier, images_BCHW, rows[SYNTHETIC]))
+    with torch.no_grad():
+        passes.append(_pass(classifier.eval(), images_BCHW, rows[AS_TESTED]))
+    classifier.train()
+    back = torch.cat(rows).argsort()
+    return Heads(*(torch.cat(logits)[back] for logits in zip(*passes, strict=True)))
 
 
 def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:

@@ -17,12 +17,13 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the ot
     det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(v u), [s >= 0.5])
 
 The paper's equations are not public: the losses follow its text and figures, and where these are silent the nearest
-literature. The detector's own view v is a weak one, a little sharper or softer; s(u) is what D's average says of w u.
-Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool is
-synthetic; the cut that this estimate gives s(u), rho and the queue (`Cut`), where the paper's rho would be 0.5; real
-images that the start is sure of as further examples; what a person marked (`Trusted`); batch statistics apart by route
-(`models.norms`); and R in the place of M, so that contamination does not weaken what the real images teach. Without the
-last two a perfect route rescued nothing where contamination does harm (docs/log.md).
+literature. The detector's own view v is a weak one, mostly resampled, and sharper or softer; s(u) is what D's average
+says of w u. Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool
+is synthetic; the cut that this estimate gives s(u), rho and the queue (`Cut`), where the paper's rho would be 0.5; real
+images that the start is sure of as further examples; what a person marked (`Trusted`); batch statistics apart by route,
+where synthetic images' targets are read by the real ones' (`models.norms`); and R in the place of M, so that
+contamination does not weaken what the real images teach. Without the last two a perfect route rescued little or nothing
+where contamination does harm (docs/log.md).
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U. For comparison, g may come
 from the truth or be shuffled (`Recipe.routing`), and D may learn from other examples (`Recipe.detector_examples`).
 """
@@ -102,32 +103,35 @@ def classifier_loss(
     `rows_M` are the unlabeled images' dataset indices; `rules` weigh the pseudo-labels of the real and the dummy head.
     With a `dummy_weight` of 0 what goes to the dummy head teaches nothing: it is discarded.
     One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do; but
-    with `split_norms` what goes to the dummy head has statistics of its own (`models.norms`). The weak views' logits
-    are only ever targets: without `weak_gradient` they go through a pass of their own that keeps no graph, which saves
-    a third of the arithmetic but gives them statistics of their own, too.
+    with `split_norms` what goes to the dummy head has statistics of its own, and its targets are read by the running
+    ones (`models.norms`). The weak views' logits are only ever targets: without `weak_gradient` they go through a pass
+    of their own that keeps no graph, which saves a third of the arithmetic but gives them statistics of their own, too.
     """
+    to_real = torch.ones_like(rows_M, dtype=torch.bool) if synthetic_M is None else ~synthetic_M
+    labeled_B = torch.full_like(labels_B, norms.REAL)
+    strong_M = torch.where(to_real, norms.REAL, norms.SYNTHETIC)
+    weak_M = torch.where(to_real, norms.REAL, norms.AS_TESTED)
 
-    def forward(labeled: Tensor, *unlabeled: Tensor) -> Heads:
-        images = torch.cat((labeled, *unlabeled))
+    def forward(*views: tuple[Tensor, Tensor]) -> Heads:
+        images, groups = (torch.cat(parts) for parts in zip(*views, strict=True))
         if synthetic_M is None or not split_norms:
             heads: Heads = classifier(images)
             return heads
-        routes = (synthetic_M.new_zeros(len(labeled)), *(synthetic_M for _ in unlabeled))
-        return norms.apart(classifier, images, torch.cat(routes))
+        return norms.apart(classifier, images, groups)
 
+    labeled, weak, strong = (labeled_BCHW, labeled_B), (weak_MCHW, weak_M), (strong_MCHW, strong_M)
     sizes = [len(labeled_BCHW), len(weak_MCHW), len(strong_MCHW)]
     if weak_gradient:
-        heads = forward(labeled_BCHW, weak_MCHW, strong_MCHW)
+        heads = forward(labeled, weak, strong)
         real, real_weak, real_strong = torch.split(heads.real, sizes)
         dummy, dummy_weak, dummy_strong = torch.split(heads.dummy, sizes)
     else:
-        heads = forward(labeled_BCHW, strong_MCHW)
+        heads = forward(labeled, strong)
         real, real_strong = torch.split(heads.real, sizes[::2])
         dummy, dummy_strong = torch.split(heads.dummy, sizes[::2])
         with torch.no_grad():  # second: autocast would hand weights that it rounded here, without a graph, to the first
-            real_weak, dummy_weak = forward(labeled_BCHW[:0], weak_MCHW)
+            real_weak, dummy_weak = forward(weak)
 
-    to_real = torch.ones_like(strong_MCHW[:, 0, 0, 0], dtype=torch.bool) if synthetic_M is None else ~synthetic_M
     sup_real = F.cross_entropy(real, labels_B)
     self_real, weight, penalty = _self_training(real_weak, real_strong, rows_M, to_real, rules[0])
     # Contamination must not weaken what the real images teach; of a few they do not teach as much as of all.

@@ -170,7 +170,10 @@ def test_whole_policy_has_the_distribution_of_pils() -> None:
         assert distance < 0.045, name  # Kolmogorov-Smirnov at 4,000 against 4,000: 0.043 is p = 0.001
 
 
-def test_detector_views_are_weak_views_made_sharper_or_softer(images: torch.Tensor) -> None:
+def test_detector_views_are_weak_views_made_sharper_or_softer(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "RESAMPLED", 0.0)
     weak, view = (make(images, Rng(torch.Generator().manual_seed(3))) for make in (augment.weak, augment.detector))
     rest = weak.int() - augment._smooth(weak)
     added = view.int() - weak.int()
@@ -178,5 +181,53 @@ def test_detector_views_are_weak_views_made_sharper_or_softer(images: torch.Tens
     assert (added.abs() <= augment.SHARPENED * rest.abs() + 0.5)[inside].all()
     agrees = [int((a * r)[i].sum()) for a, r, i in zip(added, rest, inside, strict=True)]
     assert min(agrees) < 0 < max(agrees)  # some are softer, some sharper
-    flat = torch.full_like(images, 90)
+
+
+def test_detector_views_leave_a_flat_picture_flat() -> None:
+    flat = torch.full((64, 3, 32, 24), 90, dtype=torch.uint8)
     assert torch.equal(augment.detector(flat, Rng(torch.Generator().manual_seed(0))), flat)
+
+
+def test_detector_views_are_zoomed_in_and_out() -> None:
+    """A disc in the middle of the picture covers more or less of it; where it is not resampled, as much as before."""
+    axis = torch.arange(64) - 31.5
+    disc = (axis[:, None].square() + axis.square() < 12**2).expand(400, 3, -1, -1).to(torch.uint8) * 200
+    views = augment.detector(disc, Rng(torch.Generator().manual_seed(0)))
+    area = (views[:, 0] > 100).sum((1, 2)) / (disc[0, 0] > 100).sum()
+    lowest, highest = (1 - augment.ZOOM) ** 2, (1 + augment.ZOOM) ** 2
+    assert lowest - 0.05 <= area.min() < lowest + 0.1
+    assert highest - 0.1 < area.max() <= highest + 0.05
+    assert ((area - 1).abs() < 1e-3).float().mean() == pytest.approx(1 - augment.RESAMPLED, abs=0.06)
+
+
+def test_resampling_is_cubic_convolution(images: torch.Tensor) -> None:
+    """As torch's own, whose kernel has a sharpness of .75, but at the borders, where taps outside are left out here."""
+    zoom, down, right = torch.tensor([0.7, 1.0, 1.3]), torch.tensor([0.2, -0.4, 0.0]), torch.tensor([0.0, 0.3, -0.5])
+    sharpness = torch.full((3,), 0.75)
+    values = images[[0, 3, 7]].float()[..., :28]
+    rows, columns = augment._cubic(32, zoom, down, sharpness), augment._cubic(28, zoom, right, sharpness)
+    ours = rows[:, None] @ values @ columns[:, None].mT
+    theta = torch.zeros(3, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
+    theta[:, 0, 2], theta[:, 1, 2] = right * 2 / 28, down * 2 / 32
+    grid = torch.nn.functional.affine_grid(theta, [3, 3, 32, 28], align_corners=False)
+    theirs = torch.nn.functional.grid_sample(
+        values, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+    inside = ((grid[..., 0].abs() < 1 - 4 / 28) & (grid[..., 1].abs() < 1 - 4 / 32))[:, None].expand_as(ours)
+    torch.testing.assert_close(ours[inside], theirs[inside], rtol=0, atol=1e-2)
+    assert inside.float().mean() > 0.5
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.5, 1.0])
+def test_resampling_by_nothing_changes_nothing(sharpness: float) -> None:
+    one, zero = torch.ones(1), torch.zeros(1)
+    assert torch.equal(augment._cubic(9, one, zero, one * sharpness)[0], torch.eye(9))
+
+
+def test_resampling_reflects_at_both_borders_alike() -> None:
+    half, zero = torch.full((1,), 0.5), torch.zeros(1)
+    (weights,) = augment._cubic(8, half, zero, half)
+    assert torch.allclose(weights, weights.flip(0, 1))
+    picture = torch.arange(8.0)
+    assert torch.allclose((weights @ picture)[:2], (weights @ picture)[2:4].flip(0))
