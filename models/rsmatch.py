@@ -12,7 +12,7 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the ot
     sup_real   = mean CE(p_r(w x), y)                        sup_dummy = mean CE(p_d(w x), y)
     g(u)       = [s(u) >= rho]                               1 = goes to the dummy head; no gradient; rho <= 0.5
     self_real  = 1/R sum (1 - g) r(p_r(w u)) CE(p_r(A u), argmax p_r(w u))      R = sum 1 - g, at least M / 10
-    self_dummy = 1/M sum      g  r(p_d(w u)) CE(p_d(A u), argmax p_d(w u))
+    self_dummy = 1/M sum      g  r(p(w u)) CE(p_d(A u), argmax p(w u))          p = p_r or p_d, who labels for p_d
     det_sup    = mean CE(D(v x), real) + mean CE(D(v q), synthetic)      q of the queue, each class equally often
     det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(v u), [s >= 0.5])
 
@@ -52,6 +52,7 @@ DETECTOR_DECAY = 0.995  # of its average
 LEAST_REAL = 0.1  # share of a batch from which self-training of the real head counts in full
 SYNTHETIC_FROM = 0.5  # probability of being synthetic from which an image is called so
 
+Head = Literal["real", "dummy"]
 # Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the truth, shuffled within the batch
 # ("random"), which an extra head by itself would gain from as well. Only the first trains a detector.
 Routing = Literal["detector", "oracle", "random"]
@@ -95,13 +96,15 @@ def classifier_loss(
     *,
     weak_gradient: bool = True,
     dummy_weight: float = 1.0,
+    dummy_labels: Head = "dummy",
     split_norms: bool = True,
     ranks: Ranks = ALONE,
 ) -> ClassifierLoss:
     """Losses of both heads on uint8 views; `synthetic_M` is the route g(u) as bool, None for FixMatch.
 
     `rows_M` are the unlabeled images' dataset indices; `rules` weigh the pseudo-labels of the real and the dummy head.
-    With a `dummy_weight` of 0 what goes to the dummy head teaches nothing: it is discarded.
+    `dummy_labels` says which head gives those from which the dummy head learns. With a `dummy_weight` of 0 what goes to
+    the dummy head teaches nothing: it is discarded.
     One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do; but
     with `split_norms` what goes to the dummy head has statistics of its own, and its targets are read by the running
     ones (`models.norms`). The weak views' logits are only ever targets: without `weak_gradient` they go through a pass
@@ -139,7 +142,7 @@ def classifier_loss(
     sup_dummy = self_dummy = torch.zeros_like(sup_real)
     if synthetic_M is not None:
         self_dummy, weight_dummy, penalty_dummy = _self_training(
-            dummy_weak, dummy_strong, rows_M, synthetic_M, rules[1]
+            real_weak if dummy_labels == "real" else dummy_weak, dummy_strong, rows_M, synthetic_M, rules[1]
         )
         sup_dummy, self_dummy = dummy_weight * F.cross_entropy(dummy, labels_B), dummy_weight * self_dummy
         weight, penalty = weight + weight_dummy, penalty + dummy_weight * penalty_dummy
@@ -197,6 +200,7 @@ class Recipe:
     rule: rules.Name = "fixmatch"
     routing: Routing = "detector"
     dummy_weight: float = 1.0  # of the dummy head's losses; 0 discards what is routed to it
+    dummy_labels: Head = "dummy"  # which head makes the dummy head's pseudo-labels
     detector_examples: Examples = "queue"
     share_real: float | None = None  # of the pool, which nnPU has to be told
     detector_init: Literal["features", "random"] = "features"
@@ -383,6 +387,7 @@ class RSMatch:
                 self.rules,
                 weak_gradient=recipe.weak_gradient,
                 dummy_weight=recipe.dummy_weight,
+                dummy_labels=recipe.dummy_labels,
                 split_norms=recipe.split_norms,
                 ranks=self._ranks,
             )

@@ -81,6 +81,7 @@ METHODS: Mapping[str, Method] = {
     "rsmatch-oracle": Method(RSMATCH | {"routing": "oracle"}),
     "rsmatch-oracle-discard": Method(RSMATCH | {"routing": "oracle", "dummy_weight": 0.0}),
     "rsmatch-shared-norms": Method(RSMATCH | {"split_norms": False}),
+    "rsmatch-real-labels": Method(RSMATCH | {"dummy_labels": "real"}),  # the real head labels for the dummy head
     "rsmatch-random": Method(RSMATCH | {"routing": "random"}),
     "rsmatch-flexmatch": Method(RSMATCH | {"rule": "flexmatch"}),
     "rsmatch-freematch": Method(RSMATCH | {"rule": "freematch"}),

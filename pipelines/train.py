@@ -59,6 +59,7 @@ class TrainConfig(BaseModel):
     rule: rules.Name = "fixmatch"  # which pseudo-labels count
     routing: rsmatch.Routing = "detector"  # who decides what goes to the dummy head; the others are controls
     dummy_weight: float = Field(default=1.0, ge=0)  # of the dummy head's losses; 0 discards what is routed to it
+    dummy_labels: rsmatch.Head = "dummy"  # which head makes the dummy head's pseudo-labels
     detector_examples: rsmatch.Examples = "queue"  # what the detector takes for synthetic
     share_real: float | None = Field(default=None, gt=0, lt=1)  # of the pool; for detector_examples = "nnpu"
     detector_init: Literal["features", "random"] = "features"

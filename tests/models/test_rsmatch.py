@@ -16,6 +16,7 @@ from models.ranks import Rng
 from models.rsmatch import (
     DETECTOR_SETTLES,
     Batch,
+    Head,
     Recipe,
     RSMatch,
     classifier_loss,
@@ -68,15 +69,18 @@ def classifier() -> Plain:
     return Plain()
 
 
-def test_losses_are_the_documented_sums(classifier: Plain) -> None:
+@pytest.mark.parametrize("dummy_labels", ["real", "dummy"])
+def test_losses_are_the_documented_sums(classifier: Plain, dummy_labels: Head) -> None:
     views, tau = Views(), 0.5
     losses = classifier_loss(
-        classifier, views.labeled, views.labels, views.weak, views.strong, ROWS, views.synthetic, (FixMatch(tau),) * 2
-    )
+        classifier, views.labeled, views.labels, views.weak, views.strong, ROWS, views.synthetic, (FixMatch(tau),) * 2,
+        dummy_labels=dummy_labels,
+    )  # fmt: skip
     self_real = self_dummy = 0.0
     for weak, strong, synthetic in zip(views.weak, views.strong, views.synthetic, strict=True):
         head = "dummy" if synthetic else "real"
-        prob = getattr(classifier(weak[None]), head).softmax(1)[0]
+        labels_by = dummy_labels if synthetic else "real"
+        prob = getattr(classifier(weak[None]), labels_by).softmax(1)[0]
         if prob.max() >= tau:
             log_prob = getattr(classifier(strong[None]), head).log_softmax(1)[0]
             term = -float(log_prob[prob.argmax()].detach())
