@@ -6,10 +6,10 @@ harm, a perfect route without this rescued next to nothing (docs/log.md). So eac
 only those of the real one go into the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the
 same for adversarial examples.
 
-What is normalized by its own batch is seen relative to it: where most synthetic images are of one class, the others
-come out as if they were of that class's opposites, and its own as of all. Harmless where an image is learned from, this
-makes its pseudo-label wrong. So the synthetic images' targets are read as a test would read them, by the running
-statistics.
+What is normalized by its own batch is seen relative to it: where most synthetic images are of one class, that class is
+what they have in common, and is hidden. No harm where an image is learned from, this makes its pseudo-label wrong. So
+targets may be read as a test would read them, by the running statistics; but these are of real images, and where the
+synthetic ones are of all classes alike they read them worse than their own do (docs/log.md).
 
 Shape suffixes: B images, C channels, D features, K classes, G groups (real, synthetic, as tested).
 """

@@ -20,10 +20,9 @@ The paper's equations are not public: the losses follow its text and figures, an
 literature. The detector's own view v is a weak one, mostly resampled, and sharper or softer; s(u) is what D's average
 says of w u. Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool
 is synthetic; the cut that this estimate gives s(u), rho and the queue (`Cut`), where the paper's rho would be 0.5; real
-images that the start is sure of as further examples; what a person marked (`Trusted`); batch statistics apart by route,
-where synthetic images' targets are read by the real ones' (`models.norms`); and R in the place of M, so that
-contamination does not weaken what the real images teach. Without the last two a perfect route rescued little or nothing
-where contamination does harm (docs/log.md).
+images that the start is sure of as further examples; what a person marked (`Trusted`); batch statistics apart by route
+(`models.norms`); and R in the place of M, so that contamination does not weaken what the real images teach. Without the
+last two a perfect route rescued nothing where contamination does harm (docs/log.md).
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U. For comparison, g may come
 from the truth or be shuffled (`Recipe.routing`), and D may learn from other examples (`Recipe.detector_examples`).
 """
@@ -53,6 +52,7 @@ LEAST_REAL = 0.1  # share of a batch from which self-training of the real head c
 SYNTHETIC_FROM = 0.5  # probability of being synthetic from which an image is called so
 
 Head = Literal["real", "dummy"]
+Statistics = Literal["batch", "running"]
 # Who decides what goes to the dummy head: the detector; the truth ("oracle"); or the truth, shuffled within the batch
 # ("random"), which an extra head by itself would gain from as well. Only the first trains a detector.
 Routing = Literal["detector", "oracle", "random"]
@@ -98,6 +98,7 @@ def classifier_loss(
     dummy_weight: float = 1.0,
     dummy_labels: Head = "dummy",
     split_norms: bool = True,
+    synthetic_targets: Statistics = "batch",
     ranks: Ranks = ALONE,
 ) -> ClassifierLoss:
     """Losses of both heads on uint8 views; `synthetic_M` is the route g(u) as bool, None for FixMatch.
@@ -106,14 +107,15 @@ def classifier_loss(
     `dummy_labels` says which head gives those from which the dummy head learns. With a `dummy_weight` of 0 what goes to
     the dummy head teaches nothing: it is discarded.
     One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do; but
-    with `split_norms` what goes to the dummy head has statistics of its own, and its targets are read by the running
-    ones (`models.norms`). The weak views' logits are only ever targets: without `weak_gradient` they go through a pass
-    of their own that keeps no graph, which saves a third of the arithmetic but gives them statistics of their own, too.
+    with `split_norms` what goes to the dummy head has statistics of its own, by which its pseudo-labels are read, too,
+    unless `synthetic_targets` says otherwise (`models.norms`). The weak views' logits are only ever targets: without
+    `weak_gradient` they go through a pass of their own that keeps no graph, which saves a third of the arithmetic but
+    gives them statistics of their own, too.
     """
     to_real = torch.ones_like(rows_M, dtype=torch.bool) if synthetic_M is None else ~synthetic_M
     labeled_B = torch.full_like(labels_B, norms.REAL)
     strong_M = torch.where(to_real, norms.REAL, norms.SYNTHETIC)
-    weak_M = torch.where(to_real, norms.REAL, norms.AS_TESTED)
+    weak_M = torch.where(to_real, norms.REAL, norms.AS_TESTED) if synthetic_targets == "running" else strong_M
 
     def forward(*views: tuple[Tensor, Tensor]) -> Heads:
         images, groups = (torch.cat(parts) for parts in zip(*views, strict=True))
@@ -213,6 +215,7 @@ class Recipe:
     ema_decay: float = 0.999
     norm_momentum: float = 0.001
     split_norms: bool = True  # batch statistics apart by route; False: shared, as in FixMatch
+    synthetic_targets: Statistics = "batch"  # by which synthetic images' pseudo-labels are read, with these apart
     weak_gradient: bool = True  # False: weak views in a forward pass of their own, a third cheaper
     queue_length: int = 256  # L, of each class
     queue_classes: int = 2  # P
@@ -389,6 +392,7 @@ class RSMatch:
                 dummy_weight=recipe.dummy_weight,
                 dummy_labels=recipe.dummy_labels,
                 split_norms=recipe.split_norms,
+                synthetic_targets=recipe.synthetic_targets,
                 ranks=self._ranks,
             )
         self._update_classifier(losses.total, rate, number)

@@ -82,6 +82,7 @@ METHODS: Mapping[str, Method] = {
     "rsmatch-oracle-discard": Method(RSMATCH | {"routing": "oracle", "dummy_weight": 0.0}),
     "rsmatch-shared-norms": Method(RSMATCH | {"split_norms": False}),
     "rsmatch-real-labels": Method(RSMATCH | {"dummy_labels": "real"}),  # the real head labels for the dummy head
+    "rsmatch-running-targets": Method(RSMATCH | {"synthetic_targets": "running"}),
     "rsmatch-random": Method(RSMATCH | {"routing": "random"}),
     "rsmatch-flexmatch": Method(RSMATCH | {"rule": "flexmatch"}),
     "rsmatch-freematch": Method(RSMATCH | {"rule": "freematch"}),

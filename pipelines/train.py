@@ -81,6 +81,7 @@ class TrainConfig(BaseModel):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     norm_momentum: float = Field(default=0.001, gt=0, le=1)
     split_norms: bool = True  # batch statistics apart for what goes to the dummy head (models.norms)
+    synthetic_targets: rsmatch.Statistics = "batch"  # "running" where nearly all synthetic images are of one class
     weak_gradient: bool = True
     held_out: float = Field(default=0.2, ge=0, lt=1)  # of the labeled images, kept from the detector to calibrate it
     queue_length: int = Field(default=256, ge=1)

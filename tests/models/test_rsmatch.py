@@ -1,5 +1,6 @@
 """The losses against plain references, one property each; the step is deterministic, and a refactor leaves it alone."""
 
+import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from models import residual
 from models.cut import Cut
-from models.networks import Classifier, Detector, Heads
+from models.networks import Classifier, Detector, Heads, set_norm_momentum
 from models.ranks import Rng
 from models.rsmatch import (
     DETECTOR_SETTLES,
@@ -19,6 +20,7 @@ from models.rsmatch import (
     Head,
     Recipe,
     RSMatch,
+    Statistics,
     classifier_loss,
     consistency,
     nnpu_risk,
@@ -169,6 +171,27 @@ def test_weak_views_without_gradient_give_the_same_losses_and_gradients(classifi
         losses.total.backward()
         results.append((losses.total.detach(), [parameter.grad.clone() for parameter in classifier.parameters()]))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("weak_gradient", [True, False])
+def test_synthetic_targets_may_be_read_as_a_test_would(weak_gradient: bool) -> None:
+    torch.manual_seed(0)
+    network, views = Classifier("small", 4).train(), Views()
+    set_norm_momentum(network, 0.5)
+    of_targets: dict[Statistics, Tensor] = {}
+    for targets in ("batch", "running"):
+        classifier = copy.deepcopy(network)
+        losses = classifier_loss(
+            classifier, views.labeled, views.labels, views.weak, views.strong, ROWS, views.synthetic,
+            (FixMatch(0.0),) * 2, weak_gradient=weak_gradient, synthetic_targets=targets,
+        )  # fmt: skip
+        of_targets[targets] = losses.confidence
+        with torch.no_grad():
+            tested = classifier.eval()(views.weak).real.softmax(1).max(1).values
+        read_so = torch.isclose(losses.confidence, tested, atol=1e-5)
+        assert read_so[views.synthetic].all() == (targets == "running")
+        assert not read_so[~views.synthetic].all()
+    torch.testing.assert_close(of_targets["batch"][~views.synthetic], of_targets["running"][~views.synthetic])
 
 
 # The detector's risks, on logits.
