@@ -70,12 +70,15 @@ def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
     return cutout(images_BCHW, rng)
 
 
-def detector(images_BCHW: Tensor, rng: Rng) -> Tensor:
-    """Weak view, mostly resampled, then made a little sharper or softer, as pipelines leave honest photographs.
+def detector(images_BCHW: Tensor, rng: Rng, *, resample: bool = True) -> Tensor:
+    """Weak view, mostly resampled unless told not to, then made a little sharper or softer, as pipelines leave honest
+    photographs.
 
     Nothing else: what recolors or cuts would erase or forge the traces that a detector looks for.
     """
-    values = _resample(weak(images_BCHW, rng).float(), rng)
+    values = weak(images_BCHW, rng).float()
+    if resample:
+        values = _resample(values, rng)
     amount = (2 * rng.uniform(len(values)) - 1)[:, None, None, None] * SHARPENED
     changed = values + amount * (values - _smooth(values))
     return changed.round().clamp(0, 255).to(torch.uint8)

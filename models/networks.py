@@ -138,7 +138,7 @@ class Detector(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128), *, equalize: bool = True) -> None:
         super().__init__()
-        self._equalize = equalize
+        self.equalizes = equalize
         self.standardize = Standardize()
         layers: list[nn.Module] = []
         width_in = 6
@@ -157,7 +157,7 @@ class Detector(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        levels_BCHW = spectrum.equalize(images_BCHW) if self._equalize else images_BCHW.float()
+        levels_BCHW = spectrum.equalize(images_BCHW) if self.equalizes else images_BCHW.float()
         planes = torch.cat((self.standardize(levels_BCHW), _residual_planes(levels_BCHW)), dim=1)
         features = self.features(planes.contiguous(memory_format=torch.channels_last))
         with torch.no_grad():

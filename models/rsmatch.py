@@ -461,7 +461,11 @@ class RSMatch:
             if trusted and len(trusted.real):
                 real = [torch.where(taken[:, None, None, None], further.pop(), batch.labeled_tiles)]
             real += further
-        views = [augment.detector(tiles, rng) for tiles in (*real, queued, batch.unlabeled_tiles)]
+        # A detector that may see how an image was scaled is shown it as it was scaled.
+        views = [
+            augment.detector(tiles, rng, resample=self.detector.equalizes)
+            for tiles in (*real, queued, batch.unlabeled_tiles)
+        ]
         logits = self.detector(torch.cat(views))
         real_B, queued_Q, unlabeled_M = logits.split((sum(map(len, real)), len(queued), len(batch.unlabeled_tiles)))
         match recipe.detector_examples:

@@ -63,7 +63,7 @@ class TrainConfig(BaseModel):
     detector_examples: rsmatch.Examples = "queue"  # what the detector takes for synthetic
     share_real: float | None = Field(default=None, gt=0, lt=1)  # of the pool; for detector_examples = "nnpu"
     detector_init: Literal["features", "random"] = "features"
-    equalize_spectrum: bool = True  # False lets the detector see how an image was scaled (models.spectrum)
+    equalize_spectrum: bool = True  # False: the detector may see how an image was scaled, and no view is rescaled
     backbone: str = "wrn-28-2"
     weights: Path | None = None  # safetensors of the backbone to start from
     pretrained: bool = False  # fetch a timm backbone's weights from its hub
