@@ -48,6 +48,10 @@ from models.trusted import Trusted
 DETECTOR_SETTLES = 100  # steps before queue and routes listen to a detector: an untrained one has a random sign
 DETECTOR_RATE = 2e-3
 DETECTOR_DECAY = 0.995  # of its average
+# Raised by a change after which the same settings train another network (the golden curve of the tests shows it), so
+# that results from before and after it are not compared.
+CLASSIFIER_REVISION = 1
+DETECTOR_REVISION = 2
 LEAST_REAL = 0.1  # share of a batch from which self-training of the real head counts in full
 SYNTHETIC_FROM = 0.5  # probability of being synthetic from which an image is called so
 
@@ -230,6 +234,11 @@ class Recipe:
     def has_detector(self) -> bool:
         """Whether a detector is trained: the baselines have none, and the controls that read the truth need none."""
         return self.method == "rsmatch" and self.routing == "detector"
+
+    @property
+    def revision(self) -> str:
+        """Revision of what is trained, classifier.detector, or of the classifier alone."""
+        return f"{CLASSIFIER_REVISION}.{DETECTOR_REVISION}" if self.has_detector else str(CLASSIFIER_REVISION)
 
     @property
     def has_queue(self) -> bool:

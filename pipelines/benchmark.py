@@ -191,8 +191,7 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
     started = time.monotonic()
     jobs = list(matrix(config))
     results = config.out / "results.jsonl"
-    settings = _settings(config)
-    done = [_facts(record) for record in on_record(results, settings)]
+    done = [_facts(record) for record in on_record(results, config)]
     missing = [job for job in jobs if job.facts not in done]
     if missing:
         if config.photographs:
@@ -207,12 +206,12 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
                 pass
         for count, record in enumerate(_in_order(config, run_one, missing), start=len(jobs) - len(missing) + 1):
             with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record | {"settings": settings}) + "\n")
+                file.write(json.dumps(record | {"settings": _settings(config)}) + "\n")
             shown = {record["method"]: record.get("accuracy", math.nan)}
             on_tick(Tick(done=count, total=len(jobs), unit="runs", figures=shown))
         for folder in ("worlds", "runs"):
             shutil.rmtree(config.out / folder, ignore_errors=True)
-    records = comparison.at_best_rates(on_record(results, settings))
+    records = comparison.at_best_rates(on_record(results, config))
     table = comparison.summarize(records)
     comparison.write_table(config.out, table)
     return Summary(
@@ -233,9 +232,11 @@ def matrix(config: BenchmarkConfig) -> Iterator[Job]:
                 yield Job(World(*cell, seed), method, learning_rate)
 
 
-def on_record(results: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the runs on record; a line that a kill cut short is dropped. Incompatible where settings differ."""
-    records = []
+def on_record(results: Path, config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """Read the runs on record; a line that a kill cut short is dropped. Incompatible where the settings differ, or what
+    a method is.
+    """
+    records, settings = [], _settings(config)
     text = results.read_text(encoding="utf-8") if results.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     for line in whole.splitlines():
@@ -243,6 +244,11 @@ def on_record(results: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]
         if differing := [key for key, value in settings.items() if record["settings"].get(key) != value]:
             raise Incompatible(
                 f"{results}: was made with other settings ({', '.join(differing)}); name another folder with --out."
+            )
+        if record.get("revision") != _revision(config, record["method"]):
+            raise Incompatible(
+                f"{results}: has runs of {record['method']} from before that method was changed; remove their lines or "
+                f"name another folder with --out."
             )
         records.append(record)
     if whole != text:
@@ -261,6 +267,17 @@ def _settings(config: BenchmarkConfig) -> dict[str, Any]:
     named = {name: getattr(config, name).name for name in ("real", "synthetic", "test")}
     values = config.model_dump(mode="json", include={"num_test", "size", "start", "train"})
     return named | {"classes": sorted(set(config.classes)) if config.classes else None} | values
+
+
+def _train_config(config: BenchmarkConfig, method: str, **changes: Any) -> train.TrainConfig:
+    return train.TrainConfig(**{**config.train, **METHODS[method].changes, **changes})
+
+
+def _revision(config: BenchmarkConfig, method: str) -> str:
+    """Of what a method trains by these settings; empty for one that is no more."""
+    if method not in METHODS:
+        return ""
+    return _train_config(config, method, labeled="").recipe(num_classes=2).revision
 
 
 # Runs.
@@ -292,29 +309,24 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     torch.set_num_threads(threads)
     method, folder = METHODS[job.method], _folder(config, job.world)
     target = config.out / "runs" / job.name
-    changes = dict(method.changes)
-    if changes.get("detector_examples") == "nnpu":
-        changes["share_real"] = 1 / (1 + job.world.alpha)
-    settings = train.TrainConfig(
-        **(
-            config.train
-            | changes
-            | {
-                "learning_rate": job.learning_rate,
-                "labeled": folder / "seed",
-                "pool": folder / ("real" if method.real_only else "pool"),
-                "validation": folder / "test",
-                "truth": folder / "truth.parquet",
-                "run": target,
-                "start": folder / "start" if config.start is not None else None,
-                "seed": job.world.seed,
-            }
-        )
+    told = {"share_real": 1 / (1 + job.world.alpha)} if job.method == "rsmatch-nnpu" else {}
+    settings = _train_config(
+        config,
+        job.method,
+        **told,
+        learning_rate=job.learning_rate,
+        labeled=folder / "seed",
+        pool=folder / ("real" if method.real_only else "pool"),
+        validation=folder / "test",
+        truth=folder / "truth.parquet",
+        run=target,
+        start=folder / "start" if config.start is not None else None,
+        seed=job.world.seed,
     )
     summary = train.run(settings)
     series = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
-    record = job.facts
+    record = job.facts | {"revision": _revision(config, job.method)}
     record |= {name: summary.metrics[name] for name in (*comparison.FIGURES, "dummy_share") if name in summary.metrics}
     if "detector_flagged" in summary.metrics:  # there is a detector; of a clean pool there is no AUROC
         record |= held_out(folder, target)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from models import rsmatch
 from pipelines import benchmark, comparison, datasets, plots, worlds
 from pipelines.benchmark import BenchmarkConfig
 from pipelines.errors import BadInput, Incompatible
@@ -188,6 +189,20 @@ def test_photographs_are_judged_by_how_they_were_scaled(world: World, sources: P
 def test_results_of_other_settings_are_not_mixed(world: World, sources: Path, whole: Path) -> None:
     with pytest.raises(Incompatible, match="other settings \\(train\\)"):
         benchmark.run(config(world, sources, whole, train=TRAIN | {"num_steps": 9}))
+
+
+def test_results_from_before_a_method_was_changed_are_not_mixed(
+    world: World, sources: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rsmatch, "DETECTOR_REVISION", rsmatch.DETECTOR_REVISION + 1)
+    with pytest.raises(Incompatible, match="has runs of rsmatch from before that method was changed; remove"):
+        benchmark.run(config(world, sources, whole))
+    fixmatch, _ = (whole / "results.jsonl").read_text().splitlines()
+    (tmp_path / "results.jsonl").write_text(fixmatch + "\n")  # has no detector
+    assert benchmark.run(config(world, sources, tmp_path, methods=("fixmatch",))).num_on_record == 1
+    monkeypatch.delitem(benchmark.METHODS, "fixmatch")
+    with pytest.raises(Incompatible, match="has runs of fixmatch"):
+        benchmark.run(config(world, sources, tmp_path, methods=("rsmatch",)))
 
 
 def test_the_order_in_which_classes_are_named_changes_nothing(world: World, sources: Path, tmp_path: Path) -> None:
