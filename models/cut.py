@@ -1,4 +1,4 @@
-"""Where the detector's logits part real from synthetic."""
+"""Where what the detector and training say of an image parts real from synthetic."""
 
 import math
 
@@ -15,7 +15,8 @@ class Cut(nn.Module):
     """The logit that parts real from synthetic, so that the share called synthetic is the one that was estimated.
 
     A detector that learns from both sides equally often calls too few or too many at a logit of 0, which is the cut
-    while no estimate is known. Further up, `sure` leaves above it what may enter the queue: the best of a batch's few
+    while no estimate is known. Training goes by the suspicion (`RSMatch.step`), which parts them at a value of its own.
+    Further up, `sure` leaves above it what may enter the queue: the best of a batch's few
     images of a class is often a real one, and dilutes a queue that the bootstrap left pure. Further down, `route`
     leaves below it what trains the real head: the more of a pool is synthetic, the more of it is among what lies just
     below the cut, and where its classes are others it costs the real head more than a few real images bring
@@ -24,8 +25,9 @@ class Cut(nn.Module):
 
     share: Tensor
     interval: Tensor
-    logit: Tensor
+    logit: Tensor  # of the detector alone
     taken: Tensor
+    suspicion: Tensor
     sure: Tensor
     route: Tensor
 
@@ -35,6 +37,7 @@ class Cut(nn.Module):
         self.register_buffer("interval", torch.full((2,), torch.nan))
         self.register_buffer("logit", torch.tensor(0.0))
         self.register_buffer("taken", torch.tensor(torch.nan))
+        self.register_buffer("suspicion", torch.tensor(0.0))
         self.register_buffer("sure", torch.tensor(-torch.inf))
         self.register_buffer("route", torch.tensor(0.0))
 
@@ -52,10 +55,10 @@ class Cut(nn.Module):
         return (None, None) if math.isnan(share) else (share, (low, high))
 
     @torch.no_grad()
-    def follow(self, logits_M: Tensor, rate: float = CUT_RATE) -> None:
-        """Move towards the quantiles of these logits; nothing happens while no share is known."""
+    def follow(self, logits_M: Tensor, suspicion_M: Tensor, rate: float = CUT_RATE) -> None:
+        """Move towards the quantiles of a batch; nothing happens while no share is known."""
         known, share, taken = ~self.share.isnan(), self.share.nan_to_num(0.5), self.taken.nan_to_num(0.5)
         below = torch.stack((1 - share, 1 - taken, (1 - share) * (1 - STRICTNESS * share)))
-        wanted = torch.quantile(logits_M.float(), below)
-        for value, moved in zip((self.logit, self.sure, self.route), wanted, strict=True):
+        wanted = (torch.quantile(logits_M.float(), 1 - share), *torch.quantile(suspicion_M.float(), below))
+        for value, moved in zip((self.logit, self.suspicion, self.sure, self.route), wanted, strict=True):
             value.copy_(torch.where(known, value.lerp(moved, rate), value))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import spectrum
 
@@ -119,6 +119,19 @@ def _cooccurrence(luma_BHW: Tensor) -> Tensor:
 _Sides = tuple[Tensor, Tensor]  # masks (N,) of what counts as real and as synthetic
 
 
+class Linear(NamedTuple):
+    """A linear score of standardized statistics, higher is more synthetic."""
+
+    mean_F: Tensor  # float64, as all of it
+    std_F: Tensor
+    weight_F: Tensor
+
+    def __call__(self, statistics_NF: Tensor) -> Tensor:
+        """Scores (N,), float32."""
+        scores: Tensor = ((statistics_NF.double() - self.mean_F) / self.std_F).clamp(-FAR, FAR) @ self.weight_F
+        return scores.float()
+
+
 class Start(NamedTuple):
     """What is known of a pool before a detector has been trained."""
 
@@ -127,6 +140,34 @@ class Start(NamedTuple):
     share_interval: tuple[float, float]  # 95 %
     real: Tensor  # (N,) bool, the most real of each pseudo-class
     synthetic: Tensor  # (N,) bool, the most synthetic of each pseudo-class
+    linear: Linear  # fitted to these two; `scores` are by models that had not seen the image
+
+
+class Score(nn.Module):
+    """What the statistics say of an image: a linear score of mean 0 and standard deviation 1 over the pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Linear._fields:  # of nothing yet: 0 for each image
+            self.register_buffer(name, torch.full((NUM_STATISTICS,), float(name == "std_F"), dtype=torch.float64))
+        self.register_buffer("moments", torch.tensor([0.0, 1.0]))
+
+    @property
+    def _linear(self) -> Linear:
+        return Linear(*(self.get_buffer(name) for name in Linear._fields))
+
+    def settle(self, linear: Linear, statistics_NF: Tensor) -> None:
+        """Take a score and the statistics of the pool, or of a sample of it."""
+        for name, value in linear._asdict().items():
+            self.get_buffer(name).copy_(value)
+        scores_N = linear(statistics_NF)
+        self.get_buffer("moments").copy_(torch.stack((scores_N.mean(), scores_N.std().clamp(min=1e-6))))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Scores (B,) of uint8 images."""
+        mean, std = self.get_buffer("moments")
+        scores: Tensor = (self._linear(statistics(images_BCHW)) - mean) / std
+        return scores
 
 
 def bootstrap(
@@ -173,7 +214,10 @@ def bootstrap(
     scores_N = scores_KN.mean(0)
     share = share_synthetic(scores_KN, scores_L)
     interval = share_interval(scores_KN, scores_L, rng)
-    return Start(scores_N, share, interval, *extremes(scores_N, pseudo_labels_N, num_classes, share))
+    real_N, synthetic_N = extremes(scores_N, pseudo_labels_N, num_classes, share)
+    synthetic_NF = features_NF[synthetic_N] if synthetic_N.any() else features_NF
+    linear = _ridge(torch.cat((features_NF[real_N], features_LF)), synthetic_NF, PENALTY)
+    return Start(scores_N, share, interval, real_N, synthetic_N, linear)
 
 
 def share_synthetic(scores_N: Tensor, scores_L: Tensor) -> float:
@@ -258,7 +302,7 @@ def _cross_fit(
             synthetic = fitted & synthetic_N
             if not synthetic.any():  # a pool of a few images, all of whose extremes lie in one half
                 synthetic = fitted
-            scores = _ridge(real, features_NF[synthetic], target, penalty)
+            scores = _ridge(real, features_NF[synthetic], penalty)(target)
             scores_KN[k, ~fitted] = scores[: int((~fitted).sum())]
             scores_L[left_out] += scores[int((~fitted).sum()) :] / 2
         mean, std = scores_KN[k].mean(), scores_KN[k].std()
@@ -267,8 +311,8 @@ def _cross_fit(
     return scores_KN, scores_L
 
 
-def _ridge(real: Tensor, synthetic: Tensor, target: Tensor, penalty: float) -> Tensor:
-    """Ridge regression on -1 (real) and +1 (synthetic), both sides weighing the same; returns scores of `target`.
+def _ridge(real: Tensor, synthetic: Tensor, penalty: float) -> Linear:
+    """Ridge regression on -1 (real) and +1 (synthetic), both sides weighing the same.
 
     `penalty` is the ridge as a share (per cent) of the standardized features' variance.
     """
@@ -280,6 +324,4 @@ def _ridge(real: Tensor, synthetic: Tensor, target: Tensor, penalty: float) -> T
     design = ((both - mean) / std).clamp(-FAR, FAR)
     sign = torch.cat((-torch.ones(len(real)), torch.ones(len(synthetic)))).double().to(both.device)
     gram = design.T @ (weight * design) + penalty / 100 * torch.eye(design.shape[1], device=both.device).double()
-    solution = torch.linalg.solve(gram, design.T @ (weight.squeeze(1) * sign))
-    scores: Tensor = ((target.double() - mean) / std).clamp(-FAR, FAR) @ solution
-    return scores.float()
+    return Linear(mean, std, torch.linalg.solve(gram, design.T @ (weight.squeeze(1) * sign)))

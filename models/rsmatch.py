@@ -18,11 +18,12 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (the ot
 
 The paper's equations are not public: the losses follow its text and figures, and where these are silent the nearest
 literature. The detector's own view v is a weak one, mostly resampled, and sharper or softer; s(u) is what D's average
-says of w u. Ours are the start by residual statistics (`models.residual`), which also estimates which share of the pool
-is synthetic; the cut that this estimate gives s(u), rho and the queue (`Cut`), where the paper's rho would be 0.5; real
-images that the start is sure of as further examples; what a person marked (`Trusted`); batch statistics apart by route
-(`models.norms`); and R in the place of M, so that contamination does not weaken what the real images teach. Without the
-last two a perfect route rescued nothing where contamination does harm (docs/log.md).
+says of w u. Ours are the start by residual statistics (`models.residual`), which go on to say their part in s(u) and
+estimate which share of the pool is synthetic; the cut that this estimate gives s(u), rho and the queue (`Cut`), where
+the paper's rho would be 0.5; real images that the start is sure of as further examples; what a person marked
+(`Trusted`); batch statistics apart by route (`models.norms`); and R in the place of M, so that contamination does not
+weaken what the real images teach. Without the last two a perfect route rescued nothing where contamination does harm
+(docs/log.md).
 FixMatch is the case g = 0 without a dummy head; supervised training is the case without U. For comparison, g may come
 from the truth or be shuffled (`Recipe.routing`), and D may learn from other examples (`Recipe.detector_examples`).
 """
@@ -48,8 +49,8 @@ from models.trusted import Trusted
 DETECTOR_SETTLES = 100  # steps before queue and routes listen to a detector: an untrained one has a random sign
 DETECTOR_RATE = 2e-3
 DETECTOR_DECAY = 0.995  # of its average
-# Raised by a change after which the same settings train another network (the golden curve of the tests shows it), so
-# that results from before and after it are not compared.
+# Raised by a change after which the same settings train another network, so that results from before and after it are
+# not compared.
 CLASSIFIER_REVISION = 1
 DETECTOR_REVISION = 2
 LEAST_REAL = 0.1  # share of a batch from which self-training of the real head counts in full
@@ -333,6 +334,7 @@ class RSMatch:
             for _head in ("real", "dummy")
         )
         self.cut = Cut().to(device)
+        self.statistics = residual.Score().to(device)
         # Dataset indices of images that the bootstrap found most real: examples for the detector beside the labeled
         # ones, which are few and soon memorized.
         self.confident_real = torch.empty(0, dtype=torch.int64, device=device)
@@ -379,11 +381,12 @@ class RSMatch:
         if recipe.has_detector:
             with torch.no_grad():
                 logits = self.detector_ema(augment.weak(batch.unlabeled_tiles, rng))
-                prob_synthetic = (logits - self.cut.logit).sigmoid()
+                suspicion = self._suspicion(logits, batch.unlabeled_tiles)
+                prob_synthetic = (suspicion - self.cut.suspicion).sigmoid()
                 if self.trusted:
                     prob_synthetic = self.trusted.settle(batch.rows, prob_synthetic, 0.0, 1.0)
                 if number >= recipe.detector_start:
-                    self.cut.follow(self._ranks.gather(logits))
+                    self.cut.follow(self._ranks.gather(logits), self._ranks.gather(suspicion))
         if recipe.method == "rsmatch":
             synthetic = self._route(number, batch, prob_synthetic, rng)
 
@@ -423,11 +426,22 @@ class RSMatch:
             figures |= self._detect(number, batch, prob_synthetic, losses.pseudo_labels, fetch_tiles, rng)
         return figures
 
+    def _suspicion(self, logits_M: Tensor, tiles_MCHW: Tensor) -> Tensor:
+        """Logits (M,) of being synthetic by which training goes: the detector's, and as much of the statistics' score.
+
+        They err elsewhere, so that both together know more than either. And the statistics may look at what the
+        detector must not see, how sharp an image is, and so teach it more than it would find out by itself.
+        """
+        if not self.recipe.needs_bootstrap:
+            return logits_M
+        scores_M: Tensor = self.statistics(tiles_MCHW)
+        return logits_M + self._ranks.gather(logits_M).std(correction=0) * scores_M
+
     def _route(self, number: int, batch: Batch, prob_synthetic: Tensor | None, rng: Rng) -> Tensor:
         """Which unlabeled images go to the dummy head: g(u), (M,) bool."""
         recipe = self.recipe
         if prob_synthetic is not None:
-            synthetic = prob_synthetic >= (self.cut.route - self.cut.logit).sigmoid()
+            synthetic = prob_synthetic >= (self.cut.route - self.cut.suspicion).sigmoid()
         else:
             assert batch.synthetic is not None
             synthetic = batch.synthetic
@@ -447,7 +461,7 @@ class RSMatch:
         """Train the detector on labeled, queued and unlabeled tiles."""
         recipe, age, trusted = self.recipe, number - self.recipe.detector_start, self.trusted
         settled = age >= DETECTOR_SETTLES
-        sure = prob_synthetic >= (self.cut.sure - self.cut.logit).sigmoid()
+        sure = prob_synthetic >= (self.cut.sure - self.cut.suspicion).sigmoid()
         real, queued = [batch.labeled_tiles], batch.labeled_tiles[:0]
         if recipe.has_queue:
             if settled or not recipe.needs_bootstrap:
@@ -545,6 +559,7 @@ class RSMatch:
             real_N = self.trusted.settle(rows_N, real_N, True, False)
             chosen_N = self.trusted.settle(rows_N, chosen_N, False, True)
         self.confident_real = rows_N[real_N]
+        self.statistics.settle(start.linear, statistics_N)
         self.queue.fill(rows_N[chosen_N], scores_N[chosen_N], classes_N[chosen_N])
         self.cut.settle(start.share_synthetic, start.share_interval)
         return start.scores

@@ -403,6 +403,7 @@ def _parts(learner: RSMatch) -> dict[str, torch.nn.Module | torch.optim.Optimize
         "detector_optimizer": learner.detector_optimizer,
         "queue": learner.queue,
         "cut": learner.cut,
+        "statistics": learner.statistics,
         "rule_real": learner.rules[0],
         "rule_dummy": learner.rules[1],
     }

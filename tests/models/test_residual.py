@@ -57,6 +57,10 @@ def test_bootstrap_finds_the_synthetic_part_whatever_the_seed(seed: int) -> None
     assert above > 0.95  # AUROC
     assert synthetic[start.synthetic].float().mean() > 0.95
     assert synthetic[start.real].float().mean() < 0.05
+    later = residual.Score()
+    later.settle(start.linear, residual.statistics(pool))
+    scores = later(torch.cat((pictures(100, 200 + seed, synthetic=False), pictures(100, 300 + seed, synthetic=True))))
+    assert (scores[100:, None] > scores[None, :100]).float().mean() > 0.95  # of images that it has never seen
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -398,14 +398,15 @@ def test_a_detector_that_is_told_the_truth_finds_it() -> None:
 def test_the_cut_leaves_the_estimated_share_above_it() -> None:
     cut = Cut()
     rng = torch.Generator().manual_seed(0)
-    cut.follow(torch.randn(100, generator=rng))
-    assert cut.logit == 0  # nothing has been estimated
+    cut.follow(torch.randn(100, generator=rng), torch.randn(100, generator=rng))
+    assert cut.logit == cut.suspicion == 0  # nothing has been estimated
     assert cut.sure == -torch.inf  # everything may enter the queue
     assert cut.estimate == (None, None)
     cut.settle(0.2, (0.15, 0.25))
     for _ in range(400):
-        cut.follow(3 * torch.randn(200, generator=rng) - 1)
-    assert cut.logit.item() == pytest.approx(3 * 0.8416 - 1, abs=0.15)  # the normal distribution's 80th percentile
+        cut.follow(torch.randn(200, generator=rng) + 2, 3 * torch.randn(200, generator=rng) - 1)
+    assert cut.logit.item() == pytest.approx(0.8416 + 2, abs=0.1)  # the normal distribution's 80th percentile
+    assert cut.suspicion.item() == pytest.approx(3 * 0.8416 - 1, abs=0.15)
     assert cut.sure.item() == pytest.approx(3 * 1.2816 - 1, abs=0.2)  # and its 90th
     assert cut.route.item() == pytest.approx(3 * 0.6372 - 1, abs=0.15)  # its 73.6th: 0.8 * (1 - 0.4 * 0.2)
     assert cut.estimate[0] == pytest.approx(0.2)
@@ -423,8 +424,21 @@ def test_a_clean_pool_is_routed_as_it_is_cut() -> None:
     cut = Cut()
     cut.settle(0.0, (0.0, 0.1))
     for _ in range(100):
-        cut.follow(torch.arange(200.0), rate=0.5)
-    assert cut.route == cut.logit
+        cut.follow(torch.zeros(200), torch.arange(200.0), rate=0.5)
+    assert cut.route == cut.suspicion
+
+
+def test_training_goes_by_the_statistics_as_much_as_by_the_detector() -> None:
+    pool = world()[2]
+    rng = torch.Generator().manual_seed(0)
+    statistics, logits = residual.statistics(pool), torch.randn(128, generator=rng)
+    model = learner(detector_init="features")
+    assert torch.equal(model._suspicion(logits, pool), logits)  # nothing is known of the pool yet
+    model.bootstrap(torch.arange(128), statistics, statistics[:16], torch.arange(128) % 2, rng)
+    scores = model.statistics(pool)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    assert scores.std().item() == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(model._suspicion(logits, pool), logits + logits.std(correction=0) * scores)
 
 
 def test_only_what_is_surely_synthetic_enters_the_queue() -> None:
