@@ -1,4 +1,4 @@
-"""Where what the detector and training say of an image parts real from synthetic."""
+"""Where logits part real from synthetic: the detector's, and those by which training goes."""
 
 import math
 
@@ -15,12 +15,11 @@ class Cut(nn.Module):
     """The logit that parts real from synthetic, so that the share called synthetic is the one that was estimated.
 
     A detector that learns from both sides equally often calls too few or too many at a logit of 0, which is the cut
-    while no estimate is known. Training goes by the suspicion (`RSMatch.step`), which parts them at a value of its own.
-    Further up, `sure` leaves above it what may enter the queue: the best of a batch's few
-    images of a class is often a real one, and dilutes a queue that the bootstrap left pure. Further down, `route`
-    leaves below it what trains the real head: the more of a pool is synthetic, the more of it is among what lies just
-    below the cut, and where its classes are others it costs the real head more than a few real images bring
-    (docs/log.md).
+    while no estimate is known. What training goes by, the suspicion (`RSMatch.step`), has a cut of its own. Further up,
+    `sure` leaves above it what may enter the queue: the best of a batch's few images of a class is often a real one,
+    and dilutes a queue that the bootstrap left pure. Further down, `route` leaves below it what trains the real head:
+    the more of a pool is synthetic, the more of it is among what lies just below the cut, and where its classes are
+    others it costs the real head more than a few real images bring (docs/log.md).
     """
 
     share: Tensor
