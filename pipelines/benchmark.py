@@ -309,7 +309,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     torch.set_num_threads(threads)
     method, folder = METHODS[job.method], _folder(config, job.world)
     target = config.out / "runs" / job.name
-    told = {"share_real": 1 / (1 + job.world.alpha)} if job.method == "rsmatch-nnpu" else {}
+    told = {"share_real": 1 / (1 + job.world.alpha)} if method.changes.get("detector_examples") == "nnpu" else {}
     settings = _train_config(
         config,
         job.method,
