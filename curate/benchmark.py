@@ -92,5 +92,5 @@ def benchmark(
         console.as_json(asdict(summary))
         return
     for rows in comparison.grouped(summary.table, comparison.CELL).values():
-        console.table(comparison.title(rows[0]), [comparison.shown(row) for row in rows])
+        console.table(comparison.title(rows[0]), comparison.shown(rows))
     console.note(f"Next: look at {settings.out}/table.md and {', '.join(summary.figures)}")

@@ -356,18 +356,31 @@ def test_interval_is_the_t_interval_of_paired_differences() -> None:
 
 
 def test_table_pairs_by_seed() -> None:
-    accuracies = {"fixmatch": (0.5, 0.6, 0.4), "fixmatch-real": (0.45, 0.65), "rsmatch": (0.52, 0.63, 0.41)}
+    accuracies = {
+        "fixmatch": (0.5, 0.6, 0.4),
+        "fixmatch-real": (0.45, 0.65),
+        "rsmatch": (0.52, 0.63, 0.41),
+        "rsmatch-oracle-discard": (0.51, 0.6, 0.41),
+    }
     records = [
         CELL | {"method": m, "seed": i, "accuracy": a} for m, row in accuracies.items() for i, a in enumerate(row)
     ]
-    fixmatch, real_only, rsmatch = comparison.summarize(records)
+    table = comparison.summarize(records)
+    fixmatch, real_only, rsmatch, _ = table
     assert fixmatch["minus_fixmatch"] == 0
     assert rsmatch["minus_fixmatch"] == pytest.approx(0.02)
     assert rsmatch["accuracy_std"] == pytest.approx(np.std(accuracies["rsmatch"], ddof=1))
     assert rsmatch["minus_fixmatch_low"] < 0.02 < rsmatch["minus_fixmatch_high"]
     assert real_only["minus_fixmatch"] == pytest.approx(0)
     assert rsmatch["minus_fixmatch_real"] == pytest.approx(0.025)  # of the two seeds that both have
+    assert rsmatch["minus_rsmatch_oracle_discard"] == pytest.approx(0.04 / 3)
     assert math.isnan(rsmatch["detector_auroc"])
+    shown = comparison.shown(table)
+    assert shown[2]["minus FixMatch (95 %)"] == "+2.0 (-0.5 to +4.5)"
+    assert shown[3]["minus discarding by truth (95 %)"] == ""  # of itself
+    assert [row["seconds"] for row in shown] == ["1"] * 4
+    assert "AUROC (worst)" not in shown[0]  # there is none
+    assert "minus discarding by truth (95 %)" not in comparison.shown(comparison.summarize(records[:5]))[0]
 
 
 def test_each_method_is_judged_at_its_best_rate() -> None:
