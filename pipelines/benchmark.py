@@ -338,8 +338,9 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
         for line in series
         if "accuracy" in line or "detector_auroc" in line
     ]
-    steps = settings.num_steps - summary.resumed_at
-    record |= {"seconds": round(summary.seconds, 1), "steps_per_second": round(steps / summary.seconds, 2)}
+    if not summary.resumed_at:  # what a run took that was cut short is not known
+        speed = settings.num_steps / summary.seconds
+        record |= {"seconds": round(summary.seconds, 1), "steps_per_second": round(speed, 2)}
     shutil.rmtree(target)
     return record
 

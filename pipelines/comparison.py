@@ -78,12 +78,11 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 name = _minus(baseline)
                 row[name] = fmean(pairs) if pairs else math.nan
                 row[f"{name}_low"], row[f"{name}_high"] = interval(pairs)
-            for name in FIGURES[1:]:
+            for name in (*FIGURES[1:], "seconds"):
                 values = [record[name] for record in runs if name in record]
                 row[name] = fmean(values) if values else math.nan
             aurocs = [record["detector_auroc"] for record in runs if "detector_auroc" in record]
             row["detector_auroc_worst"] = min(aurocs) if aurocs else math.nan
-            row["seconds"] = fmean(record["seconds"] for record in runs)
             rows.append(row)
     return rows
 
@@ -140,7 +139,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
         "accuracy, %": f"{100 * row['accuracy']:.1f}{spread}",
         **{f"minus {name} (95 %)": _difference(row, baseline) for baseline, name in BASELINES.items()},
         "AUROC (worst)": "" if math.isnan(row["detector_auroc"]) else auroc,
-        "seconds": f"{row['seconds']:.0f}",
+        "seconds": "" if math.isnan(row["seconds"]) else f"{row['seconds']:.0f}",
     }
 
 
