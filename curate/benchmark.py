@@ -46,7 +46,7 @@ def benchmark(
     learning_rate: Annotated[
         list[float] | None, typer.Option(help="Repeat for several, of which the best of each method counts.")
     ] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Training steps of each run.")] = None,
+    num_steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each run.")] = None,
     config: Annotated[
         str | None,
         typer.Option(

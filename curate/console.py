@@ -1,6 +1,5 @@
 """All that is drawn: progress on stderr, results on stdout as a table or as JSON, errors in one sentence."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.atomic import to_json
 from pipelines.progress import OnTick, Tick
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def _bar(title: str, err: Console) -> Iterator[OnTick]:
         clock = _Rate()
 
         def on_tick(tick: Tick) -> None:
+            _warn(tick, err)
             bar.update(
                 task, completed=tick.done, total=tick.total, rate=clock.rate(tick), figures=_figures(tick.figures)
             )
@@ -56,11 +57,12 @@ def _bar(title: str, err: Console) -> Iterator[OnTick]:
 
 @contextmanager
 def _lines(title: str) -> Iterator[OnTick]:
-    clock = _Rate()
+    clock, err = _Rate(), Console(stderr=True)
     next_line = time.monotonic() + LINE_EVERY_S
 
     def on_tick(tick: Tick) -> None:
         nonlocal next_line
+        _warn(tick, err)
         rate = clock.rate(tick)
         if time.monotonic() < next_line:
             return
@@ -69,6 +71,11 @@ def _lines(title: str) -> Iterator[OnTick]:
         print(f"{title}: {tick.done}{total} {tick.unit}, {rate} {_figures(tick.figures)}".rstrip(), file=sys.stderr)
 
     yield on_tick
+
+
+def _warn(tick: Tick, err: Console) -> None:
+    if tick.note:
+        err.print(Text(f"Warning: {tick.note}"), soft_wrap=True)
 
 
 class _Rate:
@@ -161,8 +168,8 @@ def _color(image: "Image.Image", x: int, y: int) -> Color | None:
 
 
 def as_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object to stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print one JSON object to stdout; a number that is none is null."""
+    print(to_json(value))
 
 
 def note(text: str) -> None:

@@ -89,6 +89,4 @@ def train(
         "seconds": summary.seconds,
     }
     console.facts(f"Trained {settings.method} into {settings.run}", shown | summary.metrics)
-    for alarm in summary.alarms:
-        console.note(f"Warning: {alarm}")
     console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")

@@ -15,7 +15,6 @@ from models import augment, residual, spectrum
 SLOPE = 0.1  # of the leaky ReLU, as in FixMatch's WRN
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BACKBONES = ("wrn-28-2", "small")
 
 
 class Heads(NamedTuple):

@@ -11,7 +11,7 @@ what they have in common, and is hidden. No harm where an image is learned from,
 targets may be read as a test would read them, by the running statistics; but these are of real images, and where the
 synthetic ones are of all classes alike they read them worse than their own do (docs/log.md).
 
-Shape suffixes: B images, C channels, D features, K classes, G groups (real, synthetic, as tested).
+Shape suffixes: B images, C channels, G groups (real, synthetic; to normalize by also as tested).
 """
 
 from collections.abc import Iterator
@@ -44,13 +44,17 @@ class SplitBatchNorm(nn.BatchNorm2d):
         group_B = torch.full_like(input[:, 0, 0, 0], REAL, dtype=torch.int64) if self.group is None else self.group
         values = input.float()
         variance_BC, mean_BC = torch.var_mean(values, (2, 3), correction=0)
-        groups_GB = torch.stack((group_B == REAL, group_B == SYNTHETIC)).float()
-        sums = torch.cat((groups_GB @ mean_BC, groups_GB @ (variance_BC + mean_BC.square())), dim=1)
-        total = sum_over(torch.cat((sums, groups_GB.sum(1, keepdim=True)), dim=1), self.ranks)
-        # Nobody is normalized by the statistics of an empty group.
-        mean_GC, square_GC = (total[:, :-1] / total[:, -1:].clamp(min=1)).chunk(2, dim=1)
-        variance_GC = square_GC - mean_GC.square()
-        self._follow(mean_GC[REAL], variance_GC[REAL], total[REAL, -1] * values[0, 0].numel())
+        is_in_GB1 = torch.stack((group_B == REAL, group_B == SYNTHETIC)).float()[..., None]
+        count_G1 = sum_over(is_in_GB1.sum(1), self.ranks)
+
+        def group_means(values_BC: Tensor) -> Tensor:
+            # No matrix product: autocast would round it. Nobody is normalized by the statistics of an empty group.
+            return sum_over((is_in_GB1 * values_BC).sum(1), self.ranks) / count_G1.clamp(min=1)
+
+        mean_GC = group_means(mean_BC)
+        # Around the mean: the difference of two large squares would be rounding alone where a channel hardly varies.
+        variance_GC = group_means(variance_BC + (mean_BC - mean_GC[group_B.clamp(max=SYNTHETIC)]).square())
+        self._follow(mean_GC[REAL], variance_GC[REAL], count_G1[REAL, 0] * values[0, 0].numel())
         assert self.running_mean is not None and self.running_var is not None
         mean_GC = torch.cat((mean_GC, self.running_mean[None]))
         variance_GC = torch.cat((variance_GC, self.running_var[None]))

@@ -5,7 +5,7 @@ the same state. Each draws for the whole batch and takes its own part; gradients
 offered are exchanged. So checkpoints know no ranks, and labeled data is not multiplied by them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,13 @@ class Ranks:
         flat /= self.world
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(list(tensors), [part.view_as(like) for part, like in zip(parts, tensors, strict=True)])
+
+    def from_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of rank 0, for what the ranks compute alike but for rounding."""
+        if self.world == 1:
+            return
+        for tensor in tensors:
+            dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, 0)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on any rank."""

@@ -300,8 +300,8 @@ def _cross_fit(
             real = torch.cat((features_NF[fitted & real_N], features_LF[~left_out]))
             target = torch.cat((features_NF[~fitted], features_LF[left_out]))
             synthetic = fitted & synthetic_N
-            if not synthetic.any():  # a pool of a few images, all of whose extremes lie in one half
-                synthetic = fitted
+            if not synthetic.any():  # a pool of a few images, all of whose extremes, or all of which, lie in one half
+                synthetic = fitted if fitted.any() else ~fitted
             scores = _ridge(real, features_NF[synthetic], penalty)(target)
             scores_KN[k, ~fitted] = scores[: int((~fitted).sum())]
             scores_L[left_out] += scores[int((~fitted).sum()) :] / 2

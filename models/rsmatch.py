@@ -163,7 +163,7 @@ def queue_risk(real_B: Tensor, queued_Q: Tensor) -> Tensor:
     return F.softplus(real_B).mean() + F.softplus(-queued_Q).mean()
 
 
-def nnpu_risk(real_B: Tensor, unlabeled_M: Tensor, share_real: float) -> Tensor:
+def nnpu_risk(real_B: Tensor, unlabeled_M: Tensor, share_real: float, ranks: Ranks = ALONE) -> Tensor:
     """Non-negative risk from real examples and unlabeled images alone (nnPU, arXiv 1703.00593, algorithm 1).
 
     `share_real` is the prior: which share of the unlabeled images is real. Where the estimate of the synthetic side's
@@ -171,15 +171,16 @@ def nnpu_risk(real_B: Tensor, unlabeled_M: Tensor, share_real: float) -> Tensor:
     """
     real, not_real = share_real * F.softplus(real_B).mean(), share_real * F.softplus(-real_B).mean()
     synthetic = F.softplus(-unlabeled_M).mean() - not_real
-    return torch.where(synthetic >= 0, real + synthetic, -synthetic)
+    return torch.where(ranks.gather(synthetic.detach()[None]).mean() >= 0, real + synthetic, -synthetic)
 
 
-def true_risk(real_B: Tensor, unlabeled_M: Tensor, synthetic_M: Tensor) -> Tensor:
+def true_risk(real_B: Tensor, unlabeled_M: Tensor, synthetic_M: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Mean cross-entropy of real and of synthetic images, the unlabeled ones by the truth: the upper bound."""
     known = synthetic_M.float()
     real = F.softplus(real_B).sum() + (F.softplus(unlabeled_M) * (1 - known)).sum()
     synthetic = (F.softplus(-unlabeled_M) * known).sum()
-    return real / (len(real_B) + (1 - known).sum()) + synthetic / known.sum().clamp(min=1)
+    count = ranks.gather(known).sum() / ranks.world  # of all ranks, for each of them
+    return real / (len(real_B) + len(known) - count) + synthetic / count.clamp(min=1 / ranks.world)
 
 
 def consistency(logits_M: Tensor, prob_synthetic_M: Tensor, threshold: float) -> Tensor:
@@ -446,7 +447,8 @@ class RSMatch:
             assert batch.synthetic is not None
             synthetic = batch.synthetic
         if recipe.routing == "random":
-            synthetic = synthetic[rng.uniform(len(synthetic)).argsort()]
+            order = self._ranks.gather(rng.uniform(len(synthetic))).argsort()
+            synthetic = self._ranks.own(self._ranks.gather(synthetic.float())[order]) > 0
         return synthetic & (number >= recipe.routing_start)
 
     def _detect(
@@ -496,10 +498,10 @@ class RSMatch:
                 sup = queue_risk(real_B, queued_Q)
             case "nnpu":
                 assert recipe.share_real is not None
-                sup = nnpu_risk(real_B, unlabeled_M, recipe.share_real)
+                sup = nnpu_risk(real_B, unlabeled_M, recipe.share_real, self._ranks)
             case "truth":
                 assert batch.synthetic is not None
-                sup = true_risk(real_B, unlabeled_M, batch.synthetic)
+                sup = true_risk(real_B, unlabeled_M, batch.synthetic, self._ranks)
         # Consistency with a teacher that has not settled would teach its random sign.
         cons = consistency(unlabeled_M, prob_synthetic, recipe.threshold) * float(settled)
         rate = cosine(number, recipe.num_steps, DETECTOR_RATE)
@@ -546,8 +548,8 @@ class RSMatch:
         statistics_labeled: Tensor,
         pseudo_labels_N: Tensor,
         rng: torch.Generator,
-    ) -> Tensor:
-        """Fill the queue, find confident real images and estimate the synthetic share; returns the scores (N,).
+    ) -> None:
+        """Fill the queue, find confident real images and estimate the synthetic share.
 
         `statistics_*` are what `residual.statistics` gives for tiles of the pool and of the labeled set.
         """
@@ -558,11 +560,14 @@ class RSMatch:
             scores_N = self.trusted.settle(rows_N, scores_N, scores_N.min(), scores_N.max())
             real_N = self.trusted.settle(rows_N, real_N, True, False)
             chosen_N = self.trusted.settle(rows_N, chosen_N, False, True)
-        self.confident_real = rows_N[real_N]
+        if not chosen_N.any():  # of a pool of a few images
+            chosen_N[scores_N.argmax()] = True
         self.statistics.settle(start.linear, statistics_N)
         self.queue.fill(rows_N[chosen_N], scores_N[chosen_N], classes_N[chosen_N])
         self.cut.settle(start.share_synthetic, start.share_interval)
-        return start.scores
+        # GPUs sum in any order, and what one of them chooses all must hold.
+        self._ranks.from_first_((real_N, *self.statistics.buffers(), *self.queue.buffers(), *self.cut.buffers()))
+        self.confident_real = rows_N[real_N]
 
 
 def _decay_weights_only(network: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:

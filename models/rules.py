@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ranks import ALONE, Ranks
+from models.ranks import ALONE, Ranks, sum_over
 
 Name = Literal["fixmatch", "flexmatch", "freematch", "softmatch"]
 FOLLOW = 1 - 0.999  # share of the new batch in FreeMatch's and SoftMatch's averages
@@ -100,10 +100,11 @@ class FreeMatch(FixMatch):
         """
         probs = strong_MK.softmax(1)
         chosen = weight_M[:, None]
-        histogram = (F.one_hot(strong_MK.argmax(1), strong_MK.shape[1]) * chosen).sum(0)
+        histogram = sum_over((F.one_hot(strong_MK.argmax(1), strong_MK.shape[1]) * chosen).sum(0), self.ranks)
+        predicted = sum_over((probs * chosen).sum(0), self.ranks)
         expected = _normalized(self.probs / self.histogram.clamp(min=1e-6))
-        actual = _normalized((probs * chosen).sum(0) * torch.where(histogram > 0, 1 / histogram.clamp(min=1e-6), 0.0))
-        return FAIRNESS * (expected * (actual + 1e-12).log()).sum() * (weight_M.sum() > 0)
+        actual = _normalized(predicted * torch.where(histogram > 0, 1 / histogram.clamp(min=1e-6), 0.0))
+        return FAIRNESS * (expected * (actual + 1e-12).log()).sum() * (histogram.sum() > 0)
 
 
 class SoftMatch(FixMatch):

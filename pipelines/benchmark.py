@@ -39,11 +39,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
 from pipelines import calibration, comparison, datasets, devices, folders, model, plots, train, truth, workers, worlds
-from pipelines.atomic import replacing
+from pipelines.atomic import make_folder, replacing, write_json
 from pipelines.errors import Incompatible
 from pipelines.images import Decoder
 from pipelines.manifest import read_parquet
@@ -126,6 +127,13 @@ class BenchmarkConfig(BaseModel):
             raise ValueError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
         return names
 
+    @field_validator("alphas")
+    @classmethod
+    def _something_to_find(cls, alphas: tuple[float, ...], values: ValidationInfo) -> tuple[float, ...]:
+        if 0 in alphas and "rsmatch-nnpu" in values.data.get("methods", ()):
+            raise ValueError("of a clean pool nnPU can learn nothing; leave out 0, or the method rsmatch-nnpu")
+        return alphas
+
     @field_validator("start", "train")
     @classmethod
     def _known_settings(cls, values: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -189,7 +197,7 @@ def run(config: BenchmarkConfig, on_tick: OnTick = ignore) -> Summary:
 
 def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
     started = time.monotonic()
-    jobs = list(matrix(config))
+    jobs = list(dict.fromkeys(matrix(config)))  # what was named twice is run once, and counts as one seed
     results = config.out / "results.jsonl"
     done = [_facts(record) for record in on_record(results, config)]
     missing = [job for job in jobs if job.facts not in done]
@@ -197,6 +205,7 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
         if config.photographs:
             datasets.read(config.photographs)  # a mistake should not come to light after the first training
         sources = worlds.Sources.read(config.real, config.synthetic, config.test, config.size)
+        _drop_leftovers(config)
         pending = list(dict.fromkeys(job.world for job in missing))
         for world in pending:
             place = _folder(config, world)
@@ -204,9 +213,11 @@ def _run(config: BenchmarkConfig, on_tick: OnTick) -> Summary:
         if config.start is not None:
             for _ in _in_order(config, train_start, pending):
                 pass
-        for count, record in enumerate(_in_order(config, run_one, missing), start=len(jobs) - len(missing) + 1):
+        runs = zip(missing, _in_order(config, run_one, missing), strict=True)
+        for count, (job, record) in enumerate(runs, start=len(jobs) - len(missing) + 1):
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record | {"settings": _settings(config)}) + "\n")
+            shutil.rmtree(_run_folder(config, job), ignore_errors=True)
             shown = {record["method"]: record.get("accuracy", math.nan)}
             on_tick(Tick(done=count, total=len(jobs), unit="runs", figures=shown))
         for folder in ("worlds", "runs"):
@@ -296,6 +307,23 @@ def _folder(config: BenchmarkConfig, world: World) -> Path:
     return config.out / "worlds" / world.name
 
 
+def _run_folder(config: BenchmarkConfig, job: Job) -> Path:
+    return config.out / "runs" / job.name
+
+
+def _drop_leftovers(config: BenchmarkConfig) -> None:
+    """Remove worlds and runs that a kill left if they were made by other settings."""
+    sources = {name: str(getattr(config, name).resolve()) for name in ("real", "synthetic", "test")}
+    wanted = json.loads(json.dumps({"sources": sources} | _settings(config)))
+    stamp = config.out / "worlds" / "settings.json"
+    if stamp.exists() and json.loads(stamp.read_bytes()) == wanted:
+        return
+    for folder in ("worlds", "runs"):
+        shutil.rmtree(config.out / folder, ignore_errors=True)
+    make_folder(stamp.parent)
+    write_json(stamp, wanted)
+
+
 def train_start(config: BenchmarkConfig, threads: int, world: World) -> None:
     """Train the network that all methods start from on a world's labeled images."""
     torch.set_num_threads(threads)
@@ -308,7 +336,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     """Train one method on one world; returns its line of results.jsonl."""
     torch.set_num_threads(threads)
     method, folder = METHODS[job.method], _folder(config, job.world)
-    target = config.out / "runs" / job.name
+    target = _run_folder(config, job)
     told = {"share_real": 1 / (1 + job.world.alpha)} if method.changes.get("detector_examples") == "nnpu" else {}
     settings = _train_config(
         config,
@@ -341,7 +369,6 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     if not summary.resumed_at:  # what a run took that was cut short is not known
         speed = settings.num_steps / summary.seconds
         record |= {"seconds": round(summary.seconds, 1), "steps_per_second": round(speed, 2)}
-    shutil.rmtree(target)
     return record
 
 

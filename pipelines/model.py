@@ -7,6 +7,7 @@ classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to
 README.md                how to use them
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -99,7 +100,8 @@ def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: De
     for name, network in (("classifier", classifier), ("detector", detector)):
         tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
-    program = _export(classifier, config.image_size)
+    # On the CPU: an archive of a GPU's tensors would load where there is one alone.
+    program = _export(copy.deepcopy(classifier).cpu(), config.image_size)
     with replacing(folder / "classifier.pt2") as temporary:
         temporary.write_bytes(program)
     values = {**asdict(config), "num_classes": len(config.classes)}
@@ -109,7 +111,7 @@ def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: De
 
 
 def _export(classifier: Classifier, size: int) -> bytes:
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=next(classifier.parameters()).device)
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():  # the exporter warns of its own internals
         warnings.simplefilter("ignore")

@@ -151,7 +151,8 @@ class Evaluation:
         predicted, logits, color = [], [], []
         for views in self._images.stream(torch.split(torch.from_numpy(known), EVALUATE_BATCH)):
             predicted.append(learner.classifier_ema(views.images).real.argmax(1))
-            logits.append(learner.detector_ema(views.tiles))
+            if learner.recipe.has_detector:
+                logits.append(learner.detector_ema(views.tiles))
             color.append(truth.is_color(views.images))
         fake, right = synthetic[known] == 1, torch.cat(predicted).cpu().numpy() == label[known]
         labeled = label[known] != truth.UNKNOWN

@@ -156,11 +156,16 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
     training = trusted.join(pool, examples, config.run, config.decoder)
     examples, rows = training.examples, training.rows
     recipe = config.recipe(len(examples.classes))
-    if not len(rows):
-        raise BadInput(f"{config.pool}: all its images are in the labeled set too; ingest more images.")
+    if len(rows) < 2:  # one has no spread
+        raise BadInput(
+            f"{config.pool}: {len(rows)} of its images are not in the labeled set; training needs 2 or more, so ingest "
+            "others."
+        )
     if recipe.detector_examples == "nnpu" and recipe.share_real is None:
         raise BadInput('detector_examples = "nnpu": has to be told which share of the pool is real; set share_real.')
     facts = known.of(rows.members()) if known else None
+    if facts:
+        truth.check(facts[0], pool)
     oracle = _oracle(config, recipe, facts[0] if facts else None, device)
 
     learner = _build(config, recipe, examples.classes, len(rows), device, ranks)
@@ -195,6 +200,10 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
 
     loading = _Stopwatch()
 
+    def own(order: batches.Order, step: int) -> Tensor:
+        # Without waiting, which would keep the host from running ahead of a GPU.
+        return ranks.own(order.batch(step)).to(device, non_blocking=True)
+
     def fetch_tiles(picked: Tensor) -> Tensor:
         with loading:
             return images.tiles(picked)
@@ -208,11 +217,10 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             rng = Rng(batches.generator(config.seed, step, device), ranks)
             if step == recipe.detector_start and recipe.needs_bootstrap:
                 _bootstrap(learner, images, views.tiles[shown], rng.generator, config.seed)
-            rows_now = ranks.own(unlabeled_order.batch(step)).to(device)
-            picked = ranks.own(labeled_order.batch(step)).to(device)
+            rows_now, picked = own(unlabeled_order, step), own(labeled_order, step)
             batch = Batch(
                 labeled=views.images[picked],
-                labeled_tiles=views.tiles[shown_or_marked[ranks.own(detector_order.batch(step)).to(device)]],
+                labeled_tiles=views.tiles[shown_or_marked[own(detector_order, step)]],
                 labels=labels[picked],
                 unlabeled=unlabeled.images,
                 unlabeled_tiles=unlabeled.tiles,
@@ -350,7 +358,8 @@ def _bootstrap(
         statistics.append(residual.statistics(views.tiles))
         pseudo_labels.append(learner.classifier_ema(views.images).real.argmax(1))
     rows = torch.cat(chunks).to(labeled_tiles.device)
-    learner.bootstrap(rows, torch.cat(statistics), residual.statistics(labeled_tiles), torch.cat(pseudo_labels), rng)
+    of_labeled = torch.cat([residual.statistics(part) for part in labeled_tiles.split(SAMPLE_BATCH)])  # type: ignore[no-untyped-call]
+    learner.bootstrap(rows, torch.cat(statistics), of_labeled, torch.cat(pseudo_labels), rng)
 
 
 @torch.no_grad()

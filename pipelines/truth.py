@@ -46,6 +46,15 @@ def read(path: Path) -> Truth:
     return Truth(dict(zip(keys, synthetic, strict=True)), dict(zip(keys, labels, strict=True)))
 
 
+def check(synthetic: npt.NDArray[np.int64], pool: Pool) -> None:
+    """Raise BadInput where a truth is of other images than those of a pool."""
+    if (synthetic == UNKNOWN).all():
+        raise BadInput(
+            f"--truth: says of no image of {pool.root} whether it is synthetic; its keys have to be the names of the "
+            "images in the crawl, without a suffix."
+        )
+
+
 def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     """Area under the ROC curve: the probability that a positive outranks a negative, ties counting half.
 
@@ -83,6 +92,7 @@ def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> d
         synthetic.append(is_synthetic)
         labels.append(label)
     kind, known_label = np.concatenate(synthetic), np.concatenate(labels) != UNKNOWN
+    check(kind, pool)
     prob, verdict, right = np.concatenate(probs), np.concatenate(verdicts), np.concatenate(correct)
     real, fake = kind == 0, kind == 1
     known = real | fake

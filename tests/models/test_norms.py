@@ -80,6 +80,32 @@ def test_groups_of_one_and_of_none_are_no_trouble(turn, count: int) -> None:  # 
     assert same == (count == 12)  # what no real image was in changes no running statistics
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_masked_statistics_are_exact_where_a_channel_hardly_varies(precision: str) -> None:
+    """Neither rounded by autocast nor the difference of two squares, which may be negative."""
+    rng = torch.Generator().manual_seed(0)
+    mean, spread = torch.tensor([1.0, 20.0, 300.0, 300.0]), torch.tensor([0.05, 0.05, 0.5, 0.0])
+    maps = mean[:, None, None] + spread[:, None, None] * torch.randn(12, 4, 8, 8, generator=rng)
+    norm = norms.SplitBatchNorm(4).train()
+    norm.group = GROUPS
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        output = norm(maps)
+    for group in (norms.REAL, norms.SYNTHETIC):
+        alone = nn.functional.batch_norm(maps[group == GROUPS].double(), None, None, training=True).float()
+        torch.testing.assert_close(output[group == GROUPS], alone, rtol=1e-2, atol=1e-2)
+    real = maps[~SYNTHETIC].double()
+    torch.testing.assert_close(norm.running_mean, 0.1 * real.mean((0, 2, 3)).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * real.var((0, 2, 3)).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small", "wrn-28-2"])
+def test_masked_statistics_under_autocast_stay_finite_on_flat_images(name: str) -> None:
+    flat = torch.arange(200, 212, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        heads = norms.apart(masked(network(name)), flat, GROUPS)
+    assert heads.real.isfinite().all() and heads.dummy.isfinite().all()
+
+
 @BOTH
 def test_with_nothing_synthetic_it_is_plain_batch_norm(turn) -> None:  # type: ignore[no-untyped-def]
     heads, plain = norms.apart(turn(network()), IMAGES, torch.full((12,), norms.REAL)), network()(IMAGES)

@@ -441,6 +441,18 @@ def test_training_goes_by_the_statistics_as_much_as_by_the_detector() -> None:
     torch.testing.assert_close(model._suspicion(logits, pool), logits + logits.std(correction=0) * scores)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_of_a_pool_of_a_few_images_one_at_least_is_queued(count: int) -> None:
+    pool = world()[2][:count]
+    statistics = residual.statistics(world()[2])
+    for seed in range(4):
+        model, rng = learner(detector_init="features"), torch.Generator().manual_seed(seed)
+        classes = torch.randint(2, (count,), generator=rng)
+        model.bootstrap(torch.arange(count), residual.statistics(pool), statistics[16:32], classes, rng)
+        assert model.queue.draw(5, rng).max() < count
+        assert model.statistics(pool).isfinite().all() and model.cut.share.isfinite()
+
+
 def test_only_what_is_surely_synthetic_enters_the_queue() -> None:
     model = learner()
     train(model, range(2))

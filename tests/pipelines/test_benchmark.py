@@ -163,6 +163,30 @@ def test_a_resumed_matrix_gives_the_lines_of_an_uninterrupted_one(
     assert benchmark.run(settings).num_on_record == 2
 
 
+def test_what_was_made_by_other_settings_is_not_gone_on_with(world: World, sources: Path, tmp_path: Path) -> None:
+    """A kill before the first line leaves the world and half of a run of the settings of then."""
+    code = (
+        "import os, sys; from pipelines import benchmark, train; from pipelines.benchmark import BenchmarkConfig\n"
+        "run = train.run\n"
+        "train.run = lambda settings: run(settings, lambda tick: tick.unit == 'steps' and os.kill(os.getpid(), 9))\n"
+        "benchmark.run(BenchmarkConfig.model_validate_json(sys.stdin.read()))\n"
+    )
+    before = config(world, sources, tmp_path, methods=("fixmatch",), num_test=10)
+    done = subprocess.run([sys.executable, "-c", code], input=before.model_dump_json(), text=True, check=False)
+    assert done.returncode == -9
+    assert (tmp_path / "worlds").exists() and (tmp_path / "runs").exists()
+    benchmark.run(config(world, sources, tmp_path, methods=("fixmatch",), size=16))
+    (record,) = lines(tmp_path)
+    benchmark.run(config(world, sources, tmp_path / "anew", methods=("fixmatch",), size=16))
+    assert [record] == lines(tmp_path / "anew")
+
+
+def test_what_is_named_twice_is_run_once(world: World, sources: Path, whole: Path, tmp_path: Path) -> None:
+    twice = config(world, sources, tmp_path, methods=("fixmatch", "rsmatch", "fixmatch"), labels=(20, 20))
+    assert benchmark.run(twice).num_runs == 2
+    assert lines(tmp_path) == lines(whole)
+
+
 def test_all_methods_of_a_world_start_from_one_network(world: World, sources: Path, tmp_path: Path) -> None:
     settings = config(
         world, sources, tmp_path, methods=("supervised", "fixmatch", "rsmatch-oracle"), learning_rates=(1e-12,),
@@ -420,6 +444,11 @@ def test_a_matrix_over_rates_and_numbers_of_real_images(world: World, sources: P
 def test_a_matrix_that_cannot_be_is_refused(odd: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="greater than"):
         BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, **odd)
+
+
+def test_a_clean_pool_is_nothing_for_nnpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of a clean pool nnPU can learn nothing"):
+        BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, methods=("rsmatch-nnpu",), alphas=(0.5, 0))
 
 
 def test_a_learning_rate_among_the_settings_of_training_is_refused(tmp_path: Path) -> None:

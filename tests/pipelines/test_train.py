@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from models.networks import Detector, backbone
 from models.ranks import Ranks
 from models.rsmatch import Recipe
-from pipelines import batches, checkpoint, model, train
+from pipelines import batches, checkpoint, ingest, model, train
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.manifest import Pool
 from pipelines.monitor import Watch
@@ -295,6 +295,21 @@ def test_any_timm_backbone_and_weights_from_a_file(world: World, tmp_path: Path)
 def test_wrong_settings_are_one_sentence(world: World, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         train.run(config(world, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("memory", ["memory", "stream"])
+def test_a_truth_of_other_images_is_refused(world: World, tmp_path: Path, memory: str) -> None:
+    (tmp_path / "truth.csv").write_text("key,is_synthetic\nelsewhere,1\n")
+    with pytest.raises(BadInput, match=r"--truth: says of no image of .* whether it is synthetic"):
+        train.run(config(world, tmp_path / "run", truth=tmp_path / "truth.csv", memory=memory))
+
+
+def test_a_pool_of_one_image_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "crawl" / "one.png")
+    ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / "pool", jobs=1))
+    with pytest.raises(BadInput, match="pool: 1 of its images are not in the labeled set; training needs 2 or more"):
+        train.run(config(world, tmp_path / "run", pool=tmp_path / "pool"))
 
 
 def test_weights_of_another_network_are_refused(world: World, tmp_path: Path) -> None:

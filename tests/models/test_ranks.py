@@ -1,0 +1,100 @@
+"""Two real processes, each with half of a batch, come to the losses and gradients of one process with all of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import norms
+from models.ranks import ALONE, Ranks
+from models.rsmatch import nnpu_risk, true_risk
+from models.rules import FreeMatch
+
+K = 3
+
+
+class Batch:
+    """Logits, and maps for a batch norm, whose halves differ in all that is averaged over them."""
+
+    def __init__(self) -> None:
+        rng = torch.Generator().manual_seed(0)
+        shift = torch.arange(8.0)[:, None]
+        self.real_B = torch.randn(8, generator=rng) - 1
+        self.unlabeled_M = torch.randn(8, generator=rng) + shift[:, 0] - 3
+        self.synthetic_M = torch.tensor([1, 0, 0, 0, 1, 1, 1, 0]).bool()
+        self.strong_MK = torch.randn(8, K, generator=rng) * shift
+        self.weight_M = torch.tensor([1, 1, 0, 1, 0, 0, 1, 0.5])
+        self.maps_BCHW = torch.randn(8, 2, 4, 4, generator=rng) + shift[..., None, None]
+        self.group_B = torch.tensor([0, 1, 2, 0, 1, 1, 1, 0])
+
+    def losses(self, ranks: Ranks) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each loss its value and its gradient by a scale that all logits share."""
+        rule = FreeMatch(K, ranks)
+        rule.probs.copy_(torch.tensor([0.5, 0.3, 0.2]))
+        norm = norms.SplitBatchNorm(2)
+        norm.ranks, norm.group = ranks, ranks.own(self.group_B)
+        found = {}
+        for name in ("true", "nnpu", "nnpu overfitted", "fairness", "norm"):
+            scale = torch.tensor(1.5, requires_grad=True)
+            real, unlabeled = (scale * ranks.own(part) for part in (self.real_B, self.unlabeled_M))
+            match name:
+                case "true":
+                    loss = true_risk(real, unlabeled, ranks.own(self.synthetic_M), ranks)
+                case "nnpu":
+                    loss = nnpu_risk(real, unlabeled, 0.2, ranks)
+                case "nnpu overfitted":  # in the whole, though not in each half
+                    loss = nnpu_risk(real, unlabeled, 0.5, ranks)
+                case "fairness":
+                    loss = rule.penalty(scale * ranks.own(self.strong_MK), ranks.own(self.weight_M))
+                case _:
+                    loss = norm(scale**2 * ranks.own(self.maps_BCHW) + scale.sin()).sin().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert scale.grad is not None
+            found[name] = (loss.detach(), scale.grad)
+        return found
+
+
+def work(folder: Path, rank: int) -> None:
+    """What one of the two does: losses and gradients of its half, averaged over both, and what rank 0 decides."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    ranks = Ranks(rank, 2)
+    found = {}
+    for name, pair in Batch().losses(ranks).items():
+        ranks.average_(pair)
+        found |= {f"{name}/{part}": value for part, value in zip(("loss", "gradient"), pair, strict=True)}
+    decided = {"flags": torch.tensor([True, False, True]) ^ (rank == 1), "number": torch.tensor(float(rank))}
+    ranks.from_first_(decided.values())
+    save_file(found | decided, folder / f"rank{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_come_to_the_losses_of_one(tmp_path: Path) -> None:
+    script = "import sys, pathlib, tests.models.test_ranks as t; t.work(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+    root = Path(__file__).parents[2]
+    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(k)], cwd=root) for k in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    first, second = (load_file(tmp_path / f"rank{k}") for k in range(2))
+    for name, (loss, gradient) in Batch().losses(ALONE).items():
+        assert gradient.abs() > 1e-4, name
+        for ours in (first, second):
+            torch.testing.assert_close(ours[f"{name}/loss"], loss, msg=name)
+            torch.testing.assert_close(ours[f"{name}/gradient"], gradient, msg=name)
+    for ours in (first, second):
+        assert ours["flags"].tolist() == [True, False, True]
+        assert ours["number"] == 0
+
+
+def test_the_halves_by_themselves_come_to_something_else() -> None:
+    """So that the test above would notice ranks that did not speak to each other."""
+    whole, losses = Batch().losses(ALONE), []
+    for rank in range(2):
+        half = Batch()
+        for name, value in vars(half).items():
+            setattr(half, name, Ranks(rank, 2).own(value))
+        losses.append(half.losses(ALONE))
+    for name, (loss, gradient) in whole.items():
+        apart = [sum(parts[name][i] for parts in losses) / 2 for i in range(2)]
+        assert not torch.allclose(apart[0], loss, rtol=1e-3) or not torch.allclose(apart[1], gradient, rtol=1e-3), name
