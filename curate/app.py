@@ -3,8 +3,10 @@
 import signal
 import sys
 import traceback
+from importlib.metadata import version
 from threading import Event
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -24,7 +26,6 @@ from pipelines.errors import CurateError
 
 app = typer.Typer(
     name="curate",
-    help="Which images of a crawl are real, what do they show, and how to train on them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,6 +33,22 @@ app = typer.Typer(
 )
 for command in (ingest, train, score, inspect, review, export, report, verify, demo, generate, benchmark):
     app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"curate {version('curate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Which images of a crawl are real, what do they show, and how to train on them."""
+
 
 _INTERRUPTED = "Interrupted; the same command goes on from here."
 

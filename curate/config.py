@@ -42,6 +42,8 @@ def resolve(
         key = ".".join(str(part) for part in first["loc"])
         flag = str(first["loc"][0]) if first["loc"] else ""
         option = options.get(flag, f"--{flag.replace('_', '-')}")
+        if first["type"] == "missing":
+            raise BadInput(f"{option} is missing; give it, or {key} in --config.") from None
         where = option if flags.get(flag) is not None else (recipe or "configuration")
         raise BadInput(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
 

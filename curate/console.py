@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.atomic import to_json
+from pipelines.json_text import to_json
 from pipelines.progress import OnTick, Tick
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ _JUNK = {"duplicate": "duplicate", "truncated": "truncated", "html": "not_an_ima
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Of the toy world and of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the toy world and of training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Run every stage on a small crawl made on the spot, and compare what was found with the truth."""

@@ -10,13 +10,13 @@ from curate import console
 
 def ingest(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE",
             help='Folders, .tar or .parquet files, brace patterns ("crawl/{00000..00099}.tar"), @LIST files, URLs.',
             show_default=False,
         ),
-    ],
+    ] = None,
     pool: Annotated[str | None, typer.Option(help="Folder to bring them into; may be a URL.  [default: pool]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.  [default: one a core]")] = None,
     engine: Annotated[
@@ -43,7 +43,7 @@ def ingest(
     from pipelines import ingest as stage
 
     flags = {
-        "sources": tuple(sources),
+        "sources": tuple(sources) if sources else None,
         "pool": pool,
         "jobs": jobs,
         "engine": engine,
@@ -52,7 +52,7 @@ def ingest(
         "max_pixels": max_pixels,
         "shard_size": shard_size,
     }
-    settings = resolve(stage.IngestConfig, flags, config)
+    settings = resolve(stage.IngestConfig, flags, config, options={"sources": "SOURCE"})
     with console.progress("ingest") as on_tick:
         summary = stage.run(settings, on_tick)
     for note in summary.notes:
@@ -77,5 +77,8 @@ def ingest(
         console.table(
             "Origin declared in the file", [{"origin": what, "images": n} for what, n in summary.declared.items()]
         )
+    if not summary.images:
+        console.note(f"Nothing was kept: {settings.pool}/rejects says why for each image.")
+        return
     pool_flag = "" if settings.pool == Path("pool") else f" --pool {settings.pool}"
     console.note(f"Next: curate train --labeled DIR{pool_flag}, with a folder of labeled real images per class")

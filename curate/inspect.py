@@ -10,9 +10,10 @@ from curate import console
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipelines.duplicates import Copy
+    from pipelines.disagreement import DisagreementConfig
+    from pipelines.duplicates import Copy, DuplicatesConfig
     from pipelines.index import Facts
-    from pipelines.inspect import Inspection, Item
+    from pipelines.inspect import InspectConfig, Inspection, Item
 
 
 def inspect(
@@ -71,7 +72,7 @@ def _queries(flags: dict[str, Any], config: str | None, json: bool) -> None:
     for inspection in summary.inspections:
         show(inspection)
     console.note(_index(summary.index))
-    _next(settings.html, "see the images, or curate export --out clean/")
+    _next(settings.html, f"see the images, or curate export --out clean/ {_places(settings)}")
 
 
 def _disagreement(flags: dict[str, Any], config: str | None, json: bool) -> None:
@@ -105,7 +106,7 @@ def _disagreement(flags: dict[str, Any], config: str | None, json: bool) -> None
     ]
     console.table(f"How many of {settings.neighbors} nearest neighbors have another verdict or label", rows)
     console.note(_index(summary.index))
-    _next(settings.html, "see them with their neighbors, or curate inspect KEY")
+    _next(settings.html, f"see them with their neighbors, or curate inspect KEY {_places(settings)}")
 
 
 def _near_duplicates(flags: dict[str, Any], config: str | None, json: bool) -> None:
@@ -130,7 +131,7 @@ def _near_duplicates(flags: dict[str, Any], config: str | None, json: bool) -> N
     console.table("Largest groups", [_group(group) for group in summary.groups])
     if not summary.confirmed:
         console.note("Some shards have no scores: their images were compared by perceptual hash alone.")
-    _next(settings.html, "see the groups, or curate export --drop-near-duplicates --out clean/")
+    _next(settings.html, f"see the groups, or curate export --drop-near-duplicates --out clean/ {_places(settings)}")
 
 
 def _group(group: "Sequence[Copy]") -> dict[str, Any]:
@@ -143,6 +144,10 @@ def _group(group: "Sequence[Copy]") -> dict[str, Any]:
         "bits apart": max(copy.bits for copy in others),
         "member": first.member,
     }
+
+
+def _places(settings: "InspectConfig | DisagreementConfig | DuplicatesConfig") -> str:
+    return f"--pool {settings.pool} --run {settings.run}"
 
 
 def _next(html: Path | None, else_to: str) -> None:

@@ -56,7 +56,7 @@ def score(
         "shards": summary.num_shards,
         "scored before": summary.num_scored_before,
         "called synthetic": "no detector" if summary.synthetic_share is None else f"{summary.synthetic_share:.1%}",
-        "synthetic, estimated": _share(summary.share_synthetic, summary.share_interval),
+        "synthetic, estimated in training": _share(summary.share_synthetic, summary.share_interval),
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
         "mean confidence": summary.mean_confidence,
         "seconds": summary.seconds,
@@ -65,16 +65,11 @@ def score(
     if summary.thresholds:
         console.note(summary.thresholds.statement)
     console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    places = f"--pool {settings.pool} --run {settings.run}"
     if settings.num_shards > 1:
-        console.note(
-            f"Next, after the last of the {settings.num_shards}: curate score --pool {settings.pool} "
-            f"--run {settings.run}, which sums up"
-        )
+        console.note(f"Next, after the last of the {settings.num_shards}: curate score {places}, which sums up")
         return
-    console.note(
-        f"Next: curate inspect KEY --run {settings.run}, or curate export --out clean/ "
-        f"--pool {settings.pool} --run {settings.run}"
-    )
+    console.note(f"Next: curate inspect KEY {places}, or curate export --out clean/ {places}")
 
 
 def _share(share: float | None, interval: tuple[float, float] | None) -> str:

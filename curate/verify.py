@@ -18,7 +18,10 @@ def verify(
 
     from curate.config import resolve
     from pipelines import verify as stage
+    from pipelines.errors import BadInput
 
+    if run is not None and not run.is_dir():
+        raise BadInput(f"--run {run}: is no folder; name a run, or leave it out to verify the pool alone.")
     settings = resolve(stage.VerifyConfig, {"pool": pool, "run": run})
     with console.progress("verify") as on_tick:
         summary = stage.run(settings, on_tick)

@@ -3,10 +3,8 @@
 import errno
 import fcntl
 import io
-import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +15,7 @@ import numpy.typing as npt
 from upath import UPath
 
 from pipelines import places
+from pipelines.json_text import to_json
 from pipelines.places import Place
 
 CANNOT_LOCK = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
@@ -104,22 +103,6 @@ def write_json(path: Place, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(value) + "\n", encoding="utf-8")
-
-
-def to_json(value: Any) -> str:
-    """Indented JSON. Numbers that JSON does not have, NaN and the infinite ones, become null."""
-    try:
-        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), indent=2, ensure_ascii=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:

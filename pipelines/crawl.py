@@ -87,6 +87,8 @@ def find(sources: Sequence[str], *, shard_size: int, pool: Place) -> Iterator[Fi
     """
     inside = str(pool.resolve())
     for source in _expand(sources):
+        if not source.strip():
+            raise BadInput("The name of a source is empty; name a folder, a .tar or .parquet file, or @FILE.")
         entry = _look(source)
         if entry.path == inside or entry.path.startswith(inside + "/"):
             raise BadInput(f"{source}: is the pool itself; name the crawl that goes into it.")
@@ -145,7 +147,7 @@ def _expand(sources: Sequence[str]) -> Iterator[str]:
             continue
         try:
             with open_source(_local(source[1:])) as file:
-                lines = file.read().decode("utf-8").splitlines()
+                lines = file.read().decode("utf-8-sig").splitlines()  # some editors begin with a mark
         except (OSError, ValueError) as error:
             raise BadInput(f"{source}: the list of sources cannot be read ({why(error)}).") from None
         for line in map(str.strip, lines):
@@ -188,7 +190,11 @@ def _look(source: str) -> _Entry:
         return _remote_entry(system, system.info(inner))
     except Exception as error:  # each store's driver raises its own kinds: no such bucket, no credentials, no driver
         hint = "; install curate[s3]" if isinstance(error, ImportError) and path.startswith("s3:") else ""
-        raise BadInput(f"{source}: cannot be read ({why(error)}){hint}.") from error
+        if isinstance(error, FileNotFoundError) and set(path) & set("*?["):
+            hint = "; name several by braces, such as {00000..00099}.tar, or leave the pattern to the shell"
+        # Some drivers say the URL alone, and why in what they raised it for.
+        reason = why(error.__cause__ if str(error) == path and isinstance(error.__cause__, Exception) else error)
+        raise BadInput(f"{source}: cannot be read ({reason}){hint}.") from error
 
 
 def _local(source: str) -> str:

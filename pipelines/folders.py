@@ -63,10 +63,13 @@ def refusals(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        where = f" ({error.filename})" if error.filename and str(error.filename) != str(folder) else ""
+        what, at = os.strerror(error.errno), os.fsdecode(error.filename) if error.filename else str(folder)
+        if not Path(at).absolute().is_relative_to(folder.absolute()):
+            raise BadInput(f"{at}: {what}; once this is mended the same command goes on.") from error
+        where = f" ({at})" if at != str(folder) else ""
         raise BadInput(
-            f"{folder}: cannot be written, {os.strerror(error.errno)}{where}; what is there stays, and once this is "
-            "mended the same command goes on."
+            f"{folder}: cannot be written, {what}{where}; what is there stays, and once this is mended the same "
+            "command goes on."
         ) from error
 
 

@@ -40,7 +40,7 @@ from pipelines.crawl import Unit, find, has_changed
 from pipelines.digests import Digests
 from pipelines.engine import EngineName
 from pipelines.errors import BadInput, CorruptShard, Incompatible
-from pipelines.manifest import KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEMA, Pool
+from pipelines.manifest import INGESTS, KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA, REJECT_SCHEMA, Pool, is_pool
 from pipelines.places import AnyFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.reject import Reason
@@ -49,7 +49,6 @@ from pipelines.sift import Kept, Rejected, Sifted, Task, after_the_end, sift
 from pipelines.workers import usable_cores
 
 _UNFINISHED = ".partial"
-_RUNS = "run.json"  # also the mark of a pool
 _SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet)")
 _TEMPORARY = re.compile(r"\.(\d+\.parquet|\d+_stats\.json|run\.json)\.tmp")  # what a kill kept from its name
 
@@ -113,8 +112,8 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
                 f"{config.pool}: has room for {MAX_SHARDS - first} more shards, and these sources make "
                 f"{survey.num_new}; use a larger --shard-size or a second pool."
             )
-        if not places.exists(config.pool / _RUNS):
-            write_json(config.pool / _RUNS, {"ingests": []})
+        if not places.exists(config.pool / INGESTS):
+            write_json(config.pool / INGESTS, {"ingests": []})
         with Digests(work.scratch / "digests.sqlite") as digests:
             if survey.num_new:
                 _remember(pool, digests)
@@ -141,7 +140,7 @@ class _Work(NamedTuple):
 
     def check(self) -> None:
         """Raise Incompatible where a later ingest has cleared this one's place on the store away."""
-        if self.staging and not places.exists(self.staging / _RUNS):
+        if self.staging and not places.exists(self.staging / INGESTS):
             raise Incompatible(
                 f"{self.staging.parent.parent}: another ingest into it has begun, so this one has left off; run one at "
                 "a time, the same command goes on from here."
@@ -183,11 +182,11 @@ def _taken(pool: Place) -> Iterator[_Work]:
 def _staging(pool: UPath) -> Iterator[UPath]:
     """Yield a place of our own on the store. It knows no locks: who comes later clears this away (`_Work.check`)."""
     found = places.names(pool)
-    if found and not {_UNFINISHED, _RUNS} & set(found):
+    if found and _UNFINISHED not in found and not is_pool(pool):
         raise Incompatible(f"{pool}: is not empty and not a pool; name a new place with --pool.")
     places.remove(pool / _UNFINISHED)
     staging = pool / _UNFINISHED / f"{platform.node()}-{os.getpid()}-{token_hex(4)}"
-    write_json(staging / _RUNS, {"host": platform.node(), "process": os.getpid()})
+    write_json(staging / INGESTS, {"host": platform.node(), "process": os.getpid()})
     try:
         yield staging
     finally:
@@ -198,7 +197,7 @@ def _staging(pool: UPath) -> Iterator[UPath]:
 def _working_folder(pool: Path) -> Iterator[Path]:
     """Yield a fresh folder for what is not finished, after making sure that the pool is one or becomes one."""
     unfinished = pool / _UNFINISHED
-    if not (unfinished.exists() or (pool / _RUNS).exists()) and any(pool.iterdir()):
+    if any(pool.iterdir()) and not unfinished.exists() and not is_pool(pool):
         raise Incompatible(f"{pool}: is not empty and not a pool; name a new folder with --pool.")
     shutil.rmtree(unfinished, ignore_errors=True)
     work = unfinished.absolute() / str(os.getpid())
@@ -398,7 +397,7 @@ def _summary(config: IngestConfig, survey: _Survey, counts: Counter[str], second
 
 def _record(config: IngestConfig, survey: _Survey, summary: Summary) -> None:
     """Append this run to `run.json`: the only file of the pool that knows times."""
-    path = config.pool / _RUNS
+    path = config.pool / INGESTS
     earlier = json.loads(places.read(path))["ingests"]
     this = {
         "config": config.model_dump(mode="json"),

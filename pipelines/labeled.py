@@ -94,6 +94,10 @@ def _listed(source: Path) -> list[tuple[Path, str]]:
     labels = _column(source, table, LABEL_COLUMNS)
     if not paths:
         raise BadInput(f"{source}: has no row.")
+    label_of: dict[str, str] = {}
+    for path, label in zip(paths, labels, strict=True):
+        if (other := label_of.setdefault(path, label)) != label:
+            raise BadInput(f"{source}: lists {path} both as {other!r} and as {label!r}.")
     # Paths are relative to the list, so that a labeled set can be moved as a whole.
     return [(source.parent / path, label) for path, label in zip(paths, labels, strict=True)]
 
@@ -102,7 +106,10 @@ def _column(source: Path, table: pa.Table, names: tuple[str, ...]) -> list[str]:
     for name in names:
         if name in table.column_names:
             values = table[name].to_pylist()
-            if None in values:
-                raise BadInput(f"{source}: column {name!r} has an empty cell in row {values.index(None) + 1}.")
+            for row, value in enumerate(values, start=1):
+                if value is None or not str(value).strip():
+                    raise BadInput(f"{source}: column {name!r} has an empty cell in row {row}.")
+                if isinstance(value, bytes):  # what Arrow makes of a column that is not UTF-8
+                    raise BadInput(f"{source}: column {name!r} is not text in UTF-8; save the list as UTF-8.")
             return [str(value) for value in values]
     raise BadInput(f"{source}: has no column {names[0]!r} (or {', '.join(names[1:])}); it has {table.column_names}.")

@@ -4,6 +4,7 @@ pool/00000.tar              WebDataset shard; members are the crawl's own bytes
 pool/00000.parquet          POOL_SCHEMA, one row per kept image, in the order of the tar
 pool/00000_stats.json       counts of the shard; written last: the mark that the shard is done
 pool/rejects/00000.parquet  REJECT_SCHEMA, one row per rejected image
+pool/run.json               what was ingested when
 run/scores/00000.parquet    SCORE_SCHEMA, row i for row i of pool/00000.parquet
 run/embeddings/00000.npy    float16 (N, D), row i for row i of the scores
 """
@@ -64,6 +65,18 @@ SCORE_SCHEMA = pa.schema(
         pa.field("probs", pa.list_(pa.float16()), nullable=False),  # (K,), in the order of config.json's classes
     ]
 )
+
+
+INGESTS = "run.json"  # of a pool: what was ingested when; also the mark that it is one
+
+
+def is_pool(root: Place) -> bool:
+    """Whether `root` is a pool, be it an empty one."""
+    try:
+        values = json.loads(places.read(root / INGESTS))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(values, dict) and "ingests" in values
 
 
 def key_of(shard: int, row: int) -> str:

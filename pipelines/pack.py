@@ -3,6 +3,7 @@
 This is the part of export that runs in parallel. It knows one shard; which images belong in it is decided before.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import pyarrow as pa
 from pipelines import places
 from pipelines.atomic import replacing
 from pipelines.errors import CorruptShard, Incompatible
+from pipelines.json_text import to_json
 from pipelines.manifest import KEY_DIGITS, Pool
 from pipelines.places import Place
 from pipelines.shards import BLOCK, ShardWriter, read_samples_at
@@ -37,6 +39,11 @@ KEPT_SCHEMA = pa.schema(
 _DESCRIBED = (
     "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "marked", "declared", "declared_by",
     "source", "member",
+)  # fmt: skip
+# The four bytes of UTF-32 begin like the two of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
 _UID = re.compile(r"[0-9a-f]{32}")
 _TO_THE_END = -1
@@ -137,7 +144,7 @@ def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
     elif values is None or "curate" in values:
         values = {"crawl": values if values is not None else _any_json(metadata)}
     ours = {name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED}
-    return json.dumps({**values, "curate": ours}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return to_json({**values, "curate": ours}, indent=None).encode("utf-8", "backslashreplace")
 
 
 def _object(metadata: bytes | None) -> dict[str, Any] | None:
@@ -165,8 +172,16 @@ def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: i
         others["crawl.cls" if _is_number(label) else "crawl.cls.txt"] = label
     for suffix in others:
         if suffix.rpartition(".")[2] == "txt":
-            others[suffix] = others[suffix].decode("utf-8", "backslashreplace").encode()
+            others[suffix] = _text(others[suffix]).encode()
     return {row["format"]: image, "cls": str(class_index).encode(), "json": describe(metadata, row), **others}
+
+
+def _text(content: bytes) -> str:
+    """Text in the encoding that its first bytes name, else in UTF-8; bytes that are none are spelled out."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return content.removeprefix(mark).decode(encoding, "backslashreplace")
+    return content.decode("utf-8", "backslashreplace")
 
 
 def _is_number(label: bytes) -> bool:

@@ -29,6 +29,8 @@ _MAX_REQUEST = 8 << 20
 
 def place(text: str | Path | UPath) -> Place:
     """A local path, or the object store that a URL names."""
+    if not isinstance(text, str | Path | UPath):
+        raise ValueError("Input is no path")
     if isinstance(text, UPath) or "://" not in str(text):
         return text if isinstance(text, UPath) else Path(text)
     url = str(text)

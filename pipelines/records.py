@@ -81,14 +81,15 @@ class _Sample:
         """Whether the images should go on before the sample's end: no real one is like that."""
         return self._num_bytes["images"] > self._max_bytes or len(self.images) >= _MAX_AT_ONCE
 
-    def add(self, name: str, suffix: str, content: bytes | Reject) -> None:
+    def add(self, name: str, suffix: str, content: bytes | Reject) -> bool:
+        """Take a member; False where it was cut and leaves no record."""
         self.first = self.first or name
         self.num_members += 1
         ending = suffix.rpartition(".")[2]
         if isinstance(content, Reject):
             # A cut caption takes nothing from an image that is there; all else must be on record.
             if ending in _METADATA_SUFFIXES and content.reason is Reason.INCOMPLETE_ARCHIVE:
-                return
+                return False
             self.images.append((name, content))
         elif ending in _METADATA_SUFFIXES or not (ending in _IMAGE_SUFFIXES or sniff(content)):
             if self._num_bytes["sidecars"] + len(content) <= self._max_bytes and len(self.sidecars) < _MAX_AT_ONCE:
@@ -97,6 +98,7 @@ class _Sample:
         else:
             self._num_bytes["images"] += len(content)
             self.images.append((name, content))
+        return True
 
     def records(self) -> Iterator[Record]:
         """Yield what has passed by, and let it go."""
@@ -135,7 +137,9 @@ def _read_tar(unit: TarUnit | Unit, max_bytes: int) -> Iterator[Record]:
                 sample = _Sample(key, max_bytes)
             if promised:
                 promised.pop(stem, None)
-            sample.add(name, suffix.lower(), content)
+            if not sample.add(name, suffix.lower(), content):
+                assert isinstance(content, Reject)
+                end = content  # no image was cut, but the tar was
     for record in sample.records():
         num_records += 1
         yield record

@@ -10,6 +10,7 @@ alone writes.
 """
 
 import copy
+import math
 import signal
 import threading
 import time
@@ -30,11 +31,11 @@ from models import residual, rsmatch, rules
 from models.networks import Classifier, Detector
 from models.ranks import Ranks, Rng
 from models.rsmatch import SYNTHETIC_FROM, Batch, Recipe, RSMatch
-from pipelines import batches, checkpoint, devices, folders, labeled, model, trusted, truth
+from pipelines import batches, checkpoint, devices, folders, labeled, marks, model, trusted, truth
 from pipelines.atomic import write_json
 from pipelines.errors import BadInput, Incompatible
 from pipelines.images import Decoder
-from pipelines.manifest import Pool
+from pipelines.manifest import Pool, is_pool
 from pipelines.monitor import Evaluation, MetricsLog, Watch, means
 from pipelines.places import AnyFolder, LocalFolder
 from pipelines.progress import OnTick, Tick, ignore
@@ -84,10 +85,10 @@ class TrainConfig(BaseModel):
     synthetic_targets: rsmatch.Statistics = "batch"  # "running" where nearly all synthetic images are of one class
     weak_gradient: bool = True
     held_out: float = Field(default=0.2, ge=0, lt=1)  # of the labeled images, kept from the detector to calibrate it
-    queue_length: int = Field(default=256, ge=1)
+    queue_length: int = Field(default=256, ge=1, le=10**6)  # of each class
     queue_classes: int | None = Field(default=None, ge=1)  # None: a fifth of the classes, 1 to 10
     queue_per_class: int = Field(default=1, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     memory: Literal["auto", "memory", "stream"] = "auto"  # where the pool's pixels come from
@@ -143,8 +144,18 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
         folders.held(config.run) if devices.is_first() else nullcontext(),
         devices.joined(config.device, config.batch_size) as (ranks, device),
     ):
+        if ranks.rank == 0:
+            _check_folder(config.run)
         devices.keep_freed_memory(device)
         return _train(config, ranks, device, on_tick)
+
+
+def _check_folder(run: Path) -> None:
+    """Raise Incompatible where the folder is somebody else's: a pool, or one of images."""
+    known = any((run / name).exists() for name in ("checkpoint", "metrics.jsonl", "model", marks.FILE))
+    holds_folders = any(path.is_dir() and not path.name.startswith(".") for path in run.iterdir())
+    if is_pool(run) or (holds_folders and not known):
+        raise Incompatible(f"{run}: is not empty and not a run; name a new folder with --run.")
 
 
 def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnTick) -> Summary:
@@ -235,6 +246,11 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             if is_logged or is_last:
                 ranks.average_(list(sums.values()))
                 figures = means(sums, done % config.log_every or config.log_every)
+                if not math.isfinite(figures["sup_real"]):
+                    raise BadInput(
+                        f"{config.run}: training diverged by step {done}, its loss is no number any more; start over "
+                        f"with --no-resume and a learning_rate below {config.learning_rate:g} in --config."
+                    )
                 for alarm in watch.check(done, figures):
                     on_tick(Tick(done=done, total=config.num_steps, unit="steps", note=alarm))
                 sums.clear()

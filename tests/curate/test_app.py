@@ -40,6 +40,13 @@ def test_every_command_explains_itself_and_is_in_the_readme(command: str, tmp_pa
     assert f"curate {command}" in (ROOT / "README.md").read_text()
 
 
+def test_version(tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"curate {version('curate')}\n")
+
+
 def test_commands_are_these() -> None:
     assert COMMANDS == [
         "benchmark", "demo", "export", "generate", "ingest", "inspect", "report", "review", "score", "train", "verify"
@@ -59,6 +66,11 @@ def test_commands_are_these() -> None:
             "curate: --learning-rate: learning_rates.0 = 0.0: Input should be greater than 0.",
         ),
         (("score",), 1, "run `curate ingest"),
+        (("train", "--config", "no-labels.toml"), 1, "--labeled is missing; give it, or labeled in --config."),
+        (("train", "--config", "no-path.toml"), 1, "pool = 5: Value error, Input is no path"),
+        (("train", "--labeled", "seed", "--seed", str(2**63)), 1, "--seed: seed = 9223372036854775808"),
+        (("demo", "--seed", "-1"), 2, "--seed"),
+        (("verify", "--run", "nowhere"), 1, "--run nowhere: is no folder"),
         (("ingest", "nowhere"), 1, "nowhere"),
         (("frobnicate",), 2, "No such command"),
         (("train", "--frobnicate"), 2, "No such option"),
@@ -67,6 +79,8 @@ def test_commands_are_these() -> None:
 def test_mistakes_get_one_sentence_and_their_exit_code(
     arguments: tuple[str, ...], code: int, sentence: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "no-labels.toml").write_text("num_steps = 9\n")
+    (tmp_path / "no-path.toml").write_text('labeled = "seed"\npool = 5\n')
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code
     assert sentence in done.stderr

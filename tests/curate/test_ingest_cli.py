@@ -63,7 +63,8 @@ def test_a_recipe_is_over_ruled_by_a_flag(crawl: Path) -> None:
         (("nowhere",), 1, "curate: nowhere: cannot be read (No such file or directory)."),
         (("crawl", "--min-side", "0"), 1, "--min-side"),
         (("crawl", "--pool", "crawl"), 1, "not a pool"),
-        ((), 2, "Missing argument"),
+        ((), 1, "SOURCE is missing; give it, or sources in --config."),
+        (("",), 1, "The name of a source is empty"),
         (("crawl", "--shard-sise", "2"), 2, "--shard-size"),
     ],
 )

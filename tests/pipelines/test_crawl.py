@@ -219,6 +219,9 @@ def test_a_cut_tar_that_nobody_describes_is_one_reject(tmp_path: Path) -> None:
     whole = tar.read_bytes()
     tar.write_bytes(whole[: ends[2]])
     assert reasons(records(tar)) == [("00000000.jpg", "image"), ("", Reason.INCOMPLETE_ARCHIVE)]
+    tar.write_bytes(whole[: ends[3] + 600])  # in a JSON: no image is cut, but others are lost
+    images = [(f"0000000{row}.jpg", "image") for row in range(2)]
+    assert reasons(records(tar)) == [*images, ("", Reason.INCOMPLETE_ARCHIVE)]
     tar.write_bytes(b"")
     assert reasons(records(tar)) == [("", Reason.INCOMPLETE_ARCHIVE)]
 
@@ -264,7 +267,7 @@ def test_a_damaged_parquet_page_loses_the_rest_on_record(tmp_path: Path) -> None
 def test_brace_patterns_and_lists_and_several_sources(tmp_path: Path) -> None:
     for number in range(4):
         pack(tmp_path / f"{number:05d}.tar", [("0.jpg", jpeg(number))])
-    (tmp_path / "list.txt").write_text(f"# two\n{tmp_path}/{{00001..00002}}.tar\n\n  {tmp_path}/00000.tar\n")
+    (tmp_path / "list.txt").write_text(f"\ufeff# two\n{tmp_path}/{{00001..00002}}.tar\n\n  {tmp_path}/00000.tar\n")
     assert [Path(unit.source).stem for unit in units(f"{tmp_path}/{{00003..00002}}.tar", f"@{tmp_path}/list.txt")] == [
         "00003",
         "00002",
@@ -310,6 +313,8 @@ def test_urls_are_read_as_files_are(tmp_path: Path, memory: fsspec.AbstractFileS
         ("{tmp}/{{0..1", "not a brace pattern"),
         ("{tmp}/{{0..200000}}.tar", "more than 100000"),
         ("@{tmp}/nowhere", "cannot be read"),
+        ("", "The name of a source is empty"),
+        ("{tmp}/*.tar", "name several by braces"),
         ("@{tmp}/nested.txt", "cannot name another list"),
         ("pipe:touch {tmp}/pwned", "runs no commands"),
         ("nosuch://bucket/a.tar", "nosuch"),

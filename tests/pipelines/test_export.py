@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from PIL import Image
 
 from pipelines import export, ingest, marks, toy, verify
+from pipelines.candidate import FORMATS
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.export import ExportConfig, Ranking, Reason
 from pipelines.manifest import SCORE_SCHEMA, Pool
@@ -271,6 +273,9 @@ def test_the_crawls_metadata_are_not_lost_whatever_they_are() -> None:
     assert others(b"not json \xff") == {"crawl": "not json \\xff"}
     assert others(b'{"curate": {"key": "old"}, "a": 1}') == {"crawl": {"curate": {"key": "old"}, "a": 1}}
     assert others(b"[" * 100_000) == {"crawl": "[" * 100_000}
+    assert others(b'{"a": NaN, "b": [-Infinity, 1e999, 0.5]}') == {"a": None, "b": [None, None, 0.5]}
+    nested = b"[" * 900 + b"NaN" + b"]" * 900
+    assert b"NaN" not in describe(b'{"a": %s}' % nested, row)
 
 
 def export_one(root: Path, **sidecars: bytes) -> Path:
@@ -295,6 +300,37 @@ def test_sidecars_of_every_kind_are_carried_and_our_class_replaces_none(tmp_path
     assert sample["crawl.cls"] == b"7"
     assert sample["caption"] == b"hi"
     assert json.loads(sample["json"])["crawl"] == [3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_captions_are_read_in_the_encoding_that_they_begin_with(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding.endswith("be") else ""  # the others write one by themselves
+    shard = export_one(tmp_path / "x", txt=f"{mark}un café, 图".encode(encoding))
+    (sample,) = read_plainly(shard, decode=True)
+    assert sample["txt"] == "un café, 图"
+
+
+def test_the_readme_reads_every_format(tmp_path: Path) -> None:
+    """By the lines that stand there, but for the name of the shards."""
+    (tmp_path / "crawl").mkdir()
+    rng = np.random.default_rng(0)
+    for name, pillow in FORMATS.items():
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "crawl" / f"x.{name}", format=pillow)
+    ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / "pool", jobs=1))
+    write_scores(Pool.open(tmp_path / "pool"), tmp_path / "run")
+    export.run(settings(tmp_path / "clean", tmp_path / "pool", tmp_path / "run", keep="all"))
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [line.strip() for line in text[text.index("    import webdataset as wds") :].split("\n\n")[0].splitlines()]
+    code = "\n".join(lines).replace("clean/{00000..00029}.tar", f"{tmp_path}/clean/00000.tar")
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        exec(code, names)
+        read = list(names.pop("dataset"))
+        gc.collect()
+    assert len(read) == len(FORMATS)
+    assert all(image.size == (32, 32) and label in range(5) for image, label in read)
 
 
 @pytest.mark.parametrize("label", [b"dog", b"", b"7\xff"])

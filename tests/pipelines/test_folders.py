@@ -109,6 +109,15 @@ def test_who_awaits_a_folder_gets_it_when_it_is_free(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
+def test_what_is_refused_elsewhere_is_not_laid_to_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "pool").touch()
+    with (
+        pytest.raises(BadInput, match=f"^{tmp_path}/pool/00000.tar: Not a directory; once this is mended"),
+        folders.held(tmp_path / "run"),
+    ):
+        (tmp_path / "pool" / "00000.tar").read_bytes()
+
+
 def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with (

@@ -381,6 +381,14 @@ def test_a_folder_that_is_no_pool_is_left_alone(crawl: Path, tmp_path: Path) -> 
         run(mine, crawl)
 
 
+def test_a_run_is_no_pool(crawl: Path, tmp_path: Path) -> None:
+    """Though it has a run.json, too."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"config": {}, "summary": {}}')
+    with pytest.raises(Incompatible, match="not empty and not a pool"):
+        run(tmp_path / "mine", crawl)
+
+
 def test_bad_sources_leave_no_pool_behind(crawl: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         run(tmp_path / "pool", crawl, tmp_path / "nowhere")

@@ -77,10 +77,13 @@ def test_bad_sets_are_one_sentence(seed: Path, spoil: object, sentence: str) -> 
         ("list.csv", "file_name,label\na.png,cat", "has no column 'path'"),
         ("list.csv", "path,label\nnowhere.png,cat\nelsewhere.png,dog", "nowhere.png: cannot be read"),
         ("list.csv", "path,label\n", "has no row"),
+        ("list.csv", "path,label\na.png,cat\nb.png,\n", "column 'label' has an empty cell in row 2"),
+        ("list.csv", "path,label\na.png,cat\nb.png,dog\na.png,dog\n", "lists a.png both as 'cat' and as 'dog'"),
+        ("list.csv", b"path,label\na.png,cat\nb.png,caf\xe9\n", "column 'label' is not text in UTF-8"),
         ("list.txt", "a.png cat", "neither a folder nor a .csv"),
     ],
 )
-def test_bad_lists_are_one_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
-    (tmp_path / name).write_text(text)
+def test_bad_lists_are_one_sentence(tmp_path: Path, name: str, text: str | bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=sentence):
         labeled.read(tmp_path / name, DECODER)

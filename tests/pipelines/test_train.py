@@ -318,6 +318,25 @@ def test_weights_of_another_network_are_refused(world: World, tmp_path: Path) ->
         train.run(config(world, tmp_path / "run", weights=tmp_path / "w.safetensors"))
 
 
+def test_a_folder_that_is_no_run_is_left_alone(world: World, tmp_path: Path) -> None:
+    for name in ("pool", "seed"):
+        folder = shutil.copytree(world.root / name, tmp_path / name)
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(Incompatible, match=f"{name}: is not empty and not a run"):
+            train.run(config(world, folder))
+        assert sorted(folder.rglob("*")) == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text("")  # who keeps a file there is not kept out
+    train.run(config(world, tmp_path / "run", method="supervised", num_steps=1))
+
+
+def test_a_training_that_diverges_says_so_and_leaves_no_model(world: World, tmp_path: Path) -> None:
+    wild = config(world, tmp_path / "run", learning_rate=1e30, precision="fp32")
+    with pytest.raises(BadInput, match=r"training diverged by step \d+, .* a learning_rate below 1e\+30"):
+        train.run(wild)
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_without_a_pool_the_sentence_says_what_to_run(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifact, match="run `curate ingest"):
         train.run(config(world, tmp_path, pool=tmp_path / "nowhere"))
