@@ -75,6 +75,8 @@ def _folders(source: Path) -> list[tuple[Path, str]]:
         named += [(path, folder.name) for path in files]
     if not named:
         raise BadInput(f"{source}: holds no class; it must have one folder of images per class ({source}/cat/1.jpg).")
+    if loose := sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()):
+        raise BadInput(f"{loose[0]}: lies beside the classes' folders; move it into the one of its class, or away.")
     return named
 
 

@@ -62,6 +62,7 @@ def test_validation_follows_the_classes_of_the_labeled_set(seed: Path) -> None:
         (lambda seed: shutil.rmtree(seed / "cat"), "holds the class 'dog' alone"),
         (lambda seed: [path.unlink() for path in (seed / "cat").iterdir()], "cat: holds no image"),
         (lambda seed: (seed / "cat" / "0.png").write_bytes(b"<html>"), r"cat/0.png cannot be decoded"),
+        (lambda seed: (seed / "cat" / "0.png").rename(seed / "a.png"), r"seed/a.png: lies beside the classes' folders"),
     ],
 )
 def test_bad_sets_are_one_sentence(seed: Path, spoil: object, sentence: str) -> None:
