@@ -246,7 +246,7 @@ def _train(config: TrainConfig, ranks: Ranks, device: torch.device, on_tick: OnT
             if is_logged or is_last:
                 ranks.average_(list(sums.values()))
                 figures = means(sums, done % config.log_every or config.log_every)
-                if not math.isfinite(figures["sup_real"]):
+                if not all(math.isfinite(figures.get(name, 0)) for name in ("sup_real", "detector_sup")):
                     raise BadInput(
                         f"{config.run}: training diverged by step {done}, its loss is no number any more; start over "
                         f"with --no-resume and a learning_rate below {config.learning_rate:g} in --config."
