@@ -262,8 +262,9 @@ def _resample(values_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def _cubic(side: int, zoom_B: Tensor, offset_B: Tensor, sharpness_B: Tensor) -> Tensor:
-    """Weights (B, side, side) of each pixel along one axis for each of the zoomed image, reflecting at the border.
+    """Weights (B, side, side) of each pixel along one axis for each of the zoomed image.
 
+    What lies beyond the border is reflected; of a kernel that reaches over it the part within counts in full.
     Cubic convolution (Keys 1981) with a = -sharpness: .5 is Catmull and Rom's kernel, .75 torch's and OpenCV's.
     """
     pixel = torch.arange(side, device=zoom_B.device)

@@ -449,6 +449,10 @@ def _difference(counts: Codes, labeled_counts: Codes, ordered: bool) -> tuple[fl
     )
 
 
+def _shares(counts: Codes) -> npt.NDArray[np.float64]:
+    return np.asarray(counts / max(counts.sum(), 1))  # of none there are none
+
+
 def _cells(
     binning: _Binning,
     counts: Codes,
@@ -459,7 +463,7 @@ def _cells(
     """The cross-tabulation: all ranges of a number, the most frequent of other values and the rest as one."""
     groups = [[code] for code in range(len(counts))]
     if not binning.ordered:
-        total = counts if labeled_counts is None else counts / counts.sum() + labeled_counts / labeled_counts.sum()
+        total = counts if labeled_counts is None else _shares(counts) + _shares(labeled_counts)
         order = np.argsort(-total, kind="stable").tolist()
         groups = [[code] for code in order[:CELLS]] + ([order[CELLS:]] if len(order) > CELLS else [])
     cells = []

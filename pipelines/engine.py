@@ -81,8 +81,9 @@ class Ray:
             )
             shared = ray.put(_packed(work_on))  # once, however many tasks
             while True:
+                # Less than what is running where a machine was lost.
                 room = int(ray.cluster_resources().get("CPU", 1)) // self._cores
-                for task in islice(tasks, max(room, 1) * _AHEAD - len(running)):
+                for task in islice(tasks, max(0, max(room, 1) * _AHEAD - len(running))):
                     running.append((task, remote.remote(shared, _packed(task))))
                 if not running:
                     return

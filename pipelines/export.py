@@ -122,8 +122,6 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             f"{config.run}/scores: shard {scored.unscored[0]} of {config.pool} has no scores "
             f"({len(scored.unscored)} of {len(scored.pool.shards)} shards have none); run `curate score` first."
         )
-    if len({scored.scored_by(shard) for shard in scored.shards}) > 1:
-        raise Incompatible(f"{config.run}/scores: holds scores of two models; run `curate score` again.")
     origins = [scored.origin(shard) for shard in scored.shards]
     with (
         _opened(config.out) as work,

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.atomic import replacing
 from pipelines.candidate import Accepted, Limits, examine, foreign_images
-from pipelines.errors import BadInput, Incompatible, MissingArtifact
+from pipelines.errors import BadInput, MissingArtifact
 from pipelines.index import Facts, Index
 from pipelines.manifest import shard_of
 from pipelines.places import AnyFolder, LocalFolder, place
@@ -220,9 +220,6 @@ def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredP
     from pipelines.score import Scorer  # only here: a key needs no model, and torch takes seconds to load
 
     scorer = Scorer.load(scored.run)
-    for shard in scored.shards:
-        if scored.scored_by(shard) not in (None, scorer.model.digest):
-            raise Incompatible(f"{scored.run}: was trained again after shard {shard} was scored; run `curate score`.")
     queries = []
     for path, content, accepted in files:
         # One at a time: images of all sizes, and few.
@@ -302,7 +299,7 @@ def write_page(path: Path, page: str) -> None:
     """Write an HTML page whole; BadInput where it cannot be written."""
     try:
         with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # file names are any bytes
     except OSError as error:
         raise BadInput(f"--html {path}: cannot be written ({error.strerror}).") from None
 

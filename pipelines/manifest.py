@@ -79,6 +79,17 @@ def is_pool(root: Place) -> bool:
     return isinstance(values, dict) and "ingests" in values
 
 
+def model_digest(run: Place) -> str | None:
+    """Digest of the networks of a run, by which scores know what made them; None where it has none."""
+    digest = hashlib.sha256()
+    try:
+        for name in ("classifier", "detector"):
+            digest.update(places.read(run / "model" / f"{name}.safetensors"))
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()[:16]
+
+
 def key_of(shard: int, row: int) -> str:
     """Key of the image that is `row`-th in the source of pool shard `shard`: 1, 2345 -> '000012345'."""
     return f"{shard:0{KEY_DIGITS}d}{row:04d}"

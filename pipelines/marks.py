@@ -22,7 +22,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from pipelines.atomic import sync
+from pipelines.atomic import CANNOT_LOCK, sync
 from pipelines.errors import BadInput, CorruptShard
 
 FILE = "marks.jsonl"
@@ -142,17 +142,36 @@ def _append(file: Path, lines: Iterable[BaseModel]) -> int:
     content = b"".join(line.model_dump_json(exclude_none=True).encode() + b"\n" for line in lines)
     try:
         is_new = not file.exists()
-        with file.open("a+b") as log:
-            fcntl.flock(log, fcntl.LOCK_EX)  # another page on the same run waits
+        with file.open("a+b", buffering=0) as log:
+            _lock(log.fileno())
             _mend(log.fileno())
-            log.write(content)
-            log.flush()
-            os.fsync(log.fileno())
+            before = os.fstat(log.fileno()).st_size
+            try:
+                _write(log.fileno(), content)
+                os.fsync(log.fileno())
+            except OSError:
+                os.ftruncate(log.fileno(), before)  # all marks of an action or none
+                raise
         if is_new:
             sync(file.parent)
     except OSError as error:
         raise BadInput(f"{file}: cannot be written ({error.strerror}); the last mark is not kept.") from None
     return len(content)
+
+
+def _lock(log: int) -> None:
+    """Have another page on the same run wait."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise
+
+
+def _write(log: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(log, left) :]
 
 
 def _mend(log: int) -> None:

@@ -8,7 +8,6 @@ README.md                how to use them
 """
 
 import copy
-import hashlib
 import io
 import json
 import logging
@@ -27,6 +26,7 @@ from pipelines.atomic import make_folder, replacing, sync, write_json
 from pipelines.checkpoint import write_tensors
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.images import Decoder
+from pipelines.manifest import model_digest
 
 README = """# A classifier and a real/synthetic detector, trained by curate
 
@@ -132,16 +132,15 @@ def load(run: Path, device: torch.device) -> Model:
         config = ModelConfig(**{**values, "classes": tuple(values["classes"]), "held_out": tuple(values["held_out"])})
         classifier = Classifier(config.backbone, len(config.classes))
         detector = Detector(equalize=config.equalize_spectrum)
-        digest = hashlib.sha256()
         for name, network in (("classifier", classifier), ("detector", detector)):
-            path = folder / f"{name}.safetensors"
-            digest.update(path.read_bytes())
-            network.load_state_dict(load_file(path))
+            network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+        digest = model_digest(run)
+        assert digest is not None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptShard(f"{folder}: cannot be loaded ({reason}); train again with `--run {run}`.") from None
-    return Model(config, classifier, detector, digest.hexdigest()[:16])
+    return Model(config, classifier, detector, digest)
 
 
 def start_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:

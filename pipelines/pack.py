@@ -143,8 +143,14 @@ def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
         values = {}
     elif values is None or "curate" in values:
         values = {"crawl": values if values is not None else _any_json(metadata)}
-    ours = {name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED}
-    return to_json({**values, "curate": ours}, indent=None).encode("utf-8", "backslashreplace")
+    ours: dict[str, Any] = {
+        name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED
+    }
+    try:
+        text = to_json({**values, "curate": ours}, indent=None)
+    except RecursionError:  # it could just be read, and is a level deeper here
+        text = to_json({"crawl": _text(metadata or b""), "curate": ours}, indent=None)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _object(metadata: bytes | None) -> dict[str, Any] | None:

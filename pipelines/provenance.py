@@ -75,7 +75,7 @@ def cannot_declare(marker: int, segment: bytes) -> bool:
     """Whether `declared` would find nothing in this APP or COM segment of a JPEG: it need not be parsed then."""
     if marker in _JPEG_DECLARING:
         return False
-    return marker != _JPEG_COMMENT or b"Steps: " not in segment
+    return marker != _JPEG_COMMENT or b"Steps: " not in segment.replace(b"\0", b"")  # it may be UTF-16
 
 
 def _evidence(image: Image.Image | None, content: bytes, metadata: bytes | None) -> Iterator[Declared]:

@@ -35,7 +35,7 @@ from pipelines import confounds, places, svg
 from pipelines.atomic import replacing
 from pipelines.candidate import foreign_images
 from pipelines.confounds import Audit
-from pipelines.errors import BadInput, CorruptShard, Incompatible
+from pipelines.errors import BadInput, CorruptShard
 from pipelines.manifest import Pool
 from pipelines.places import AnyFolder, LocalFolder, Place
 from pipelines.progress import OnTick, Tick, ignore
@@ -147,6 +147,7 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
     beside = ScoredPool(pool, config.run)
     num_unscored = sum(beside.num_rows(shard) for shard in beside.unscored)
     scored = beside if num_unscored < pool.num_images else None
+    beside.check()
     paths, note = _labeled_files(config) if scored else (None, "")
     scorer = _scorer(scored, config.device) if scored else None
     found = survey(
@@ -177,13 +178,10 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
 
 
 def _scorer(scored: ScoredPool, device: Literal["auto", "cuda", "cpu"]) -> "Scorer | None":
-    """The run's model, which must be the one that scored; None without a detector."""
+    """The run's model; None without a detector."""
     from pipelines.score import Scorer  # only here: a pool without scores needs no model, and torch takes seconds
 
     scorer = Scorer.load(scored.run, device)
-    for shard in scored.shards:
-        if scored.scored_by(shard) not in (None, scorer.model.digest):
-            raise Incompatible(f"{scored.run}: was trained again after shard {shard} was scored; run `curate score`.")
     return scorer if scorer.model.config.has_detector else None
 
 

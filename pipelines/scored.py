@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipelines import calibration
 from pipelines import marks as marks_file
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
-from pipelines.manifest import POOL_SCHEMA, SCORE_SCHEMA, Pool, read_parquet
+from pipelines.manifest import POOL_SCHEMA, SCORE_SCHEMA, Pool, model_digest, read_parquet
 from pipelines.marks import Mark
 from pipelines.places import Place
 
@@ -43,11 +43,24 @@ class ScoredPool:
 
     @classmethod
     def open(cls, pool: Place, run: Path) -> "ScoredPool":
-        """Open a pool, and a run with its marks; MissingArtifact where no shard of it is scored."""
+        """Open a pool, and a run with its marks; MissingArtifact where no shard of it is scored; see `check`."""
         scored = cls(Pool.open(pool), run, marks_file.read(run).current)
         if not scored.shards:
             raise MissingArtifact(f"{run}/scores: holds no scores of {pool}; run `curate score` first.")
+        scored.check()
         return scored
+
+    def check(self) -> None:
+        """Raise Incompatible where the scores are not all of the run's model and by one limit: a `curate score` or a
+        `curate train` was interrupted, or scores are still to be made anew.
+        """
+        origins = [self.origin(shard) for shard in self.shards]
+        for name, what in ((b"model", "models"), (b"thresholds", "limits")):
+            if len({origin.get(name) for origin in origins}) > 1:
+                raise Incompatible(f"{self.run}/scores: holds scores by two {what}; run `curate score` again.")
+        by, now = origins[0].get(b"model") if origins else None, model_digest(self.run)
+        if by is not None and now is not None and by != now.encode():
+            raise Incompatible(f"{self.run}: was trained again after it scored; run `curate score` again.")
 
     @cached_property
     def shards(self) -> tuple[str, ...]:

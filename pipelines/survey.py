@@ -47,22 +47,31 @@ class Share:
     confidence: float = 0.0  # sum
 
 
+_PARTS = 64  # tables that wait to be put together: one has a cost of its own, however small
+
+
 class Sample:
     """A uniform sample of at most `size` rows: those of the smallest SHA-256, so that the same images give the same."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._parts: list[pa.Table] = []
+        self._num_rows = 0
         self._limit: str | None = None  # none from here on can get in
 
     def add(self, rows: pa.Table) -> None:
         """Let the rows of a shard compete."""
         if self._limit is not None:
             rows = rows.filter(pc.less(rows["sha256"], self._limit))
+        if not rows.num_rows and self._parts:  # of a later shard hardly any can get in
+            return
         self._parts.append(rows)
-        if sum(part.num_rows for part in self._parts) > 2 * self._size:
+        self._num_rows += rows.num_rows
+        if self._num_rows > 2 * self._size or len(self._parts) > _PARTS:
             self._parts = [self.rows()]
-            self._limit = self._parts[0]["sha256"][-1].as_py()
+            self._num_rows = self._parts[0].num_rows
+            if self._num_rows == self._size:
+                self._limit = self._parts[0]["sha256"][-1].as_py()
 
     def rows(self) -> pa.Table:
         """The sample, in the order of the digests: its beginning is a smaller uniform sample."""

@@ -19,7 +19,7 @@ let viewNumber = 0; // so that answers for an earlier view are dropped
 let cursor = 0, anchor = 0; // positions in the view
 const chosen = new Set(); // positions
 const known = new Map(); // row -> what the server says of it
-const asked = new Set(); // rows that have been asked for
+const asked = new Map(); // row -> promise of the answer that will tell
 const cells = new Map(); // position -> element
 let shown = null; // key of the image in the viewer, null where there is none yet
 
@@ -64,15 +64,14 @@ function learn(items) {
 
 async function describe(rows) {
   const missing = rows.filter((row) => !known.has(row) && !asked.has(row));
-  for (const row of missing) asked.add(row);
   for (let start = 0; start < missing.length; start += PAGE) {
     const part = missing.slice(start, start + PAGE);
-    try {
-      learn(await (await fetchOk(`/api/rows?rows=${part.join(",")}`)).json());
-    } finally {
+    const answer = fetchOk(`/api/rows?rows=${part.join(",")}`).then((found) => found.json()).then(learn).finally(() => {
       for (const row of part) asked.delete(row);
-    }
+    });
+    for (const row of part) asked.set(row, answer);
   }
+  await Promise.all(rows.map((row) => asked.get(row))); // also what somebody else asked for
 }
 
 // The view

@@ -276,6 +276,8 @@ def test_the_crawls_metadata_are_not_lost_whatever_they_are() -> None:
     assert others(b'{"a": NaN, "b": [-Infinity, 1e999, 0.5]}') == {"a": None, "b": [None, None, 0.5]}
     nested = b"[" * 900 + b"NaN" + b"]" * 900
     assert b"NaN" not in describe(b'{"a": %s}' % nested, row)
+    for depth in range(900, 1100):  # somewhere it can be read and is too deep to be written
+        assert json.loads(describe(b"[" * depth + b"]" * depth, row))["curate"] == row
 
 
 def export_one(root: Path, **sidecars: bytes) -> Path:

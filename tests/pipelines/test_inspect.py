@@ -250,6 +250,11 @@ def test_large_pictures_become_small_ones() -> None:
     assert len(uri) < 40_000
 
 
+def test_a_page_may_name_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    inspect.write_page(tmp_path / "page.html", "caf\udce9.jpg")
+    assert (tmp_path / "page.html").read_text() == "caf\\udce9.jpg"
+
+
 def test_a_page_that_cannot_be_written_is_said_in_a_sentence(pool: Path, run: Path, tmp_path: Path) -> None:
     key = Pool.open(pool).rows("00000")["key"][0].as_py()
     with pytest.raises(BadInput, match="cannot be written"):

@@ -102,6 +102,19 @@ def test_a_label_says_real_and_nothing_else_does() -> None:
         mark("a", "synthetic", "cat")
 
 
+def test_of_an_action_that_the_disk_refuses_nothing_is_kept(tmp_path: Path) -> None:
+    marks.append(tmp_path, [mark("before")])
+    script = (
+        "import resource, sys; from pathlib import Path; from tests.pipelines.test_marks import mark, marks\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "marks.append(Path(sys.argv[1]), [mark(str(i)) for i in range(1000)])\n"
+    )
+    command, root = [sys.executable, "-c", script, str(tmp_path)], Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert "the last mark is not kept" in done.stderr
+    assert verdicts(tmp_path) == {"before": ("real", None)}
+
+
 def test_where_marks_cannot_be_written_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be written"):
         marks.append(tmp_path / "nowhere", [mark("a")])

@@ -79,6 +79,10 @@ def test_generation_parameters_in_a_comment(kind: str) -> None:
     assert found(save(kind, comment="CREATOR: gd-jpeg v1.0")) == (None, None)
 
 
+def test_a_plain_jpeg_with_a_comment_in_utf16_is_read_to_the_end() -> None:
+    assert found(save("JPEG", comment=A1111.encode("utf-16-le"))) == ("synthetic", "comment")
+
+
 def test_comfyui_hides_its_graph_in_camera_tags() -> None:
     content = save("WEBP", exif=exif({0x010F: f"workflow:{COMFYUI}", 0x0110: f"prompt:{COMFYUI}"}))
     assert found(content) == ("synthetic", "exif:Make")

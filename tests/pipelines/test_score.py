@@ -140,8 +140,28 @@ def test_a_call_that_was_not_made_is_missed_by_the_next_stage(world: World, run:
         saved.detector.head.bias.add_(1.0)
     model.save(run / "model", saved.config, saved.classifier, saved.detector)
     score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
-    with pytest.raises(Incompatible, match="of two models"):
+    with pytest.raises(Incompatible, match="by two models"):
         export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
+
+
+def test_scores_by_two_limits_or_of_an_earlier_model_are_not_read(world: World, run: Path, tmp_path: Path) -> None:
+    """As an interrupted `curate score`, or a `curate train` after it, leaves them."""
+    wanted = export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run)
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    first = Pool.open(world.pool).shards[0]
+    before = (run / "scores" / f"{first}.parquet").read_bytes()
+    score.run(ScoreConfig(pool=world.pool, run=run, max_false_positive_rate=0.2))
+    (run / "scores" / f"{first}.parquet").write_bytes(before)
+    with pytest.raises(Incompatible, match="by two limits; run `curate score` again"):
+        export.run(wanted)
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    export.run(wanted)
+    saved = model.load(run, torch.device("cpu"))
+    with torch.no_grad():
+        saved.detector.head.bias.add_(1.0)
+    model.save(run / "model", saved.config, saved.classifier, saved.detector)
+    with pytest.raises(Incompatible, match="was trained again after it scored"):
+        export.run(wanted)
 
 
 def test_a_share_is_one_of_those_that_there_are(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_a_sample_does_not_depend_on_how_rows_come() -> None:
     assert samples == [sorted(digests)[:50]] * 3
 
 
+def test_a_sample_of_many_shards_waits_in_few_tables() -> None:
+    digests = [f"{value:016x}" for value in np.random.default_rng(0).permutation(5000)]
+    sample = Sample(1000)
+    for digest in digests:
+        sample.add(pa.table({"sha256": [digest]}))
+        assert len(sample._parts) <= 65
+    assert sample.rows()["sha256"].to_pylist() == sorted(digests)[:1000]
+
+
 def test_galleries_hold_the_ends(found: Survey, everything: list[dict[str, Any]]) -> None:
     def keys(best: Best, group: str = "") -> list[str]:
         rows = best.rows(group)
