@@ -63,7 +63,9 @@ def refusals(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        what, at = os.strerror(error.errno), os.fsdecode(error.filename) if error.filename else str(folder)
+        # Where a descriptor was used, the name is a number, or none.
+        named = isinstance(error.filename, str | bytes)
+        what, at = os.strerror(error.errno), os.fsdecode(error.filename) if named else str(folder)
         if not Path(at).absolute().is_relative_to(folder.absolute()):
             raise BadInput(f"{at}: {what}; once this is mended the same command goes on.") from error
         where = f" ({at})" if at != str(folder) else ""

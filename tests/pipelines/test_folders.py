@@ -1,5 +1,6 @@
 """One command at a time has a folder; who comes second is told who has it, and nobody is kept out by the dead."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -116,6 +117,14 @@ def test_what_is_refused_elsewhere_is_not_laid_to_the_folder(tmp_path: Path) -> 
         folders.held(tmp_path / "run"),
     ):
         (tmp_path / "pool" / "00000.tar").read_bytes()
+
+
+def test_a_descriptor_that_is_refused_is_laid_to_the_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInput, match=f"^{tmp_path}/run: cannot be written, No space left on device; "),
+        folders.held(tmp_path / "run"),
+    ):
+        raise OSError(errno.ENOSPC, "full", 7)
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
