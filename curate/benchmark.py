@@ -62,7 +62,7 @@ def benchmark(
 
     from curate.config import resolve
     from pipelines import benchmark as stage
-    from pipelines import comparison, downloads
+    from pipelines.benchmark import downloads, table
     from pipelines.errors import BadInput
 
     if missing := [name for name in ("scipy", "matplotlib") if find_spec(name) is None]:
@@ -91,6 +91,6 @@ def benchmark(
     if json:
         console.as_json(asdict(summary))
         return
-    for rows in comparison.grouped(summary.table, comparison.CELL).values():
-        console.table(comparison.title(rows[0]), comparison.shown(rows))
+    for rows in table.grouped(summary.table, table.CELL).values():
+        console.table(table.title(rows[0]), table.shown(rows))
     console.note(f"Next: look at {settings.out}/table.md and {', '.join(summary.figures)}")

@@ -13,8 +13,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.json_text import to_json
 from pipelines.progress import OnTick, Tick
+from pipelines.storage.json_text import to_json
 
 if TYPE_CHECKING:
     from PIL import Image

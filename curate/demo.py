@@ -8,8 +8,8 @@ import typer
 from curate import console
 
 if TYPE_CHECKING:
-    from pipelines.manifest import Pool
-    from pipelines.truth import Truth
+    from pipelines.pool.manifest import Pool
+    from pipelines.pool.truth import Truth
 
 _MARK = "demo.json"
 _JUNK = {"duplicate": "duplicate", "truncated": "truncated", "html": "not_an_image", "empty": "empty"}
@@ -24,8 +24,9 @@ def demo(
     import torch
 
     from curate.config import resolve
-    from pipelines import export, ingest, inspect, score, toy, train, truth
-    from pipelines.manifest import Pool
+    from pipelines import export, ingest, inspect, score, toy, train
+    from pipelines.pool import truth
+    from pipelines.pool.manifest import Pool
 
     _claim(out, seed)
     torch.set_num_threads(
@@ -84,8 +85,8 @@ def _claim(out: Path, seed: int) -> None:
     """Take a new or empty folder, or one in which this demo ran before: there it goes on."""
     import json
 
-    from pipelines.atomic import write_json
     from pipelines.errors import BadInput
+    from pipelines.storage.atomic import write_json
 
     try:
         found = json.loads((out / _MARK).read_bytes())["seed"]
@@ -108,7 +109,7 @@ def _say(command: str) -> None:
 
 def _suspect(pool: Path, run: Path) -> str:
     """Key of the first image that was called synthetic, for want of one the first of all."""
-    from pipelines.scored import ScoredPool
+    from pipelines.run.scores import ScoredPool
 
     scored = ScoredPool.open(pool, run)
     for shard in scored.shards:
@@ -123,7 +124,7 @@ def _junk(pool: "Pool", truth: Path) -> list[dict[str, Any]]:
     """Planted files and rejects, by reason."""
     from collections import Counter
 
-    from pipelines.manifest import read_parquet
+    from pipelines.pool.manifest import read_parquet
 
     kinds = Counter(read_parquet(truth, ["kind"])["kind"].to_pylist())
     reasons = Counter[str]()
@@ -139,9 +140,9 @@ def _junk(pool: "Pool", truth: Path) -> list[dict[str, Any]]:
 
 def _figures(pool: "Pool", run: Path, clean: Path, truth: "Truth") -> list[dict[str, Any]]:
     """What the run found beside what is true."""
-    from pipelines.manifest import read_parquet
-    from pipelines.scored import ScoredPool
-    from pipelines.truth import evaluate
+    from pipelines.pool.manifest import read_parquet
+    from pipelines.run.evaluation import evaluate
+    from pipelines.run.scores import ScoredPool
 
     found = evaluate(pool, run, truth, ScoredPool.open(pool.root, run).classes)
     kept, _ = truth.of(read_parquet(clean / "kept.parquet", ["member"])["member"].to_pylist())

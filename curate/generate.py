@@ -47,13 +47,14 @@ def generate(
     from curate.config import resolve
     from pipelines import generate as stage
     from pipelines.errors import BadInput
+    from pipelines.generate import stage as generate_stage
 
     needed = {"classes": classes, "per-class": per_class, "out": out}
     if config is None and (missing := [name for name, value in needed.items() if value is None]):
         example = "--classes airplane,bird --per-class 100 --out generated/"
         raise BadInput(f"--{missing[0]} is missing: say what to generate, such as {example}.")
     flags = {
-        "classes": stage.read_classes(classes) if classes else None, "per_class": per_class, "out": out,
+        "classes": generate_stage.read_classes(classes) if classes else None, "per_class": per_class, "out": out,
         "prompt_model": prompt_model, "image_model": image_model, "steps": steps, "guidance": guidance, "size": size,
         "seed": seed, "batch_size": batch_size, "device": device, "dtype": dtype,
     }  # fmt: skip

@@ -10,10 +10,11 @@ from curate import console
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipelines.disagreement import DisagreementConfig
-    from pipelines.duplicates import Copy, DuplicatesConfig
-    from pipelines.index import Facts
-    from pipelines.inspect import InspectConfig, Inspection, Item
+    from pipelines.inspect import InspectConfig
+    from pipelines.inspect.config import DisagreementConfig, DuplicatesConfig
+    from pipelines.inspect.lookup import Inspection, Item
+    from pipelines.inspect.near_duplicates import Copy
+    from pipelines.run.neighbors import Facts
 
 
 def inspect(
@@ -79,11 +80,11 @@ def _disagreement(flags: dict[str, Any], config: str | None, json: bool) -> None
     from dataclasses import asdict
 
     from curate.config import resolve
-    from pipelines import disagreement as stage
+    from pipelines.inspect import DisagreementConfig, disagreement
 
-    settings = resolve(stage.DisagreementConfig, flags, config)
+    settings = resolve(DisagreementConfig, flags, config)
     with console.progress("disagreement") as on_tick:
-        summary = stage.run(settings, on_tick)
+        summary = disagreement.run(settings, on_tick)
     if json:
         found = [_as_json(inspection) for inspection in summary.inspections]
         counts = {"num_images": summary.num_images, "contradicted": summary.contradicted}
@@ -113,11 +114,11 @@ def _near_duplicates(flags: dict[str, Any], config: str | None, json: bool) -> N
     from dataclasses import asdict
 
     from curate.config import resolve
-    from pipelines import duplicates as stage
+    from pipelines.inspect import DuplicatesConfig, near_duplicates
 
-    settings = resolve(stage.DuplicatesConfig, flags, config)
+    settings = resolve(DuplicatesConfig, flags, config)
     with console.progress("near-duplicates") as on_tick:
-        summary = stage.run(settings, on_tick)
+        summary = near_duplicates.run(settings, on_tick)
     if json:
         console.as_json(asdict(summary))
         return
@@ -185,7 +186,8 @@ def show(inspection: "Inspection") -> None:
 def _pictures(items: "Iterable[tuple[str, Item]]") -> None:
     """Small pictures with a line below each, where the terminal has the colors for them."""
     if console.shows_pictures():
-        from pipelines.inspect import content_of, thumbnail
+        from pipelines.images.thumbnails import thumbnail
+        from pipelines.inspect.lookup import content_of
 
         side = console.PICTURE_SIDE
         console.pictures([(line, thumbnail(content_of(item), side)) for line, item in items])

@@ -52,8 +52,8 @@ def train(
     from dataclasses import asdict
 
     from curate.config import resolve
-    from pipelines import devices
     from pipelines import train as stage
+    from pipelines.compute import devices
     from pipelines.errors import BadInput
 
     if labeled is None and config is None:

@@ -6,7 +6,7 @@
       CorruptShard          a shard, manifest or checkpoint that is not what its mark says
       Incompatible          two artifacts, or an artifact and a flag, that do not belong together
 
-A faulty image is none of these: it is a value, a row among the rejects (see `pipelines.reject`).
+A faulty image is none of these: it is a value, a row among the rejects (see `pipelines.images.rejects`).
 Anything else that is raised is a bug of ours.
 """
 

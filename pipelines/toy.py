@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.atomic import replacing
+from pipelines.storage.atomic import replacing
 
 CLASSES = ("cross", "disc", "square", "stripes", "triangle")
 SIZE = 32

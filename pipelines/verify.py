@@ -23,13 +23,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from pipelines import calibration, marks, places
 from pipelines.errors import CurateError, MissingArtifact
-from pipelines.manifest import POOL_SCHEMA, REJECT_SCHEMA, SCORE_SCHEMA, Pool, read_parquet, shard_of
-from pipelines.places import AnyFolder, LocalFolder, Place
+from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.scored import ScoredPool
-from pipelines.shards import BLOCK, digest_of_sidecars, read_samples
+from pipelines.run import marks, verdicts
+from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
+from pipelines.storage import locations
+from pipelines.storage.locations import AnyFolder, LocalFolder, Place
+from pipelines.storage.shards import digest_of_sidecars, read_samples
+from pipelines.storage.tar import BLOCK
 
 P = ParamSpec("P")
 
@@ -118,7 +120,7 @@ def _strays(pool: Pool) -> Iterator[Problem]:
     """Files of shards that were never finished, or lost the mark of it, and what a killed command left."""
     known = set(pool.shards)
     inside, rejects = (
-        [folder / name for name in places.names(folder)] for folder in (pool.root, pool.root / "rejects")
+        [folder / name for name in locations.names(folder)] for folder in (pool.root, pool.root / "rejects")
     )
     for path in [*inside, *rejects]:
         if path.name == ".partial" or (path.name.startswith(".") and path.name.endswith(".tmp")):
@@ -178,7 +180,7 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
         yield problem(tar, what)
     if (missing := next(listed, None)) is not None:
         yield problem(tar, f"ends before the sample {missing['key']}")
-    if (size := places.size(tar)) != position + 2 * BLOCK:
+    if (size := locations.size(tar)) != position + 2 * BLOCK:
         yield problem(tar, f"has {size} bytes, and its samples and end mark take {position + 2 * BLOCK}")
 
 
@@ -233,9 +235,9 @@ def _marks(run: Path) -> Iterator[Problem]:
 
 
 def _index(scored: ScoredPool) -> Iterator[Problem]:
-    from pipelines import index  # heavy
+    from pipelines.run import neighbors  # heavy
 
-    if (what := index.contradiction(scored)) is not None:
+    if (what := neighbors.contradiction(scored)) is not None:
         yield Problem(where=str(scored.run / "index"), what=what, mend=_INDEX)
 
 
@@ -243,7 +245,7 @@ def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
     """Load the model and note its digest; an exported program must be a whole archive."""
     import torch  # heavy
 
-    from pipelines import model
+    from pipelines.run import model
 
     trained.append(model.load(run, torch.device("cpu")).digest)
     path = run / "model" / "classifier.pt2"
@@ -258,7 +260,7 @@ def _checkpoint(path: Path) -> Iterator[Problem]:
     """Load a checkpoint."""
     import torch  # heavy
 
-    from pipelines import checkpoint
+    from pipelines.run import checkpoint
 
     checkpoint.load(path, torch.device("cpu"))
     yield from ()
@@ -294,10 +296,10 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
         yield "has a prob_synthetic outside 0 to 1"
         return
     kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"thresholds", b"null"))
-    thresholds = calibration.load(scored.run)
+    thresholds = verdicts.load(scored.run)
     if kept is None or thresholds is None:
         return
-    if calibration.Thresholds(**kept) != thresholds:
+    if verdicts.Thresholds(**kept) != thresholds:
         yield "was judged by other thresholds than run/thresholds.json"
     if (table["synthetic"].to_numpy() != (prob >= thresholds.synthetic_from)).any():
         yield "calls images synthetic that lie below the threshold, or real that lie above"

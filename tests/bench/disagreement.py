@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import disagreement
-from pipelines.index import Index
-from pipelines.scored import ScoredPool
+from pipelines.inspect import disagreement
+from pipelines.run.neighbors import Index
+from pipelines.run.scores import ScoredPool
 
 
 def main() -> None:

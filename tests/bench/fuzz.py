@@ -30,10 +30,10 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from pipelines import ingest, verify
 from pipelines.errors import CorruptShard
-from pipelines.images import Decoder
-from pipelines.manifest import Pool
-from pipelines.reject import Reason
-from pipelines.shards import read_spans
+from pipelines.images.rejects import Reason
+from pipelines.images.views import Decoder
+from pipelines.pool.manifest import Pool
+from pipelines.storage.shards import read_spans
 
 PER_TAR = 1000  # damaged images
 PER_ARCHIVE = 5  # images in a damaged tar or parquet file

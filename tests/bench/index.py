@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tests/bench/index.py --sizes 100000 1000000 --json index.json
 
 Makes vectors, lays them out as a scored run, and opens its index the way `curate inspect` does, in a process of its own
-for each kind. `chosen` is what `pipelines.index` takes for the size; the others force a kind on it, and HNSW is FAISS
+for each kind. `chosen` is what `run.neighbors` takes for the size; the others force a kind on it, and HNSW is FAISS
 alone. Recall is of 1000 vectors that are not in the index, by identity; memory is what building adds to the process's
 peak. The near-duplicates of the same pool come last.
 
@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import index
-from pipelines.duplicates import MAX_DISTANCE, RADIUS, Groups
-from pipelines.manifest import Pool, key_of
-from pipelines.scored import ScoredPool
+from pipelines.pool.manifest import Pool, key_of
+from pipelines.run import neighbors
+from pipelines.run.duplicates import MAX_DISTANCE, RADIUS, Groups
+from pipelines.run.scores import ScoredPool
 
 WIDTH = 128  # of the backbones wrn-28-2 and small
 SHARD = 10_000
@@ -80,7 +80,7 @@ def lay_out(size: int, work: Path) -> None:
         made = (centers[mine] + 0.5 * rng.standard_normal((count, WIDTH)) * scale) @ turn
         return made / np.linalg.norm(made, axis=1, keepdims=True)
 
-    queries = index.normalized(vectors(NUM_QUERIES))
+    queries = neighbors.normalized(vectors(NUM_QUERIES))
     best = np.full((NUM_QUERIES, 10), -np.inf), np.full((NUM_QUERIES, 10), -1)
     pool = Pool(work / "pool")
     for number in range(size // SHARD):
@@ -100,7 +100,7 @@ def lay_out(size: int, work: Path) -> None:
         np.save(work / "run" / "embeddings" / f"{shard}.npy", made.astype(np.float16))
 
         flat = faiss.IndexFlatIP(WIDTH)
-        flat.add(index.normalized(made.astype(np.float16)))
+        flat.add(neighbors.normalized(made.astype(np.float16)))
         similarities, rows = flat.search(queries, 10)
         both = np.concatenate([best[0], similarities], axis=1), np.concatenate([best[1], rows + number * SHARD], axis=1)
         order = np.argsort(-both[0], axis=1)[:, :10]
@@ -121,15 +121,15 @@ def measure(kind: str, work: Path) -> dict[str, Any]:
     if kind == "hnsw":
         return hnsw(scored, work, before)
     if kind != "chosen":
-        lists = index.choose(size).split(",")[0]
+        lists = neighbors.choose(size).split(",")[0]
         factory = {"exact": "Flat", "ivf-sq6": f"{lists},SQ6", "ivf-pq": f"{lists},PQ{WIDTH}x4"}[kind]
-        index.choose = lambda _: factory
+        neighbors.choose = lambda _: factory
     started = time.perf_counter()
-    built = index.Index.open(scored)
+    built = neighbors.Index.open(scored)
     build_s = time.perf_counter() - started
     build_mb = peak_mb() - before
     started = time.perf_counter()
-    loaded = index.Index.open(scored)
+    loaded = neighbors.Index.open(scored)
     load_s = time.perf_counter() - started
     assert loaded.facts == built.facts
     queries, exact = np.load(work / "queries.npy"), np.load(work / "exact.npy")
@@ -152,7 +152,7 @@ def hnsw(scored: ScoredPool, work: Path, before: int) -> dict[str, Any]:
     started = time.perf_counter()
     graph = faiss.index_factory(WIDTH, "HNSW32,SQfp16", faiss.METRIC_INNER_PRODUCT)
     for number, shard in enumerate(scored.shards):
-        vectors = index.normalized(scored.embeddings(shard))
+        vectors = neighbors.normalized(scored.embeddings(shard))
         if number == 0:
             graph.train(vectors)
         graph.add(vectors)
@@ -163,7 +163,7 @@ def hnsw(scored: ScoredPool, work: Path, before: int) -> dict[str, Any]:
     for effort in (16, 32, 64, 128, 256, 512):
         graph.hnsw.efSearch = effort
         found, ms, batch_ms = search(lambda some: graph.search(some, 10)[1], queries)
-        if recall(found, exact) >= index.TARGET_RECALL:
+        if recall(found, exact) >= neighbors.TARGET_RECALL:
             break
     return {
         "index": "HNSW32,SQfp16",

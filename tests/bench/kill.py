@@ -353,7 +353,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         make_world(work, args.real, args.shard, args.steps)
     os.chdir(work)
-    for module in (*(f"pipelines.{stage.name}" for stage in stages(work)), "curate.app", "curate.config"):
+    for module in (*(f"pipelines.{stage.name}.stage" for stage in stages(work)), "curate.app", "curate.config"):
         importlib.import_module(module)
     importlib.import_module("torch._dynamo")  # what torch.export loads when it is first used
 

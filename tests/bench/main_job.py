@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import webdataset as wds
 from PIL import Image
 
-from pipelines.truth import auroc
+from pipelines.run.evaluation import auroc
 
 TIMED = {"run.json", "scores.json", "README.md", "classifier.pt2"}  # hold times, paths, or an archive's dates
 WHERE = "prob_synthetic < 0.3"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ingest
-from pipelines.crawl import TarUnit
-from pipelines.records import read
+from pipelines.ingest.records import read
+from pipelines.ingest.sources import TarUnit
 
 
 def png(number: int) -> bytes:

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import marks, truth
-from pipelines.gallery import Filter, Gallery
-from pipelines.manifest import Pool, read_parquet
-from pipelines.scored import ScoredPool
+from pipelines.pool import truth
+from pipelines.pool.manifest import Pool, read_parquet
+from pipelines.review.gallery import Filter, Gallery
+from pipelines.run import evaluation, marks
+from pipelines.run.scores import ScoredPool
 
 CURATE = [sys.executable, "-m", "curate"]
 
@@ -105,8 +106,8 @@ class World:
         known = np.flatnonzero(self.synthetic != truth.UNKNOWN)
         unmarked = np.setdiff1d(known, left_out)
         return {
-            "auroc_unmarked": round(truth.auroc(prob[unmarked], self.synthetic[unmarked] == 1), 4),
-            "auroc": round(truth.auroc(prob[known], self.synthetic[known] == 1), 4),
+            "auroc_unmarked": round(evaluation.auroc(prob[unmarked], self.synthetic[unmarked] == 1), 4),
+            "auroc": round(evaluation.auroc(prob[known], self.synthetic[known] == 1), 4),
             "marked": trained["marked"],
             "wall_s": round(time.monotonic() - started),
         }

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines import calibration
-from pipelines.benchmark import KERNELS, LOST, scaled
-from pipelines.score import Scorer
+from pipelines.benchmark.stage import KERNELS, LOST, scaled
+from pipelines.run import verdicts
+from pipelines.run.scorer import Scorer
 
 
 def probs(scorer: Scorer, images: list[bytes]) -> np.ndarray:
@@ -36,7 +36,7 @@ def main() -> None:
     files = files[:: max(1, len(files) // args.num_test)]
     of_test = probs(scorer, [path.read_bytes() for path in files])
     at = float(np.quantile(of_test, 1 - LOST))
-    limit = calibration.limit(scorer.model.config.held_out, LOST)
+    limit = verdicts.limit(scorer.model.config.held_out, LOST)
     print(
         json.dumps({"test": len(files), "threshold": at, "limit": limit, "test above the limit": above(of_test, limit)})
     )

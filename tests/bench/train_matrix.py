@@ -292,11 +292,11 @@ def pack(args: argparse.Namespace) -> None:
 
     from PIL import Image
 
-    from pipelines import datasets
+    from pipelines.benchmark import sources
 
     arrays = {}
     for name, count in PACKED.items():
-        source = datasets.read(getattr(args, name))
+        source = sources.read(getattr(args, name))
         picked = [source.classes.index(wanted) for wanted in sorted(args.classes or source.classes)]
         rows = [np.flatnonzero(source.labels == k)[: count // len(picked)] for k in picked]
         opened = [Image.open(io.BytesIO(source.images[row])).convert("RGB") for row in np.concatenate(rows).tolist()]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.networks import Classifier, Detector
-from pipelines import model, score, toy
+from pipelines import score, toy
+from pipelines.run import model
 
 
 @pytest.fixture(scope="session")

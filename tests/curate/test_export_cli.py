@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.manifest import Pool
+from pipelines.pool.manifest import Pool
 
 ROOT = Path(__file__).parents[2]
 

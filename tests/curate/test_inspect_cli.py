@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifest import Pool
+from pipelines.pool.manifest import Pool
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from models.networks import Classifier, Detector
-from pipelines import ingest, marks, model, score
-from pipelines.manifest import Pool
+from pipelines import ingest, score
+from pipelines.pool.manifest import Pool
+from pipelines.run import marks, model
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"

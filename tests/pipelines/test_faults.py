@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import export, folders, ingest, inspect, report, score, train, verify
-from pipelines.digests import Digests
+from pipelines import export, ingest, inspect, report, score, train, verify
 from pipelines.errors import BadInput, CurateError, Incompatible
+from pipelines.ingest.seen import Digests
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.storage import locks
 from tests.conftest import World
 
 ROOT = Path(__file__).parents[2]
@@ -294,7 +295,7 @@ def test_a_file_that_changes_under_the_reader_is_not_taken(fault: str, world: Wo
 
 
 def rows_of(pool: Path) -> list[dict[str, Any]]:
-    from pipelines.manifest import Pool
+    from pipelines.pool.manifest import Pool
 
     return [row for table in Pool.open(pool).tables() for row in table.to_pylist()]
 
@@ -323,7 +324,7 @@ def test_two_writers_of_one_folder_are_one_and_readers_are_let_in(world: World, 
     prepare(home, whole, "export")
     shutil.copytree(whole.run / "embeddings", home.run / "embeddings")
     who = f"process {os.getpid()} "
-    with folders.held(home.run):
+    with locks.held(home.run):
         for stage in ("train", "score"):
             with pytest.raises(Incompatible, match=f"{home.run}: {who}"):
                 home.stage(stage)()

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import ingest, score, train, verify
 from pipelines.errors import MissingArtifact
-from pipelines.index import Index
-from pipelines.manifest import Pool
-from pipelines.scored import ScoredPool
-from pipelines.shards import ShardWriter, read_samples
+from pipelines.pool.manifest import Pool
+from pipelines.run.neighbors import Index
+from pipelines.run.scores import ScoredPool
+from pipelines.storage.shards import ShardWriter, read_samples
 from pipelines.verify import VerifyConfig
 from tests.conftest import World
 

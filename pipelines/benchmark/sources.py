@@ -1,0 +1,311 @@
+"""Sources of a benchmark: images whose class is known, wherever they lie. Their bytes are passed on as they are.
+
+    folder/CLASS/**/*.jpg      a folder of image files per class
+    file.parquet, folder/      image bytes (plain, or Hugging Face's struct of bytes and path) and a column of classes
+    shard.tar, folder/         WebDataset samples with .cls: what `curate generate` and `curate export` write
+
+Only the places of images in folders and tars are kept in memory; of parquet, the column of images.
+
+Two sources that are to be told apart, one real and one synthetic, must not differ in codec or scale, or a detector
+learns that instead (its pixels show a JPEG that was decoded long ago). `matched` is the common last step for both.
+"""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from pipelines.errors import BadInput
+from pipelines.images.encode import encode
+from pipelines.images.rejects import Reject
+from pipelines.ingest.sources import image_column
+from pipelines.pool.labeled import SUFFIXES
+from pipelines.storage.shards import read_spans
+from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
+
+CLASS_COLUMNS = ("class_name", "cls", "label", "class", "fine_label")
+_SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
+
+Place = TypeVar("Place")
+
+
+class Images:
+    """N images as the bytes of their files, each read when it is asked for."""
+
+    def __init__(self, places: Sequence[Place], read: Callable[[Place], bytes]) -> None:
+        self._places = places
+        self._read: Callable[[Any], bytes] = read
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> bytes:
+        """Read one; BadInput or CorruptShard where it is not there any more."""
+        return self._read(self._places[index])
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Read one after the other."""
+        return map(self._read, self._places)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Images with labels (N,) int64, indices into the sorted names `classes`."""
+
+    name: str
+    images: Images
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.images)
+
+
+def read(source: Path | str) -> Source:
+    """Find the images of a source, and the class of each; see the module.
+
+    `source` may end in a pattern, such as data/train-*.parquet. No image is decoded, and no link among image files is
+    followed. Raises BadInput for what cannot be used.
+    """
+    path = Path(source)
+    if not path.exists() and "*" in path.name:
+        files = sorted(path.parent.glob(path.name))
+    elif path.is_dir():
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        # The parquet files beside tars, as in an export, say what is in these.
+        files = _ending(".tar", entries) or _ending(".parquet", entries)
+        folders = [entry for entry in entries if entry.is_dir()]
+        if files and folders:
+            raise BadInput(
+                f"{path}: holds {files[0].name} and the folder {folders[0].name}; name the one that is meant."
+            )
+        if not files:
+            return _of_folders(path, folders)
+    else:
+        files = [path]
+    if missing := [file for file in files if not file.is_file()]:
+        raise BadInput(f"{missing[0]}: is no file; give a folder per class, parquet files or WebDataset shards.")
+    if files and _ending(".tar", files) == files:
+        return _of_tars(path, files)
+    if files and _ending(".parquet", files) == files:
+        return _of_parquet(path, files)
+    raise BadInput(f"{path}: is neither a folder nor .parquet nor .tar; these are what images are read from.")
+
+
+def matched(source: Source, size: int | None = None) -> Source:
+    """The source after the common last step, which every half of a benchmark takes: one way of scaling, one codec.
+
+    Each image becomes RGB, its center `size` x `size` pixels (bicubic; None: as large as it is), and a JPEG of quality
+    75, 4:2:0 chroma. What was a JPEG before keeps traces of that, faint ones where its tables were the same and its
+    size stays. So the halves should come both from lossless images, or both from one kind of JPEG.
+    """
+
+    def read_matched(index: int) -> bytes:
+        try:
+            with Image.open(io.BytesIO(source.images[index])) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadInput(f"{source.name}: image {index} cannot be decoded ({error}); mend or remove it.") from None
+        if size and picture.size != (size, size):
+            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        return encode(picture, "jpg")
+
+    return replace(source, images=Images(range(len(source)), read_matched))
+
+
+def _source(path: Path, images: Images, names: Sequence[str]) -> Source:
+    if not names:
+        raise BadInput(f"{path}: holds no image.")
+    classes = sorted(set(names))
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
+    name = path.stem if path.suffix.lower() in (".parquet", ".tar") else path.resolve().name
+    return Source(name, images, labels, tuple(classes))
+
+
+def _ending(suffix: str, paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() == suffix]
+
+
+# A folder per class
+
+
+def _of_folders(path: Path, folders: Sequence[Path]) -> Source:
+    files, names = list[Path](), list[str]()
+    for folder in folders:
+        found = list(_image_files(folder))
+        if not found:
+            raise BadInput(f"{folder}: holds no image; put some of that class into it or remove the folder.")
+        files += found
+        names += [folder.name] * len(found)
+    if not files:
+        raise BadInput(f"{path}: holds no folder per class, no .parquet and no .tar to read images from.")
+    return _source(path, Images(files, _read_file), names)
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Yield the image files below a folder by name; a link, which may lead anywhere, is refused."""
+    if folder.is_symlink():
+        raise BadInput(f"{folder}: is a link; put what it points to in its place.")
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() or entry.is_dir():
+            yield from _image_files(entry)
+        elif entry.suffix.lower() in SUFFIXES and entry.is_file():
+            yield entry
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+# Parquet
+
+
+def _of_parquet(path: Path, files: Sequence[Path]) -> Source:
+    words = [_SPLITS.intersection(re.split(r"[^a-z]+", file.stem.lower())) for file in files]
+    splits = {"-".join(sorted(found)) for found in words if found}
+    if len(splits) > 1:
+        raise BadInput(f"{path}: holds the splits {' and '.join(sorted(splits))}; name the files of one of them.")
+    chunks, names = list[pa.Array](), list[str]()
+    for file in files:
+        column, classes = _read_parquet(file)
+        chunks += column.chunks
+        names += classes
+    images = pa.chunked_array(chunks, type=pa.large_binary())
+
+    def read_row(row: int) -> bytes:
+        content = images[row].as_py()
+        assert isinstance(content, bytes)
+        return content
+
+    return _source(path, Images(range(len(images)), read_row), names)
+
+
+def _read_parquet(file: Path) -> tuple[pa.ChunkedArray, list[str]]:
+    """Image bytes (N,) and class names (N,) of one parquet file."""
+    try:
+        schema = pq.read_schema(file)
+        image = image_column(schema)
+        label = next((name for name in CLASS_COLUMNS if name in schema.names), None)
+        if image is None:
+            raise BadInput(f"{file}: has no column of image bytes; it has {', '.join(schema.names)}.")
+        if label is None:
+            what = f"none of the columns {', '.join(CLASS_COLUMNS)} for the class"
+            raise BadInput(f"{file}: has {what}; it has {', '.join(schema.names)}.")
+        table = pq.read_table(file, columns=[image, label])
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}).") from None
+    images = table[image]
+    if pa.types.is_struct(images.type):
+        images = pc.struct_field(images, "bytes")
+    for name, column in ((image, images), (label, table[label])):
+        if column.null_count:
+            row = pc.index(pc.is_null(column), True).as_py()
+            raise BadInput(f"{file}: row {row} has nothing in column {name!r}; images and classes must be in the file.")
+    return images.cast(pa.large_binary()), _class_names(file, label, table[label], schema)
+
+
+def _class_names(file: Path, label: str, column: pa.ChunkedArray, schema: pa.Schema) -> list[str]:
+    """Names of the classes (N,): the column's own, or for numbers those in Hugging Face's part of the schema."""
+    values = column.to_pylist()
+    known = _hugging_face_names(schema, label)
+    if not known or not pa.types.is_integer(column.type):
+        return [str(value) for value in values]
+    if strange := [value for value in values if not 0 <= value < len(known)]:
+        raise BadInput(
+            f"{file}: has the class {strange[0]} in column {label!r}, whose schema names {len(known)} classes."
+        )
+    return [known[value] for value in values]
+
+
+def _hugging_face_names(schema: pa.Schema, label: str) -> list[str]:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+# WebDataset
+
+
+class _Span(NamedTuple):
+    path: Path
+    offset: int
+    num_bytes: int
+
+
+def _of_tars(path: Path, files: Sequence[Path]) -> Source:
+    known = _names_beside(files[0])
+    spans, names = list[_Span](), list[str]()
+    for file in files:
+        for key, span, content in _samples(file):
+            label = content.decode("ascii", "backslashreplace").strip()
+            if not label.isascii() or not label.isdecimal() or (known and int(label) >= len(known)):
+                among = f"one of the {len(known)} that run.json names" if known else "the number of a class"
+                raise BadInput(f"{file}: {key}.cls holds {label[:40]!r}, which is not {among}.")
+            spans.append(span)
+            names.append(known[int(label)] if known else str(int(label)))
+    return _source(path, Images(spans, _read_span), names)
+
+
+def _names_beside(shard: Path) -> list[str]:
+    """Names of the classes by the run.json beside a shard of ours; none where there is no such file."""
+    try:
+        record = json.loads((shard.parent / "run.json").read_bytes())
+        names = [str(name) for name in record["classes"]]
+        finished = record["stage"] != "generate" or "summary" in record
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if not finished:
+        raise BadInput(f"{shard.parent}: is not finished; run the same `curate generate` again, which goes on.")
+    return names
+
+
+def _samples(file: Path) -> Iterator[tuple[str, _Span, bytes]]:
+    """Yield (key, place of the image, .cls) of each sample of a tar."""
+
+    def members() -> Iterator[tuple[str, str, _Span, bytes]]:
+        for name, content in read_tar(stream, MAX_MEMBER_BYTES):
+            if isinstance(content, Reject):
+                raise BadInput(f"{file}: {f'{name}: ' if name else ''}{content.detail}; make or fetch it again.")
+            folder, _, base = name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            yield key, suffix.lower(), _Span(file, stream.tell() - len(content), len(content)), content
+
+    with file.open("rb") as stream:
+        for key, group in groupby(members(), key=lambda member: member[0]):
+            image, label = None, None
+            for _, suffix, span, content in group:
+                if f".{suffix}" in SUFFIXES:
+                    image = span
+                elif suffix == "cls":
+                    label = content
+            if image is None or label is None:
+                what = "image" if image is None else ".cls, the number of its class"
+                raise BadInput(f"{file}: sample {key!r} has no {what}; it cannot serve as a source.")
+            yield key, image, label
+
+
+def _read_span(span: _Span) -> bytes:
+    return next(read_spans(span.path, [(span.offset, span.num_bytes)]))

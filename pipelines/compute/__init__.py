@@ -1,0 +1,1 @@
+"""Where work runs: processes, Ray, devices and ranks."""

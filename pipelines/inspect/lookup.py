@@ -1,0 +1,262 @@
+"""Inspect: why an image was called what it was called, by the images that the model finds most like it.
+
+in      pool/, run/ with scores, and queries: keys of the pool, image files, folders of images
+out     for each query its own scores and its nearest neighbors with theirs, and how many of them disagree; as values,
+        and on request as one HTML page that needs nothing beside it; run/index/ (`pipelines.run.neighbors`)
+again   the same, from the index that is there
+
+The embeddings are the classifier's, so that neighbors show alike things. Where they have other labels, the label is in
+doubt. Other verdicts are no such sign: the detector judges traces and not what is shown, and a synthetic cat may well
+live among real ones.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.errors import BadInput, MissingArtifact
+from pipelines.images.check import Accepted, Limits, examine, foreign_images
+from pipelines.images.rejects import Reject
+from pipelines.images.thumbnails import data_uri
+from pipelines.inspect.config import InspectConfig
+from pipelines.pages import render, write_page
+from pipelines.pool.manifest import shard_of
+from pipelines.progress import OnTick, ignore
+from pipelines.run.neighbors import Facts, Index
+from pipelines.run.scores import ScoredPool
+from pipelines.storage.locations import place
+from pipelines.storage.shards import read_spans
+
+_KEY = re.compile(r"\d{9,}")
+_LIMITS = Limits(min_side=1, max_pixels=89_478_485, max_bytes=1 << 28)
+_COLUMNS = (
+    "key", "source", "member", "declared", "offset", "num_bytes", "prob_synthetic", "synthetic", "pseudo_label",
+    "confidence", "marked",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """An image and what is known of it; `key` is None where it is not from the pool."""
+
+    key: str | None
+    source: str
+    member: str
+    declared: str | None  # by the file itself: synthetic, camera or nothing
+    prob_synthetic: float | None  # this and the next: None without a detector
+    synthetic: bool | None
+    pseudo_label: str
+    confidence: float
+    marked: str | None = None  # by a person: real, synthetic or skip
+    distance: float | None = None  # to the query: 1 - cosine of the embeddings
+    tar: str | None = None  # shard of the pool that holds the image's bytes; this and the next: None outside
+    offset: int | None = None  # of its first byte there
+    num_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """How to call it in a list."""
+        return self.key or self.member
+
+    @property
+    def verdict(self) -> str:
+        """In a word: the detector's, or that of whoever marked it."""
+        return "not judged" if self.synthetic is None else "synthetic" if self.synthetic else "real"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """A query with its nearest neighbors, nearest first."""
+
+    query: Item
+    neighbors: tuple[Item, ...]
+
+    @property
+    def other_verdict(self) -> int:
+        """How many neighbors have another verdict than the query."""
+        return sum(neighbor.synthetic != self.query.synthetic for neighbor in self.neighbors)
+
+    @property
+    def other_label(self) -> int:
+        """How many neighbors have another pseudo-label than the query."""
+        return sum(neighbor.pseudo_label != self.query.pseudo_label for neighbor in self.neighbors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was found, and by what index."""
+
+    inspections: tuple[Inspection, ...]
+    index: Facts
+
+
+class _Query(NamedTuple):
+    item: Item
+    embedding: npt.NDArray[np.floating[Any]]
+    place: tuple[str, int] | None  # shard and row of an image of the pool
+
+
+def run(config: InspectConfig, on_tick: OnTick = ignore) -> Summary:
+    """Look up every query; write the page where `config.html` asks for one.
+
+    Raises BadInput for a query that is neither a key nor an image, MissingArtifact where the pool has no scores.
+    """
+    scored = ScoredPool.open(config.pool, config.run)
+    queries = list(_queries(config, scored))
+    index = Index.open(scored, on_tick)
+    inspections = tuple(_with_neighbors(queries, index, config.neighbors))
+    if config.html:
+        write_page(config.html, page_of(inspections))
+    return Summary(inspections=inspections, index=index.facts)
+
+
+def of_places(places: Sequence[tuple[str, int]], index: Index, neighbors: int) -> tuple[Inspection, ...]:
+    """Images of the pool, given as shard and row, each with its nearest neighbors."""
+    items = _look_up(index.scored, places)
+    embeddings = (index.scored.embeddings(shard)[row] for shard, row in places)
+    queries = [_Query(items[place], embedding, place) for place, embedding in zip(places, embeddings, strict=True)]
+    return tuple(_with_neighbors(queries, index, neighbors))
+
+
+def _with_neighbors(queries: Sequence[_Query], index: Index, count: int) -> Iterator[Inspection]:
+    if not queries:
+        return
+    # One more than asked for, because an image of the pool is its own nearest neighbor.
+    found = index.search(np.stack([query.embedding for query in queries]), count + 1)
+    others = [
+        [neighbor for neighbor in mine if (neighbor.shard, neighbor.row) != query.place][:count]
+        for query, mine in zip(queries, found, strict=True)
+    ]
+    items = _look_up(index.scored, [(neighbor.shard, neighbor.row) for mine in others for neighbor in mine])
+    for query, mine in zip(queries, others, strict=True):
+        neighbors = (replace(items[neighbor.shard, neighbor.row], distance=neighbor.distance) for neighbor in mine)
+        yield Inspection(query=query.item, neighbors=tuple(neighbors))
+
+
+# The queries
+
+
+def _queries(config: InspectConfig, scored: ScoredPool) -> Iterator[_Query]:
+    """All queries in the order given; the images from outside are embedded together."""
+    files = {text: _files(text, scored) for text in config.queries if not _KEY.fullmatch(text)}
+    outside = iter(_from_outside([file for found in files.values() for file in found], scored))
+    for text in config.queries:
+        if text in files:
+            yield from (next(outside) for _ in files.pop(text))
+        elif _KEY.fullmatch(text):
+            yield _from_pool(text, scored)
+
+
+def _from_pool(key: str, scored: ScoredPool) -> _Query:
+    shard = shard_of(key)
+    if shard in scored.unscored:
+        raise MissingArtifact(f"{key}: shard {shard} has no scores in {scored.run} yet; run `curate score` first.")
+    if shard not in scored.shards:
+        raise BadInput(
+            f"{key}: {scored.pool.root} has no shard {shard}; its shards go from {scored.shards[0]} to "
+            f"{scored.shards[-1]}, which are the first five digits of a key."
+        )
+    keys = scored.pool.rows(shard, ["key"])["key"].to_pylist()
+    if key not in keys:
+        between = f"are among {keys[0]} to {keys[-1]}" if keys else "are none, for all its images were rejected"
+        raise BadInput(
+            f"{key}: no image of {scored.pool.root} has this key; those of shard {shard} {between} "
+            f"(rejects/{shard}.parquet lists what was left out)."
+        )
+    place = shard, keys.index(key)
+    return _Query(_look_up(scored, [place])[place], scored.embeddings(shard)[place[1]], place)
+
+
+def _files(text: str, scored: ScoredPool) -> list[tuple[Path, bytes, Accepted]]:
+    """The image file that a query names, or the images of the folder."""
+    path = Path(text)
+    if not path.exists():
+        raise BadInput(
+            f"{text}: is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000)."
+        )
+    found = []
+    with foreign_images():
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if not file.is_file():
+                continue
+            content = file.read_bytes()
+            accepted = examine(content, None, _LIMITS)
+            if not isinstance(accepted, Reject):
+                found.append((file, content, accepted))
+            elif not path.is_dir():
+                raise BadInput(f"{text}: is not an image that can be read ({accepted.detail or accepted.reason}).")
+    if not found:
+        raise BadInput(f"{text}: is a folder without an image in it.")
+    return found
+
+
+def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredPool) -> list[_Query]:
+    """Score images that are not in the pool with the run's model."""
+    if not files:
+        return []
+    from pipelines.run.scorer import Scorer  # only here: a key needs no model, and torch takes seconds to load
+
+    scorer = Scorer.load(scored.run)
+    queries = []
+    for path, content, accepted in files:
+        # One at a time: images of all sizes, and few.
+        scores = scorer.score([content], [str(path)])
+        item = Item(
+            key=None,
+            source=str(path.parent),
+            member=path.name,
+            declared=accepted.declared,
+            prob_synthetic=None if scores.prob_synthetic is None else float(scores.prob_synthetic[0]),
+            synthetic=None if scores.synthetic is None else bool(scores.synthetic[0]),
+            pseudo_label=scores.pseudo_label[0],
+            confidence=float(scores.confidence[0]),
+        )
+        queries.append(_Query(item, scores.embeddings[0], None))
+    return queries
+
+
+def _look_up(scored: ScoredPool, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Item]:
+    """What the pool knows of the images at (shard, row); each shard is read once."""
+    rows_of = defaultdict[str, set[int]](set)
+    for shard, row in places:
+        rows_of[shard].add(row)
+    items: dict[tuple[str, int], Item] = {}
+    for shard, rows in rows_of.items():
+        tar = str(scored.pool.tar(shard))
+        chosen = scored.rows(shard, _COLUMNS).take(sorted(rows)).to_pylist()
+        items |= {(shard, row): Item(**values, tar=tar) for row, values in zip(sorted(rows), chosen, strict=True)}
+    return items
+
+
+# The pictures
+
+
+def content_of(item: Item) -> bytes:
+    """The image's file: from its shard, or from where it lies."""
+    if item.tar is None:
+        return Path(item.source, item.member).read_bytes()
+    assert item.offset is not None and item.num_bytes is not None
+    (content,) = read_spans(place(item.tar), [(item.offset, item.num_bytes)])
+    return content
+
+
+# The page
+
+
+def page_of(inspections: Sequence[Inspection]) -> str:
+    """The contact sheet of inspections, with the images from where they lie."""
+    items = ((inspection.query, *inspection.neighbors) for inspection in inspections)
+    return contact_sheet(inspections, ([content_of(item) for item in row] for row in items))
+
+
+def contact_sheet(inspections: Sequence[Inspection], contents: Iterable[Sequence[bytes]]) -> str:
+    """One HTML page; `contents` holds the image files of each query and its neighbors. All text is escaped."""
+    pictures = ([data_uri(content) for content in row] for row in contents)
+    sheets = list(zip(inspections, pictures, strict=True))
+    return render("contact_sheet.html.j2", sheets=sheets)

@@ -1,0 +1,119 @@
+"""Near-duplicates: groups of images that are copies of each other but for size, compression or a touch of editing.
+
+in      pool/ with its perceptual hashes; the embeddings of run/ where they are
+out     the groups, as values, and on request as one HTML page
+again   the same
+
+Two images are near-duplicates where their hashes differ in at most `radius` of 64 bits and their embeddings, where both
+have one, lie within `max_distance`. The hash sees shape alone: two birds before a sky are alike to it, and the
+classifier tells them apart. Groups are what such pairs connect.
+
+No step takes more than about N log N. Hashes that agree in all but `radius` bits agree in at least three of radius + 3
+blocks of their bits, so sorting by every three blocks brings them together (exactly so while no more than
+`_WINDOW` images share three blocks; beyond that each is compared with its next in order, which still connects a dense
+cluster). An image whose hash has few bits set is a plain or nearly plain surface, which the hash tells nothing about:
+it is in no group. Memory holds some 95 bytes an image, most of them while hashes are sorted.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.images.thumbnails import data_uri
+from pipelines.inspect.config import DuplicatesConfig
+from pipelines.pages import render, write_page
+from pipelines.pool.manifest import Pool
+from pipelines.progress import OnTick, ignore
+from pipelines.run.duplicates import Groups, Positions, best_first
+from pipelines.run.scores import ScoredPool
+from pipelines.storage.locations import place
+from pipelines.storage.shards import read_spans
+
+_SHOWN = 24  # images of a group on the page
+
+_COLUMNS = (
+    "key", "source", "member", "declared", "format", "width", "height", "num_bytes", "phash", "offset",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """An image of a group."""
+
+    key: str
+    source: str
+    member: str
+    declared: str | None  # by the file itself: synthetic, camera or nothing
+    format: str
+    width: int
+    height: int
+    num_bytes: int
+    bits: int  # of the hash in which it differs from the first of its group
+    tar: str  # shard of the pool that holds the image's bytes
+    offset: int  # of its first byte there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Groups of near-duplicates; the first image of each is the one to keep."""
+
+    num_images: int
+    num_groups: int
+    num_redundant: int  # images beside the first of their group
+    num_plain: int  # images that the hash tells nothing about, in no group
+    confirmed: bool  # whether all images have embeddings to compare
+    groups: tuple[tuple[Copy, ...], ...]  # the largest
+
+
+def run(config: DuplicatesConfig, on_tick: OnTick = ignore) -> Summary:
+    """Group the near-duplicates of a pool; write the page where `config.html` asks for one.
+
+    Raises MissingArtifact where there is no pool.
+    """
+    scored = ScoredPool(Pool.open(config.pool), config.run)
+    groups = Groups.find(scored, config.radius, config.max_distance, on_tick)
+    sizes = np.bincount(groups.number_N[groups.number_N >= 0])
+    largest = np.argsort(-sizes, kind="stable")[: config.top]
+    summary = Summary(
+        num_images=len(groups.number_N),
+        num_groups=len(sizes),
+        num_redundant=int(sizes.sum()) - len(sizes),
+        num_plain=groups.num_plain,
+        confirmed=not scored.unscored,
+        groups=tuple(_copies(scored.pool, groups, largest)),
+    )
+    if config.html:
+        write_page(config.html, _page(summary))
+    return summary
+
+
+# The groups as they are shown
+
+
+def _copies(pool: Pool, groups: Groups, wanted: Positions) -> Iterator[tuple[Copy, ...]]:
+    """The images of the wanted groups, the best of each first."""
+    rows_of = defaultdict[int, list[dict[str, Any]]](list)
+    for shard in pool.shards:
+        numbers = groups.of(shard)
+        mine = np.flatnonzero(np.isin(numbers, wanted))
+        if len(mine):
+            rows = pool.rows(shard, _COLUMNS).take(mine).to_pylist()
+            for number, row in zip(numbers[mine].tolist(), rows, strict=True):
+                rows_of[number].append({**row, "tar": str(pool.tar(shard))})
+    for number in wanted.tolist():
+        rows = sorted(rows_of[number], key=best_first)
+        first = rows[0]["phash"]
+        yield tuple(Copy(bits=(row.pop("phash") ^ first).bit_count(), **row) for row in rows)
+
+
+def _page(summary: Summary) -> str:
+    pictures = [[data_uri(_content(copy)) for copy in group[:_SHOWN]] for group in summary.groups]
+    return render("near_duplicates.html.j2", summary=summary, sheets=list(zip(summary.groups, pictures, strict=True)))
+
+
+def _content(copy: Copy) -> bytes:
+    (content,) = read_spans(place(copy.tar), [(copy.offset, copy.num_bytes)])
+    return content

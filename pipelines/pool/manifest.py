@@ -1,0 +1,159 @@
+"""What the files of a pool and of a run hold, and how to find them. The layout on disk is this file.
+
+pool/00000.tar              WebDataset shard; members are the crawl's own bytes
+pool/00000.parquet          POOL_SCHEMA, one row per kept image, in the order of the tar
+pool/00000_stats.json       counts of the shard; written last: the mark that the shard is done
+pool/rejects/00000.parquet  REJECT_SCHEMA, one row per rejected image
+pool/run.json               what was ingested when
+run/scores/00000.parquet    SCORE_SCHEMA, row i for row i of pool/00000.parquet
+run/embeddings/00000.npy    float16 (N, D), row i for row i of the scores
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from pipelines.errors import CorruptShard, MissingArtifact
+from pipelines.storage import locations
+from pipelines.storage.locations import Place
+
+KEY_DIGITS = 5  # of the shard; the row follows in at least four
+MAX_SHARDS = 10**KEY_DIGITS
+
+POOL_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # shard and row in the source: 000012345
+        pa.field("shard", pa.string(), nullable=False),  # 00001
+        pa.field("source", pa.string(), nullable=False),  # the crawl's file or folder
+        pa.field("member", pa.string(), nullable=False),  # the image's name in it
+        pa.field("format", pa.string(), nullable=False),  # jpg, png, webp, ...: by the bytes, not the name
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),  # of the image's first byte in pool/SHARD.tar
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),  # of the image's bytes, hexadecimal
+        pa.field("phash", pa.uint64(), nullable=False),  # perceptual hash; compare by Hamming distance
+        pa.field("declared", pa.string()),  # what the file says of itself: synthetic, camera or null
+        pa.field("declared_by", pa.string()),  # and where it says so
+    ]
+)
+
+REJECT_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("member", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # pipelines.images.rejects.Reason
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+
+INGESTS = "run.json"  # of a pool: what was ingested when; also the mark that it is one
+
+
+def is_pool(root: Place) -> bool:
+    """Whether `root` is a pool, be it an empty one."""
+    try:
+        values = json.loads(locations.read(root / INGESTS))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(values, dict) and "ingests" in values
+
+
+def key_of(shard: int, row: int) -> str:
+    """Key of the image that is `row`-th in the source of pool shard `shard`: 1, 2345 -> '000012345'."""
+    return f"{shard:0{KEY_DIGITS}d}{row:04d}"
+
+
+def shard_of(key: str) -> str:
+    """Name of the shard that holds `key`."""
+    return key[:KEY_DIGITS]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The finished shards of a pool, by name and in order; on a disk or on an object store."""
+
+    root: Place
+
+    @classmethod
+    def open(cls, root: Place) -> "Pool":
+        """Open an ingested pool; MissingArtifact where there is none, or no image in it."""
+        pool = cls(root)
+        if not pool.shards:
+            raise MissingArtifact(f"{root}: holds no finished shard; run `curate ingest CRAWL --pool {root}` first.")
+        if not pool.num_images:
+            raise MissingArtifact(
+                f"{root}: every image was rejected; {root}/rejects/ says why, then ingest another crawl."
+            )
+        return pool
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the finished shards, in order."""
+        end = "_stats.json"
+        return tuple(name.removesuffix(end) for name in locations.names(self.root) if name.endswith(end))
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Number of kept images of each shard."""
+        paths = [self._stats(shard) for shard in self.shards]
+        found = zip(paths, locations.read_all(paths), strict=True)
+        return tuple(int(_parsed(path, content)["successes"]) for path, content in found)
+
+    @property
+    def num_images(self) -> int:
+        """Number of kept images."""
+        return sum(self.counts)
+
+    def tar(self, shard: str) -> Place:
+        """Path of a shard's tar."""
+        return self.root / f"{shard}.tar"
+
+    def stats(self, shard: str) -> dict[str, Any]:
+        """What a shard's `_stats.json` says."""
+        return _parsed(self._stats(shard), locations.read(self._stats(shard)))
+
+    def _stats(self, shard: str) -> Place:
+        return self.root / f"{shard}_stats.json"
+
+    def digest(self, shard: str) -> str:
+        """Digest of a shard's manifest, which names every image by its sha256: what depends on the shard records it."""
+        return hashlib.sha256(locations.read(self.root / f"{shard}.parquet")).hexdigest()[:16]
+
+    def rows(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Manifest of a shard, in the order of its tar."""
+        return read_parquet(self.root / f"{shard}.parquet", columns)
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Manifests of all shards, in order, one at a time."""
+        return (self.rows(shard, columns) for shard in self.shards)
+
+
+def _parsed(path: Place, content: bytes) -> dict[str, Any]:
+    try:
+        stats = json.loads(content)
+    except ValueError:
+        raise CorruptShard(f"{path}: is not JSON; remove the shard's files and ingest its source again.") from None
+    if not isinstance(stats, dict) or not isinstance(stats.get("successes"), int):
+        raise CorruptShard(f"{path}: counts no images; remove the shard's files and ingest its source again.")
+    return stats
+
+
+def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file of ours; one sentence if it is gone or cut."""
+    try:
+        file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
+        return pq.read_table(file, columns=list(columns) if columns is not None else None)
+    except FileNotFoundError:
+        raise CorruptShard(f"{path}: is missing although its shard is marked as done; make the shard again.") from None
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptShard(f"{path}: cannot be read ({reason}); remove the shard's files and make it again.") from None

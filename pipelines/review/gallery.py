@@ -1,0 +1,339 @@
+"""The pool as a person browses it: compact columns in memory, filters and orders over them, and the image files.
+
+Holds about 100 bytes an image: what filters need is in arrays, and all else is read when an image is looked at. A row
+is an image's position in the pool, over all scored shards in order.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.errors import BadInput
+from pipelines.pool.manifest import shard_of
+from pipelines.progress import OnTick, Tick, ignore
+from pipelines.review import order
+from pipelines.run import marks
+from pipelines.run.marks import Judgment, Mark, Verdict
+from pipelines.run.neighbors import Index, Neighbor
+from pipelines.run.scores import ScoredPool
+from pipelines.storage import locks
+from pipelines.storage.atomic import replacing, save_array
+from pipelines.storage.shards import read_spans
+
+NEIGHBORS = 10  # among which disagreement is counted
+MAX_NEIGHBORHOODS = 200_000  # images up to which the neighbors of all are looked up: minutes, once
+BINS = 50  # of the histogram
+NO_SCORE = -1.0  # where no detector was trained
+
+_CHUNK = 1024
+_VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "skip")
+_NONE = -1
+
+Rows = npt.NDArray[np.int32]
+Order = Literal["suggested", "synthetic", "real", "threshold", "other_label", "other_verdict", "pool"]
+
+
+class Filter(BaseModel):
+    """Which images to show, and in which order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verdict: Literal["any", "real", "synthetic"] = "any"
+    label: str | None = None
+    marked: Literal["any", "no", "yes", "real", "synthetic", "skip", "labeled"] = "any"
+    low: float = Field(default=0.0, ge=0, le=1)  # of prob_synthetic
+    high: float = Field(default=1.0, ge=0, le=1)
+    order: Order = "suggested"
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """Shares (N,) of each image's nearest neighbors that have another pseudo-label or verdict, by the model."""
+
+    other_label: npt.NDArray[np.float32]
+    other_verdict: npt.NDArray[np.float32]
+
+
+class Gallery:
+    """A scored pool with its marks. Safe to use from several threads."""
+
+    def __init__(self, scored: ScoredPool, on_tick: OnTick = ignore) -> None:
+        self.scored = ScoredPool(scored.pool, scored.run)  # what the model says; the marks are kept apart
+        self.classes = scored.classes
+        self.threshold = scored.threshold
+        self._shard_number = {shard: number for number, shard in enumerate(scored.shards)}
+        self.starts = [0, *accumulate(scored.num_rows(shard) for shard in scored.shards)]
+        self._columns()
+        self.index = Index.open(scored, on_tick)
+        self.neighborhood = self._neighborhood(on_tick) if len(self) <= MAX_NEIGHBORHOODS else None
+        self._lock = threading.Lock()
+        self._orders: dict[Order, Rows] = {"suggested": self._suggested()}
+        self.marked: npt.NDArray[np.int8]  # (N,) index of the verdict
+        self.marked_labels: npt.NDArray[np.int16]  # (N,) index of the class
+        self._size = 0  # of the file of marks, in bytes
+        self._read_marks()
+
+    def __len__(self) -> int:
+        """Number of scored images."""
+        return self.starts[-1]
+
+    @property
+    def has_detector(self) -> bool:
+        """Whether there are verdicts."""
+        return bool(self.prob[0] != NO_SCORE)
+
+    def _columns(self) -> None:
+        names = ("key", "sha256", "offset", "num_bytes", "prob_synthetic", "synthetic", "pseudo_label", "confidence")
+        number = {name: i for i, name in enumerate(self.classes)}
+        parts: list[tuple[npt.NDArray[Any], ...]] = []
+        for shard in self.scored.shards:
+            rows = self.scored.rows(shard, names)
+            parts.append(
+                (
+                    np.array(rows["key"].to_pylist(), dtype=np.bytes_),
+                    _bytes(rows["sha256"].to_pylist()),
+                    rows["offset"].to_numpy(),
+                    rows["num_bytes"].to_numpy(),
+                    rows["prob_synthetic"].fill_null(NO_SCORE).to_numpy(),
+                    rows["synthetic"].fill_null(False).to_numpy(),
+                    np.array([number[name] for name in rows["pseudo_label"].to_pylist()], dtype=np.int16),
+                    rows["confidence"].to_numpy(),
+                )
+            )
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self._keys, self._digests, self._offsets, self._sizes, *of_model = columns
+        self.prob, self.synthetic, self._model_labels, self.confidence = of_model  # what the model says
+        self._by_key = np.argsort(self._keys).astype(np.int32)
+        self._by_digest = np.argsort(self._digests).astype(np.int32)
+
+    def _neighborhood(self, on_tick: OnTick) -> Neighborhood:
+        """Look up the neighbors of all images, once for an index and its scores: kept in run/review/."""
+        folder = self.scored.run / "review"
+        with locks.awaited(folder):  # a second page takes what the first leaves
+            return self._look_up(folder / "neighborhood.npy", on_tick)
+
+    def _look_up(self, file: Path, on_tick: OnTick) -> Neighborhood:
+        verdicts, labels = self.synthetic, self._model_labels
+        mark = hashlib.sha256(json.dumps(self.index.parts).encode() + verdicts.tobytes() + labels.tobytes()).digest()
+        try:
+            kept = np.load(file, allow_pickle=False)
+            if kept.nbytes == 2 * len(self) + len(mark) and kept[2 * len(self) :].tobytes() == mark:
+                return Neighborhood(*(kept[: 2 * len(self)].reshape(2, -1) / np.float32(NEIGHBORS)))
+        except (OSError, ValueError, EOFError):
+            pass  # none is kept yet, or it is cut
+        counts = np.zeros((2, len(self)), dtype=np.uint8)
+        for number, shard in enumerate(self.scored.shards):
+            first = self.starts[number]
+            for start in range(0, self.starts[number + 1] - first, _CHUNK):
+                vectors = np.asarray(self.scored.embeddings(shard)[start : start + _CHUNK], dtype=np.float32)
+                own = np.arange(first + start, first + start + len(vectors))[:, None]
+                _, others = self.index.search_positions(vectors, NEIGHBORS + 1)  # positions are rows, -1 is none
+                counted = (others != own) & (others != _NONE)
+                counted &= counted.cumsum(axis=1) <= NEIGHBORS
+                counts[0, own[:, 0]] = (counted & (labels[others] != labels[own])).sum(axis=1)
+                counts[1, own[:, 0]] = (counted & (verdicts[others] != verdicts[own])).sum(axis=1)
+            on_tick(Tick(done=self.starts[number + 1], total=len(self), unit="images"))
+        with replacing(file) as temporary:
+            save_array(temporary, np.concatenate([counts.ravel(), np.frombuffer(mark, np.uint8)]))
+        return Neighborhood(*(counts / np.float32(NEIGHBORS)))
+
+    def _row_of(self, neighbor: Neighbor) -> int:
+        return self.starts[self._shard_number[neighbor.shard]] + neighbor.row
+
+    # Marks
+
+    def refresh(self) -> None:
+        """Take up the marks on the disk, where another page on the same run has made some."""
+        with self._lock:
+            if self._size_on_disk() != self._size:
+                self._read_marks()
+
+    def mark(self, keys: Sequence[str], judgment: Judgment) -> list[int]:
+        """Mark images as one action; returns their rows. Raises BadInput for a key or a label that is unknown."""
+        verdict, label = judgment.verdict, judgment.label
+        if label is not None and label not in self.classes:
+            raise BadInput(f"label {label!r}: is none of the classes ({', '.join(self.classes)}).")
+        rows = [self.row(key) for key in keys]
+        made = [Mark(sha256=self.sha256(row), key=self.key(row), verdict=verdict, label=label) for row in rows]
+        with self._lock:
+            written = marks.append(self.scored.run, made)
+            if self._size + written != self._size_on_disk():
+                self._read_marks()  # others have marked, too
+            else:
+                self.marked[rows] = _VERDICTS.index(verdict)
+                self.marked_labels[rows] = _NONE if label is None else self.classes.index(label)
+                self.can_undo, self._size = True, self._size + written
+        return rows
+
+    def undo(self) -> list[int]:
+        """Take back the latest action; returns the rows of its images."""
+        with self._lock:
+            undone = marks.undo(self.scored.run)
+            self._read_marks()
+        return [int(row) for row in self._rows_of(undone)]
+
+    def _read_marks(self) -> None:
+        self._size = self._size_on_disk()  # before reading: what comes in between is read again the next time
+        found = marks.read(self.scored.run)
+        marked = np.full(len(self), _NONE, dtype=np.int8)
+        labels = np.full(len(self), _NONE, dtype=np.int16)
+        for row in self._rows_of(list(found.current)):
+            mark = found.current[self.sha256(row)]
+            marked[row] = _VERDICTS.index(mark.verdict)
+            if mark.label in self.classes:
+                labels[row] = self.classes.index(mark.label)
+        self.marked, self.marked_labels = marked, labels  # at once, for others are looking
+        self.can_undo = found.last_action is not None
+
+    def _size_on_disk(self) -> int:
+        file = marks.path(self.scored.run)
+        return file.stat().st_size if file.exists() else 0
+
+    def _rows_of(self, digests: Sequence[str]) -> Rows:
+        """Rows of those images among `digests` that the pool holds."""
+        wanted = _bytes(digests)
+        places = np.searchsorted(self._digests, wanted, sorter=self._by_digest)
+        rows = self._by_digest[np.minimum(places, len(self) - 1)]
+        return np.asarray(rows[self._digests[rows] == wanted], dtype=np.int32)
+
+    # What is asked of it
+
+    def row(self, key: str) -> int:
+        """Row of a key; BadInput where the pool has none."""
+        wanted = key.encode("ascii", "replace")
+        place = int(np.searchsorted(self._keys, wanted, sorter=self._by_key))
+        if place == len(self) or self._keys[row := int(self._by_key[place])] != wanted:
+            raise BadInput(f"{key}: no scored image of {self.scored.pool.root} has this key; load the page again.")
+        return row
+
+    def key(self, row: int) -> str:
+        """Key of a row."""
+        return str(self._keys[row].decode())
+
+    def sha256(self, row: int) -> str:
+        """SHA-256 of an image's bytes, hexadecimal."""
+        return bytes(self._digests[row]).ljust(32, b"\0").hex()
+
+    def content(self, row: int) -> bytes:
+        """The image file, as it was crawled."""
+        span = int(self._offsets[row]), int(self._sizes[row])
+        (content,) = read_spans(self.scored.pool.tar(shard_of(self.key(row))), [span])
+        return content
+
+    def view(self, wanted: Filter) -> Rows:
+        """Rows that pass a filter, in its order."""
+        order = self._order(wanted.order)
+        passed = self._passed(wanted)
+        if self.has_detector:
+            passed &= (self.prob >= np.float32(wanted.low)) & (self.prob <= np.float32(wanted.high))
+        return order[passed[order]]
+
+    def histogram(self, wanted: Filter) -> list[int]:
+        """Number of images by score, in BINS equal bins, whatever range of scores the filter asks for."""
+        counts, _ = np.histogram(self.prob[self._passed(wanted)], BINS, (0, 1))
+        return [int(count) for count in counts]
+
+    def counts(self) -> dict[str, int]:
+        """Number of images by mark."""
+        numbers: dict[str, int] = {verdict: int((self.marked == i).sum()) for i, verdict in enumerate(_VERDICTS)}
+        return numbers | {"labeled": int((self.marked_labels != _NONE).sum())}
+
+    def describe(self, row: int) -> dict[str, Any]:
+        """What a grid shows of an image."""
+        marked, label = int(self.marked[row]), int(self.marked_labels[row])
+        prob = float(self.prob[row])
+        return {
+            "row": int(row),
+            "key": self.key(row),
+            "version": self.sha256(row)[:12],
+            "prob_synthetic": None if prob == NO_SCORE else round(prob, 4),
+            "synthetic": None if prob == NO_SCORE else bool(self.synthetic[row]),
+            "pseudo_label": self.classes[self._model_labels[row]],
+            "confidence": round(float(self.confidence[row]), 4),
+            "marked": None if marked == _NONE else _VERDICTS[marked],
+            "label": None if label == _NONE else self.classes[label],
+        }
+
+    def detail(self, row: int, neighbors: int) -> dict[str, Any]:
+        """All that is known of an image, and its nearest neighbors."""
+        number = self._shard_number[shard_of(self.key(row))]
+        shard, place = self.scored.shards[number], row - self.starts[number]
+        names = ("source", "member", "format", "width", "height", "num_bytes", "declared", "declared_by", "probs")
+        (facts,) = self.scored.rows(shard, names).slice(place, 1).to_pylist()
+        probs = [float(prob) for prob in facts.pop("probs")]
+        embedding = np.asarray(self.scored.embeddings(shard)[place : place + 1], dtype=np.float32)
+        (found,) = self.index.search(embedding, neighbors + 1)
+        others = [(self._row_of(neighbor), neighbor.distance) for neighbor in found]
+        best = sorted(zip(probs, self.classes, strict=True), reverse=True)[:5]
+        return {
+            **self.describe(row),
+            **facts,
+            "probs": [{"label": name, "prob": round(prob, 4)} for prob, name in best],
+            "neighbors": [
+                {**self.describe(other), "distance": round(distance or 0.0, 4)}
+                for other, distance in [pair for pair in others if pair[0] != row][:neighbors]
+            ],
+        }
+
+    def _passed(self, wanted: Filter) -> npt.NDArray[np.bool_]:
+        """Which rows pass a filter, but for its range of scores; a person's marks win over the model."""
+        passed = np.ones(len(self), dtype=bool)
+        if wanted.verdict != "any":
+            synthetic = np.where(self.marked == 0, False, np.where(self.marked == 1, True, self.synthetic))
+            passed &= synthetic == (wanted.verdict == "synthetic")
+        if wanted.label is not None:
+            number = self.classes.index(wanted.label) if wanted.label in self.classes else _NONE
+            passed &= np.where(self.marked_labels == _NONE, self._model_labels, self.marked_labels) == number
+        match wanted.marked:
+            case "no" | "yes":
+                passed &= (self.marked == _NONE) == (wanted.marked == "no")
+            case "labeled":
+                passed &= self.marked_labels != _NONE
+            case "real" | "synthetic" | "skip":
+                passed &= self.marked == _VERDICTS.index(wanted.marked)
+        return passed
+
+    def _order(self, name: Order) -> Rows:
+        if name not in self._orders:
+            self._orders[name] = self._sorted(name)
+        return self._orders[name]
+
+    def _sorted(self, name: Order) -> Rows:
+        shares = self.neighborhood
+        match name:
+            case "suggested":
+                return self._suggested()
+            case "synthetic":
+                by = -self.prob
+            case "real":
+                by = self.prob
+            case "threshold":
+                by = abs(self.prob - np.float32(self.threshold))
+            case "other_label" if shares is not None:
+                by = -shares.other_label
+            case "other_verdict" if shares is not None:
+                by = -shares.other_verdict
+            case _:
+                by = np.zeros(len(self), dtype=np.float32)
+        return np.asarray(np.argsort(by, kind="stable"), dtype=np.int32)
+
+    def _suggested(self) -> Rows:
+        doubt = order.uncertainty(self.prob, self.threshold) if self.has_detector else 1 - self.confidence
+        if self.neighborhood is not None:
+            doubt = doubt + np.float32(order.DISAGREEMENT) * self.neighborhood.other_label
+        groups = order.clusters(lambda: (self.scored.embeddings(shard) for shard in self.scored.shards), len(self))
+        return order.order(doubt, groups * len(self.classes) + self._model_labels)
+
+
+def _bytes(digests: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """SHA-256 in hexadecimal as an array of 32 bytes each."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), dtype="S32")

@@ -1,0 +1,1 @@
+"""A run on disk: model, checkpoint, scores, verdicts, marks, neighbors."""

@@ -1,0 +1,135 @@
+"""DUPLICATES"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, combinations, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.pool.manifest import Pool
+from pipelines.progress import OnTick, Tick, ignore
+from pipelines.run.neighbors import embeddings_at
+from pipelines.run.scores import ScoredPool
+
+RADIUS = 4  # of 64 bits: re-encoding and resizing change up to 4, from 6 on different images meet
+MAX_DISTANCE = 0.1  # 1 - cosine of the embeddings
+MAX_RADIUS = 8
+MIN_BITS = 12  # set in a hash that tells something; a picture with detail has 32, a plain surface none
+
+_BLOCKS_IN_COMMON = 3
+_WINDOW = 64  # hashes that share blocks and are compared with each
+_PAIRS_AT_ONCE = 1 << 16  # whose embeddings are in memory
+
+Hashes = npt.NDArray[np.uint64]
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The near-duplicates of a pool: `number_N` (N,) is the group of each image in order, -1 where it has none."""
+
+    pool: Pool
+    number_N: Positions
+    num_plain: int
+
+    @classmethod
+    def find(cls, scored: ScoredPool, radius: int, max_distance: float, on_tick: OnTick = ignore) -> "Groups":
+        """Find them; both limits are as in DuplicatesConfig."""
+        hash_N = np.concatenate([_hashes(scored, shard) for shard in scored.pool.shards])
+        telling = np.flatnonzero(np.bitwise_count(hash_N) >= MIN_BITS)
+        embeddings = _Embeddings(scored)
+        root_N = np.arange(len(hash_N))
+        masks = _masks(radius)
+        for done, mask in enumerate(masks, 1):
+            for a, b in _near(hash_N, telling, mask, radius):
+                news = root_N[a] != root_N[b]
+                near = embeddings.within(max_distance, a[news], b[news])
+                root_N = joined(root_N, a[news][near], b[news][near])
+            on_tick(Tick(done=done, total=len(masks), unit="passes"))
+        _, number_N, count_N = np.unique(root_N, return_inverse=True, return_counts=True)
+        grouped = count_N > 1
+        return cls(
+            pool=scored.pool,
+            number_N=np.where(grouped, grouped.cumsum() - 1, -1)[number_N],
+            num_plain=len(hash_N) - len(telling),
+        )
+
+    def of(self, shard: str) -> Positions:
+        """Group of each image of a shard, -1 where it has none."""
+        number = self.pool.shards.index(shard)
+        start = sum(self.pool.counts[:number])
+        return self.number_N[start : start + self.pool.counts[number]]
+
+
+def best_first(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    """What to sort rows of the manifest by, so that the best copy comes first: most pixels, most bytes, first key."""
+    return -row["width"] * row["height"], -row["num_bytes"], row["key"]
+
+
+# The pairs
+
+
+def _hashes(scored: ScoredPool, shard: str) -> Hashes:
+    # Through its scores where it has some: they say so if they are those of other images.
+    rows = scored.rows(shard, ["phash"]) if shard in scored.shards else scored.pool.rows(shard, ["phash"])
+    return np.asarray(rows["phash"].to_numpy())
+
+
+def _masks(radius: int) -> list[np.uint64]:
+    """Every three of radius + 3 blocks of the 64 bits: where `radius` bits differ, three blocks are the same."""
+    edges = np.linspace(0, 64, radius + _BLOCKS_IN_COMMON + 1).astype(int)
+    blocks = [(1 << int(stop)) - (1 << int(start)) for start, stop in pairwise(edges)]
+    return [np.uint64(sum(chosen)) for chosen in combinations(blocks, _BLOCKS_IN_COMMON)]
+
+
+def _near(hash_N: Hashes, chosen: Positions, mask: np.uint64, radius: int) -> Iterator[tuple[Positions, Positions]]:
+    """Pairs of the chosen images that are the same under `mask` and within `radius`, of each with its next in order."""
+    chosen = chosen[np.lexsort((hash_N[chosen], hash_N[chosen] & mask))]
+    hashes = hash_N[chosen]
+    first = np.arange(len(chosen))
+    for step in range(1, _WINDOW):
+        first = first[: np.searchsorted(first, len(chosen) - step)]
+        differing = hashes[first] ^ hashes[first + step]
+        same = differing & mask == 0
+        if not same.any():
+            return
+        near = np.bitwise_count(differing) <= radius
+        yield chosen[first[near & same]], chosen[first[near & same] + step]
+        first = first[same]
+
+
+class _Embeddings:
+    """Embeddings of the images that have scores, by their positions in the pool."""
+
+    def __init__(self, scored: ScoredPool) -> None:
+        shards = scored.pool.shards
+        self._scored = scored
+        self._starts = [0, *accumulate(scored.pool.counts)]
+        self._has_scores = np.repeat([shard in scored.shards for shard in shards], scored.pool.counts)
+
+    def within(self, max_distance: float, a: Positions, b: Positions) -> npt.NDArray[np.bool_]:
+        """Whether the images of each pair lie that near; true as well where one of them has no scores."""
+        near = np.ones(len(a), dtype=bool)
+        known = np.flatnonzero(self._has_scores[a] & self._has_scores[b])
+        for start in range(0, len(known), _PAIRS_AT_ONCE):
+            some = known[start : start + _PAIRS_AT_ONCE]
+            near[some] = 1 - np.einsum("nd,nd->n", self._at(a[some]), self._at(b[some])) <= max_distance
+        return near
+
+    def _at(self, positions_N: Positions) -> npt.NDArray[np.float32]:
+        return embeddings_at(self._scored, self._starts, self._scored.pool.shards, positions_N)
+
+
+def joined(root_N: Positions, a: Positions, b: Positions) -> Positions:
+    """Connect the images of each pair: `root_N` (N,) is the first image that each is connected to, before and after."""
+    root_N = root_N.copy()
+    while len(a):
+        low, high = np.minimum(root_N[a], root_N[b]), np.maximum(root_N[a], root_N[b])
+        np.minimum.at(root_N, high, low)
+        while (root_N[root_N] != root_N).any():
+            root_N = root_N[root_N]
+        apart = root_N[a] != root_N[b]
+        a, b = a[apart], b[apart]
+    return root_N

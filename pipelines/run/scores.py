@@ -1,0 +1,199 @@
+"""A pool beside its scores: read together, and only if they belong together.
+
+The score files hold what the model says. Where a person has marked an image, `ScoredPool.rows` puts the mark in the
+model's place, so that whoever reads a verdict or a label here honors it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
+from pipelines.pool.manifest import POOL_SCHEMA, Pool, read_parquet
+from pipelines.run import marks as marks_file
+from pipelines.run import verdicts
+from pipelines.run.marks import Mark
+from pipelines.storage import locations
+from pipelines.storage.locations import Place
+
+SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prob_synthetic", pa.float32()),  # this and the next two: null where no detector was trained
+        pa.field("synthetic", pa.bool_()),
+        pa.field("verdict", pa.string()),  # real, unsure or synthetic (pipelines.run.verdicts)
+        pa.field("pseudo_label", pa.string(), nullable=False),  # class name, by the real head
+        pa.field("confidence", pa.float32(), nullable=False),  # probability of the pseudo-label
+        pa.field("probs", pa.list_(pa.float16()), nullable=False),  # (K,), in the order of config.json's classes
+    ]
+)
+
+
+def model_digest(run: Place) -> str | None:
+    """Digest of the networks of a run, by which scores know what made them; None where it has none."""
+    digest = hashlib.sha256()
+    try:
+        for name in ("classifier", "detector"):
+            digest.update(locations.read(run / "model" / f"{name}.safetensors"))
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()[:16]
+
+
+SCHEMA = pa.schema(
+    [
+        *POOL_SCHEMA,
+        *(column for column in SCORE_SCHEMA if column.name != "key"),
+        pa.field("marked", pa.string()),  # by a person: real, synthetic, skip or null
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """The finished shards of a pool that a run has scored."""
+
+    pool: Pool
+    run: Path
+    marks: Mapping[str, Mark] = field(default_factory=dict)  # by sha256
+
+    @classmethod
+    def open(cls, pool: Place, run: Path) -> "ScoredPool":
+        """Open a pool, and a run with its marks; MissingArtifact where no shard of it is scored; see `check`."""
+        scored = cls(Pool.open(pool), run, marks_file.read(run).current)
+        if not scored.shards:
+            raise MissingArtifact(f"{run}/scores: holds no scores of {pool}; run `curate score` first.")
+        scored.check()
+        return scored
+
+    def check(self) -> None:
+        """Raise Incompatible where the scores are not all of the run's model and by one limit: a `curate score` or a
+        `curate train` was interrupted, or scores are still to be made anew.
+        """
+        origins = [self.origin(shard) for shard in self.shards]
+        for name, what in ((b"model", "models"), (b"thresholds", "limits")):
+            if len({origin.get(name) for origin in origins}) > 1:
+                raise Incompatible(f"{self.run}/scores: holds scores by two {what}; run `curate score` again.")
+        by, now = origins[0].get(b"model") if origins else None, model_digest(self.run)
+        if by is not None and now is not None and by != now.encode():
+            raise Incompatible(f"{self.run}: was trained again after it scored; run `curate score` again.")
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the shards that have scores, in order."""
+        return tuple(shard for shard in self.pool.shards if self._scores(shard).exists())
+
+    @property
+    def unscored(self) -> tuple[str, ...]:
+        """Names of the shards that were ingested after the last `curate score`."""
+        return tuple(shard for shard in self.pool.shards if shard not in set(self.shards))
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """What the run says of its model: classes, threshold and more."""
+        path = self.run / "model" / "config.json"
+        try:
+            model = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise MissingArtifact(f"{path}: is not there; run `curate train` first.") from None
+        except ValueError:
+            raise CorruptShard(f"{path}: is not JSON; train again.") from None
+        assert isinstance(model, dict)
+        return model
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which the scores call an image synthetic."""
+        chosen = verdicts.load(self.run)
+        return chosen.synthetic_from if chosen else float(self.model["threshold"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the model's outputs."""
+        return tuple(self.model["classes"])
+
+    def rows(self, shard: str, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
+        """Rows of a shard with columns of SCHEMA, in the order of its tar.
+
+        Where an image is marked real or synthetic, `synthetic` and `verdict` say so; where it is labeled,
+        `pseudo_label` is that label and `confidence` is 1. `prob_synthetic` and `probs` are the model's, always. Raises
+        Incompatible where the scores are those of other images.
+        """
+        of_scores = [name for name in columns if name in SCORE_SCHEMA.names and name != "key"]
+        of_pool = {"key", "sha256"} | set(columns) & set(POOL_SCHEMA.names)
+        rows = self.pool.rows(shard, [name for name in POOL_SCHEMA.names if name in of_pool])
+        scores = read_parquet(self._scores(shard), ["key", *of_scores])
+        mark = (scores.schema.metadata or {}).get(b"shard")
+        if not rows["key"].equals(scores["key"]) or mark not in (None, self.pool.digest(shard).encode()):
+            raise Incompatible(
+                f"{self._scores(shard)}: holds the scores of other images than {self.pool.root}/{shard}.parquet lists; "
+                "give the --pool and --run that belong together, or run `curate score` again."
+            )
+        for name in of_scores:
+            rows = rows.append_column(scores.schema.field(name), scores[name])
+        return _honor(rows, self.marks).select(list(columns))
+
+    def scored_by(self, shard: str) -> str | None:
+        """Digest of the model that scored a shard, None where the scores don't say."""
+        mark = self.origin(shard).get(b"model")
+        return mark.decode() if mark else None
+
+    def origin(self, shard: str) -> dict[bytes, bytes]:
+        """What the scores of a shard say of themselves: model, shard and thresholds; nothing where they are gone."""
+        try:
+            return pq.read_schema(self._scores(shard)).metadata or {}
+        except FileNotFoundError:
+            return {}
+
+    def mark(self, shard: str) -> str:
+        """What tells the scores of a shard from others: digests of the model and of the shard that they are of."""
+        mark = self.origin(shard)
+        return (mark.get(b"model", b"") + b" " + mark.get(b"shard", b"")).decode()
+
+    def embeddings(self, shard: str) -> npt.NDArray[np.float16]:
+        """Embeddings of a shard, float16 (N, D), row i for row i of the manifest; memory-mapped."""
+        path = self.run / "embeddings" / f"{shard}.npy"
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise CorruptShard(f"{path}: is missing although its scores are there; run `curate score` again.") from None
+        except (ValueError, EOFError):
+            raise CorruptShard(f"{path}: cannot be read; remove it and run `curate score` again.") from None
+        if found.ndim != 2 or len(found) != self.num_rows(shard):
+            raise CorruptShard(f"{path}: has the shape {found.shape} for {self.num_rows(shard)} images; score again.")
+        return np.asarray(found)
+
+    def num_rows(self, shard: str) -> int:
+        """Number of images of a shard."""
+        return self.pool.counts[self.pool.shards.index(shard)]
+
+    def _scores(self, shard: str) -> Path:
+        return self.run / "scores" / f"{shard}.parquet"
+
+
+def _honor(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
+    """Put a person's marks in the place of what the model says, and on record in the column `marked`."""
+    found = [marked.get(sha256) for sha256 in rows["sha256"].to_pylist()] if marked else [None] * rows.num_rows
+    verdicts = [mark.verdict if mark else None for mark in found]
+    labels = [mark.label if mark else None for mark in found]
+    said: dict[str, list[Any]] = {
+        "synthetic": [None if verdict in (None, "skip") else verdict == "synthetic" for verdict in verdicts],
+        "verdict": [None if verdict == "skip" else verdict for verdict in verdicts],
+        "pseudo_label": labels,
+        "confidence": [None if label is None else 1.0 for label in labels],
+    }
+    for name in said.keys() & set(rows.column_names):
+        column = rows.schema.field(name)
+        honored = pc.coalesce(pa.array(said[name], column.type), rows[name])
+        rows = rows.set_column(rows.column_names.index(name), column, honored)
+    return rows.append_column(SCHEMA.field("marked"), pa.array(verdicts, pa.string()))

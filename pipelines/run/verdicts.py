@@ -1,0 +1,97 @@
+"""From a detector's probabilities to verdicts: where real ends and synthetic begins, and how sure that is.
+
+Two thresholds bear on it. The *cut*, a probability of 0.5, leaves above it the share of the pool that training
+estimated to be synthetic. The *limit* is the split-conformal threshold that at most a given share of real images
+exceeds; it comes from labeled real images which the detector has never seen (`TrainConfig.held_out`). Above both an
+image is synthetic, below both it is real, in between it is unsure.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.errors import BadInput
+from pipelines.storage.atomic import write_json
+
+DEFAULT_RATE = 0.05  # of the unsure band, where none is asked for
+VERDICTS = ("real", "unsure", "synthetic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Probabilities that part the verdicts; see the module."""
+
+    synthetic_from: float  # what `synthetic` means: the cut, or the limit where one is asked for
+    sure_from: float  # synthetic beyond doubt
+    real_below: float  # real beyond doubt
+    max_false_positive_rate: float | None  # of the limit; None where held-out images are too few for any
+    num_held_out: int
+
+    def verdicts(self, prob_synthetic_N: npt.NDArray[np.float32]) -> npt.NDArray[np.str_]:
+        """One of `VERDICTS` for each probability."""
+        grade_N = (prob_synthetic_N >= self.real_below).astype(int) + (prob_synthetic_N >= self.sure_from)
+        return np.asarray(np.array(VERDICTS)[grade_N])
+
+    @property
+    def statement(self) -> str:
+        """What holds for the limit, in a sentence."""
+        if self.max_false_positive_rate is None:
+            return (
+                f"The detector was kept from {self.num_held_out} labeled images, too few to limit how many real images "
+                f"are lost to {DEFAULT_RATE:.0%}: nothing is called unsure."
+            )
+        return (
+            f"By {self.num_held_out} real images that the detector has never seen: of real images like these, at most "
+            f"{self.max_false_positive_rate:.1%} are above the limit, on average over such held-out sets."
+        )
+
+
+def limit(held_out: Sequence[float], rate: float) -> float:
+    """Split-conformal threshold: a new real image's probability exceeds it with probability at most `rate`.
+
+    With n exchangeable held-out images it is the ceil((n + 1)(1 - rate))-th smallest of their probabilities (Vovk et
+    al. 2005; Bates et al. 2023, for outlier detection): the realized rate of one held-out set follows a beta
+    distribution around n-dependent steps of 1 / (n + 1). Raises BadInput where n is too small for the rate.
+    """
+    rank = math.ceil((len(held_out) + 1) * (1 - rate) - 1e-9)
+    if rank > len(held_out):
+        raise BadInput(
+            f"--max-false-positive-rate {rate}: with {len(held_out)} held-out real images the smallest rate is "
+            f"{1 / (len(held_out) + 1):.3f}; ask for that, or train with more labeled images or a larger held_out."
+        )
+    # The next number above it: what equals a held-out image's probability is not called synthetic.
+    return float(np.nextafter(np.float32(sorted(held_out)[rank - 1]), np.float32(2)))
+
+
+def choose(cut: float, held_out: Sequence[float], rate: float | None) -> Thresholds:
+    """Choose a model's thresholds; `rate` None takes the cut for `synthetic`, and the limit for the band alone."""
+    if rate is None and (len(held_out) + 1) * DEFAULT_RATE < 1:
+        return Thresholds(
+            synthetic_from=cut, sure_from=cut, real_below=cut, max_false_positive_rate=None, num_held_out=len(held_out)
+        )
+    at = limit(held_out, rate or DEFAULT_RATE)
+    return Thresholds(
+        synthetic_from=cut if rate is None else at,
+        sure_from=max(cut, at),
+        real_below=min(cut, at),
+        max_false_positive_rate=rate or DEFAULT_RATE,
+        num_held_out=len(held_out),
+    )
+
+
+def save(run: Path, thresholds: Thresholds) -> None:
+    """Write run/thresholds.json, by which later commands judge."""
+    write_json(run / "thresholds.json", asdict(thresholds))
+
+
+def load(run: Path) -> Thresholds | None:
+    """Read them; None before the first `curate score`."""
+    try:
+        return Thresholds(**json.loads((run / "thresholds.json").read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None

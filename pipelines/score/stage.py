@@ -1,0 +1,231 @@
+"""Score every image of a pool with a trained model.
+
+in      pool/, run/model/
+out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool
+again   shards that this model has scored are skipped; after a new training, or where the pool's shard is another, all
+        are scored anew
+
+A score is a function of the image and the model alone: its place in a batch or a pool does not matter. So a shard can
+be scored anywhere: as a task of a Ray cluster (`engine`), or by one of N calls that know nothing of each other
+(`shard_index` of `num_shards`, as in a Slurm array), each of which takes every N-th shard. A call for all shards then
+finds them scored, sums up, and scores what a lost call has left.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipelines.compute import devices, engine
+from pipelines.compute.processes import usable_cores
+from pipelines.errors import Incompatible
+from pipelines.pool import pixels, truth
+from pipelines.pool.manifest import Pool, read_parquet
+from pipelines.progress import OnTick, Tick, ignore
+from pipelines.run import evaluation, model, verdicts
+from pipelines.run.scorer import Scorer, Scores
+from pipelines.run.scores import SCORE_SCHEMA
+from pipelines.score.config import ScoreConfig, Summary
+from pipelines.storage import locks
+from pipelines.storage.atomic import make_folder, replacing, save_array, write_json
+
+
+def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
+    """Score all shards that this model has not scored yet, or this call's share of them.
+
+    Raises MissingArtifact without a pool or a model, Incompatible where another process writes into the run.
+    """
+    # Calls that share a pool share the run too, each with shards of its own.
+    with locks.held(config.run) if config.num_shards == 1 else locks.refusals(config.run):
+        return _run(config, on_tick)
+
+
+def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
+    started = time.monotonic()
+    here = config.engine == "local"
+    pool = Pool.open(config.pool if here else config.pool.absolute())
+    mine = range(config.shard_index, len(pool.shards), config.num_shards)
+    known = truth.read(config.truth) if config.truth else None
+    trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
+    thresholds = verdicts.choose(trained.config.threshold, trained.config.held_out, config.max_false_positive_rate)
+    for folder in ("scores", "embeddings"):
+        make_folder(config.run / folder)
+    if config.shard_index == 0:  # for all that share the pool: they would say the same
+        verdicts.save(config.run, thresholds)
+    scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], trained.digest)}
+    for number in mine:
+        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        if number in scored:
+            _judge_again(path, thresholds)
+        else:
+            path.unlink(missing_ok=True)  # scores of two models never mix
+    total, done = sum(pool.counts[number] for number in mine), sum(pool.counts[number] for number in scored)
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
+        on_tick(Tick(done=done, total=total, unit="images"))
+
+    if here:
+        scorer = Scorer(trained, devices.choose(config.device), thresholds)
+        score = partial(_score_shard, scorer, pool, config.run, config.batch_size, on_images)
+    else:
+        at = config.model_copy(update={"run": config.run.absolute()})
+        score = partial(_score_elsewhere, at, pool, thresholds, trained.digest)
+    gpus = (
+        int(devices.choose(config.device).type == "cuda") if config.device == "auto" else int(config.device == "cuda")
+    )
+    workers = engine.choose(config.engine, jobs=1 if here else usable_cores(), address=config.ray_address, gpus=gpus)
+    for number, _ in workers.in_order(score, (number for number in mine if number not in scored)):
+        if not here:
+            on_images(pool.counts[number])
+    return _summarize(config, pool, mine, len(scored), trained, thresholds, known, started)
+
+
+def _score_shard(
+    scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
+) -> None:
+    """Score one shard of a pool into a run; `on_images` hears of every batch."""
+    rows = pixels.index_shard(pool, number)
+    parts = []
+    chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
+    num_threads = max(2, torch.get_num_threads())
+    with closing(pixels.Streamed(rows, scorer.model.decoder, scorer.device, num_threads)) as streamed:
+        for views in streamed.stream(chunks):
+            parts.append(scorer.score_views(views))
+            on_images(len(views))
+    _write(run, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
+
+
+def _score_elsewhere(
+    config: ScoreConfig, pool: Pool, thresholds: verdicts.Thresholds, digest: str, number: int
+) -> None:
+    """Score one shard in a process that may be on another machine."""
+    scorer = _scorer(config.run, config.device, thresholds, digest)
+    _score_shard(scorer, pool, config.run, config.batch_size, lambda count: None, number)
+
+
+@lru_cache(maxsize=1)  # a worker scores many shards
+def _scorer(run: Path, device: Literal["auto", "cuda", "cpu"], thresholds: verdicts.Thresholds, digest: str) -> Scorer:
+    chosen = devices.choose(device)
+    trained = model.load(run, chosen)
+    if trained.digest != digest:
+        raise Incompatible(
+            f"{run}/model: is another model on one of Ray's machines; put the run where all of them see it."
+        )
+    return Scorer(trained, chosen, thresholds)
+
+
+def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
+    path = run / "scores" / f"{shard}.parquet"
+    if not path.exists():
+        return False
+    mark = pq.read_schema(path).metadata or {}
+    return mark.get(b"model") == digest.encode() and mark.get(b"shard") == pool.digest(shard).encode()
+
+
+def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
+    """Write a shard's embeddings, then its scores, whose presence marks the shard as done."""
+    trained = scorer.model
+    width = trained.classifier.num_features
+    embeddings = _joined([part.embeddings for part in parts], (0, width))
+    with replacing(run / "embeddings" / f"{shard}.npy") as temporary:
+        save_array(temporary, embeddings.astype(np.float16))
+    probs = _joined([part.probs for part in parts], (0, len(trained.config.classes))).astype(np.float16)
+    offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * probs.shape[1])
+    has = trained.config.has_detector
+    columns: dict[str, Any] = {
+        "key": keys,
+        "prob_synthetic": _joined([part.prob_synthetic for part in parts]) if has else pa.nulls(len(keys)),
+        "synthetic": _joined([part.synthetic for part in parts]) if has else pa.nulls(len(keys)),
+        "verdict": _joined([part.verdict for part in parts]) if has else pa.nulls(len(keys)),
+        "pseudo_label": [name for part in parts for name in part.pseudo_label],
+        "confidence": _joined([part.confidence for part in parts]),
+        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+    }
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
+    mark = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _mark(scorer.thresholds)}
+    with replacing(run / "scores" / f"{shard}.parquet") as temporary:
+        pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(mark)), temporary)
+
+
+def _mark(thresholds: verdicts.Thresholds) -> str:
+    return json.dumps(asdict(thresholds))
+
+
+def _judge_again(path: Path, thresholds: verdicts.Thresholds) -> None:
+    """Bring the verdicts of a scored shard to other thresholds; its probabilities are the model's and stay."""
+    mark = pq.read_schema(path).metadata
+    if mark.get(b"thresholds") == _mark(thresholds).encode():
+        return
+    table = read_parquet(path)
+    if table["prob_synthetic"].null_count < max(1, len(table)):
+        probs = table["prob_synthetic"].to_numpy()
+        for name, values in (
+            ("synthetic", probs >= thresholds.synthetic_from),
+            ("verdict", thresholds.verdicts(probs)),
+        ):
+            field = SCORE_SCHEMA.field(name)
+            table = table.set_column(SCORE_SCHEMA.get_field_index(name), field, pa.array(values).cast(field.type))
+    with replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({**mark, b"thresholds": _mark(thresholds).encode()}), temporary)
+
+
+def _joined(parts: Sequence[npt.NDArray[Any] | None], empty: tuple[int, ...] = (0,)) -> npt.NDArray[Any]:
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays) if arrays else np.empty(empty, dtype=np.float32)
+
+
+def _summarize(
+    config: ScoreConfig,
+    pool: Pool,
+    mine: Sequence[int],
+    before: int,
+    trained: model.Model,
+    thresholds: verdicts.Thresholds,
+    known: truth.Truth | None,
+    started: float,
+) -> Summary:
+    num_images = sum(pool.counts[number] for number in mine)
+    confidence = 0.0
+    called = dict.fromkeys(verdicts.VERDICTS, 0)
+    synthetic = 0
+    pseudo_labels = dict.fromkeys(trained.config.classes, 0)
+    for number in mine:
+        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
+        synthetic += sum(value is True for value in table["synthetic"].to_pylist())
+        for count in table["verdict"].value_counts().to_pylist():
+            if count["values"] is not None:
+                called[count["values"]] += count["counts"]
+        confidence += float(table["confidence"].to_numpy().sum())
+        for count in table["pseudo_label"].value_counts().to_pylist():
+            pseudo_labels[count["values"]] += count["counts"]
+    has_detector = trained.config.has_detector
+    summary = Summary(
+        num_images=num_images,
+        num_shards=len(mine),
+        num_scored_before=before,
+        seconds=time.monotonic() - started,
+        synthetic_share=synthetic / max(num_images, 1) if has_detector else None,
+        verdicts=called if has_detector else None,
+        thresholds=thresholds if has_detector else None,
+        share_synthetic=trained.config.share_synthetic,
+        share_interval=trained.config.share_interval,
+        mean_confidence=confidence / max(num_images, 1),
+        pseudo_labels=pseudo_labels,
+        truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
+    )
+    if config.num_shards == 1:
+        write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
+    return summary

@@ -1,0 +1,1 @@
+"""Files, tars and shards: on a disk or on an object store."""

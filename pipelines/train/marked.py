@@ -1,0 +1,111 @@
+"""What a person's marks add to a training: labeled images, and examples that the detector trusts.
+
+Of the images of the pool, those marked real and labeled join the labeled set and leave the unlabeled part. The others
+that are marked real or synthetic stay unlabeled, and are examples for the detector (`models.trusted.Trusted`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from models.trusted import Trusted
+from pipelines.errors import BadInput
+from pipelines.images.views import Decoder, Views
+from pipelines.pool import pixels
+from pipelines.pool.labeled import Labeled
+from pipelines.pool.manifest import Pool
+from pipelines.run import marks
+from pipelines.run.marks import Mark
+
+
+@dataclass(frozen=True)
+class Training:
+    """A labeled set and the unlabeled rows of a pool, after marks had their say; what they labeled comes last."""
+
+    examples: Labeled
+    rows: pixels.Rows
+    trusted: Trusted | None = None  # indices into `rows`
+    digest: str | None = None  # of the marks that were used, None where none was
+    counts: dict[str, int] = field(
+        default_factory=dict
+    )  # images by what their marks made of them: labeled, real, synthetic
+
+    @property
+    def num_labeled_by_marks(self) -> int:
+        """How many of the labeled images are from the pool."""
+        return self.counts.get("labeled", 0)
+
+
+def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training:
+    """Add the marks of `run` to a labeled set and a pool.
+
+    Raises BadInput for a label that is no class of the labeled set, and for an image of it that is marked synthetic.
+    """
+    said = {sha256: mark for sha256, mark in marks.read(run).current.items() if mark.verdict != "skip"}
+    for mark in said.values():
+        _check(mark, examples, marks.path(run))
+    rows = pixels.index(pool, without=examples.digests)
+    by_key = _by_key(pool, said)
+    if not (found := _found(rows, by_key)):
+        return Training(examples, rows)
+    labeled = [(row, mark) for row, mark in found if mark.label is not None]
+    if labeled:
+        examples = _extended(examples, rows, labeled, decoder)
+        rows = pixels.index(pool, without=examples.digests)
+    real, synthetic = (
+        torch.tensor([row for row, mark in _found(rows, by_key) if mark.verdict == verdict], dtype=torch.int64)
+        for verdict in ("real", "synthetic")
+    )
+    used = sorted((mark.sha256, mark.verdict, mark.label or "") for _, mark in found)
+    return Training(
+        examples,
+        rows,
+        Trusted(real, synthetic, len(examples.labels)),
+        hashlib.sha256(json.dumps(used).encode()).hexdigest()[:16],
+        {"labeled": len(labeled), "real": len(real), "synthetic": len(synthetic)},
+    )
+
+
+def _check(mark: Mark, examples: Labeled, file: Path) -> None:
+    if mark.label is not None and mark.label not in examples.classes:
+        raise BadInput(
+            f"{file}: {mark.key} is labeled {mark.label!r}, which is no class of the labeled set "
+            f"({', '.join(examples.classes)}); label it anew in `curate review`, or add that class."
+        )
+    if mark.verdict == "synthetic" and mark.sha256 in examples.digests:
+        raise BadInput(
+            f"{file}: {mark.key} is marked synthetic, but the labeled set holds it as a real image; "
+            "take it out there, or mark it anew in `curate review`."
+        )
+
+
+def _by_key(pool: Pool, said: Mapping[str, Mark]) -> dict[str, Mark]:
+    """Marks of images of the pool, by the keys they have there now."""
+    if not said:
+        return {}
+    tables = pool.tables(["key", "sha256"])
+    pairs = (
+        pair for table in tables for pair in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    )
+    return {key: said[sha256] for key, sha256 in pairs if sha256 in said}
+
+
+def _found(rows: pixels.Rows, by_key: Mapping[str, Mark]) -> list[tuple[int, Mark]]:
+    return [(row, by_key[key]) for row, key in enumerate(rows.key.tolist()) if key in by_key] if by_key else []
+
+
+def _extended(examples: Labeled, rows: pixels.Rows, labeled: list[tuple[int, Mark]], decoder: Decoder) -> Labeled:
+    numbers = [row for row, _ in labeled]
+    with ThreadPoolExecutor() as threads:
+        views = decoder.batch([mark.key for _, mark in labeled], rows.read(numbers), threads)
+    images = torch.cat((examples.views.images, views.images))
+    shared = examples.views.tiles is examples.views.images and views.tiles is views.images
+    tiles = images if shared else torch.cat((examples.views.tiles, views.tiles))
+    labels = torch.tensor([examples.classes.index(mark.label) for _, mark in labeled if mark.label is not None])
+    digests = examples.digests | {mark.sha256 for _, mark in labeled}
+    return Labeled(Views(images, tiles), torch.cat((examples.labels, labels)), examples.classes, digests)

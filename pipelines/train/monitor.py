@@ -1,0 +1,176 @@
+"""What is seen of a training while it runs: metrics.jsonl, alarms, accuracy and, against a known truth, the AUROC."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models import csqueue
+from models.rsmatch import Recipe, RSMatch
+from pipelines.pool import labeled, pixels, truth
+from pipelines.run import evaluation
+from pipelines.storage.atomic import replacing, sync
+
+EVALUATE_BATCH = 500
+TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is followed
+
+
+class MetricsLog:
+    """metrics.jsonl: one flat object per log step; lines after the checkpoint that we resume from are dropped."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.last: dict[str, Any] = {}
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                break  # a line that a kill cut short: all that follows was after the checkpoint
+            if values["step"] <= keep_until:
+                kept.append(line)
+                self.last = values
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append one line."""
+        self.last = values
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def sync(self) -> None:
+        """Flush all lines to the disk."""
+        sync(self._path)
+
+
+def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
+    """Means of figures that `count` steps summed up, as Python numbers: here the host waits for the device.
+
+    By name, so that a line of the log is the same text where a checkpoint gave part of the sums.
+    """
+    figures: dict[str, float] = {}
+    for name, value in sorted(sums.items()):
+        if value.ndim:  # one number a class
+            figures |= {f"{name}/{k}": round(share / count, 6) for k, share in enumerate(value.tolist())}
+        else:
+            figures[name] = round(value.item() / count, 6)
+    return figures
+
+
+class Watch:
+    """Alarms that a person can act on, each raised once."""
+
+    def __init__(self, recipe: Recipe, classes: tuple[str, ...]) -> None:
+        self._recipe, self._classes = recipe, classes
+        self.raised: dict[str, None] = {}
+
+    def check(self, step: int, figures: dict[str, float]) -> Iterator[str]:
+        """Yield what is new at a log step."""
+        first = self._recipe.routing_start if self._recipe.method == "rsmatch" else self._recipe.warmup_steps
+        if step <= first + self._recipe.num_steps // 10:
+            return  # early figures mean little
+        for alarm in self._alarms(figures):
+            if alarm not in self.raised:
+                self.raised[alarm] = None
+                yield alarm
+
+    def _alarms(self, figures: dict[str, float]) -> Iterator[str]:
+        share = figures.get("dummy_share")
+        if share is not None and share < 0.01:
+            yield (
+                "Under 1 % of the pool goes to the dummy head: the pool is clean, or the detector found nothing. "
+                "Look at the most synthetic images with `curate inspect`; train with --method fixmatch if it is clean."
+            )
+        if share is not None and share > 0.99:
+            yield (
+                "Over 99 % of the pool goes to the dummy head: the labeled images differ from all of the pool, often "
+                "in size or file format. Take labeled images that went through the same pipeline as the crawl."
+            )
+        for k, name in enumerate(self._classes):
+            among = figures.get(f"pseudo_label_share/{k}")
+            if among is None:
+                return
+            if among > 0.9:
+                yield (
+                    f"Pseudo-labels have collapsed to the class {name!r}: give more labeled images per class, or lower "
+                    "learning_rate in --config."
+                )
+            if among < 0.02 / len(self._classes):
+                yield (
+                    f"The labeled class {name!r} is hardly found in the pool: "
+                    "check its labeled images, or leave it out."
+                )
+
+
+class Evaluation:
+    """Accuracy on the validation set and, where a truth is known, what detector, queue and pseudo-labels are worth."""
+
+    def __init__(
+        self,
+        images: pixels.Images,
+        facts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+        validation: labeled.Labeled | None,
+        device: torch.device,
+    ) -> None:
+        """Take the truth of the pool's rows, (N,) of being synthetic and (N,) of the class (see `truth.Truth.of`)."""
+        self._images, self._validation, self._device, self._facts = images, validation, device, facts
+
+    @torch.no_grad()
+    def __call__(self, learner: RSMatch, everything: bool = False) -> dict[str, float]:
+        """Figures of the averaged networks; on a sample of the pool unless `everything`."""
+        figures: dict[str, float] = {}
+        if self._validation is not None:
+            figures |= self._accuracy(self._validation, learner)
+        if self._facts is not None:
+            figures |= self._against_truth(*self._facts, learner, everything)
+        return {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
+
+    def _accuracy(self, validation: labeled.Labeled, learner: RSMatch) -> dict[str, float]:
+        correct = torch.zeros(2)
+        images, labels = validation.views.images, validation.labels
+        for start in range(0, len(labels), EVALUATE_BATCH):
+            heads = learner.classifier_ema(images[start : start + EVALUATE_BATCH].to(self._device))
+            predicted = torch.stack([head.argmax(1) for head in heads]).cpu()
+            correct += (predicted == labels[start : start + EVALUATE_BATCH]).sum(1)
+        real, dummy = (correct / len(labels)).tolist()
+        return {"accuracy": real, "accuracy_dummy": dummy} if learner.recipe.method == "rsmatch" else {"accuracy": real}
+
+    def _against_truth(
+        self, synthetic: npt.NDArray[np.int64], label: npt.NDArray[np.int64], learner: RSMatch, everything: bool
+    ) -> dict[str, float]:
+        every = 1 if everything else max(1, len(self._images) // TRUTH_SAMPLE)
+        known = np.flatnonzero(synthetic != truth.UNKNOWN)[::every]
+        predicted, logits, color = [], [], []
+        for views in self._images.stream(torch.split(torch.from_numpy(known), EVALUATE_BATCH)):
+            predicted.append(learner.classifier_ema(views.images).real.argmax(1))
+            if learner.recipe.has_detector:
+                logits.append(learner.detector_ema(views.tiles))
+            color.append(evaluation.is_color(views.images))
+        fake, right = synthetic[known] == 1, torch.cat(predicted).cpu().numpy() == label[known]
+        labeled = label[known] != truth.UNKNOWN
+        figures = {
+            "pseudo_label_accuracy_real": evaluation.mean(right[labeled & ~fake]),
+            "pseudo_label_accuracy_synthetic": evaluation.mean(right[labeled & fake]),
+        }
+        if not learner.recipe.has_detector:
+            return figures
+        score, colored = torch.cat(logits).cpu().numpy(), torch.cat(color).cpu().numpy()
+        figures |= {
+            "detector_auroc": evaluation.auroc(score, fake),
+            "detector_auroc_color": evaluation.auroc(score[colored], fake[colored]),
+            "detector_flagged": evaluation.mean(score >= learner.cut.logit.item()),
+            "detector_accuracy": evaluation.mean((score >= learner.cut.logit.item()) == fake),
+        }
+        if learner.recipe.has_queue:
+            queued = learner.queue.index[learner.queue.index != csqueue.EMPTY].cpu().numpy()
+            figures["queue_purity"] = evaluation.mean(synthetic[queued] == 1)
+        return figures

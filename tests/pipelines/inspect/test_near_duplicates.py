@@ -1,0 +1,226 @@
+import io
+import shutil
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from models.networks import Classifier, Detector
+from pipelines import export, ingest
+from pipelines.errors import Incompatible, MissingArtifact
+from pipelines.export import ExportConfig
+from pipelines.inspect import near_duplicates
+from pipelines.inspect.config import DuplicatesConfig
+from pipelines.pool.manifest import Pool
+from pipelines.run import duplicates, model
+from pipelines.run.duplicates import joined
+from pipelines.score import ScoreConfig
+from pipelines.score import run as score
+
+NUM_ORIGINALS = 30
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def picture(rng: np.random.Generator) -> Image.Image:
+    """Smooth patches in colors, as different from each other as photographs are."""
+    small = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
+    return small.resize((96, 80), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Originals 0 to 29; of the first ten three copies each, of which the PNG has the most pixels; plain surfaces."""
+    root = tmp_path_factory.mktemp("copies")
+    (root / "crawl").mkdir()
+    rng = np.random.default_rng(3)
+    for i in range(NUM_ORIGINALS):
+        image = picture(rng)
+        files = {f"{i:02d}-original.jpg": encoded(image, "JPEG", quality=95)}
+        if i < 10:
+            files[f"{i:02d}-recoded.jpg"] = encoded(image, "JPEG", quality=40)
+            files[f"{i:02d}-small.webp"] = encoded(image.resize((48, 40)), "WEBP", quality=80)
+            files[f"{i:02d}-large.png"] = encoded(image.resize((144, 120), Image.Resampling.LANCZOS), "PNG")
+        for name, content in files.items():
+            (root / "crawl" / (f"{HOSTILE}{name}" if i == 0 else name)).write_bytes(content)
+    for grey in range(0, 250, 10):
+        flat = Image.new("RGB", (64, 64), (grey, grey, 255 - grey))
+        (root / "crawl" / f"flat-{grey}.png").write_bytes(encoded(flat, "PNG"))
+        (root / "crawl" / f"flat-{grey}.jpg").write_bytes(encoded(flat, "JPEG", quality=80))
+        ramp = Image.linear_gradient("L").point(lambda v, g=grey: v * (g + 50) // 300)  # type: ignore[misc]
+        (root / "crawl" / f"ramp-{grey}.png").write_bytes(encoded(ramp, "PNG"))
+        frame = Image.new("L", (64, 64), grey)
+        ImageDraw.Draw(frame).rectangle((0, 0, 63, 7), fill=255 - grey)
+        (root / "crawl" / f"bar-{grey}.png").write_bytes(encoded(frame, "PNG"))
+    ingest.run(ingest.IngestConfig(sources=(str(root / "crawl"),), pool=root / "pool", jobs=1))
+    return root / "pool"
+
+
+@pytest.fixture(scope="module")
+def run(pool: Path) -> Path:
+    run = pool.parent / "run"
+    torch.manual_seed(0)
+    config = model.ModelConfig(
+        classes=("a", "b"), method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
+        threshold=0.5, pool="pool",
+    )  # fmt: skip
+    model.save(run / "model", config, Classifier("small", 2).eval(), Detector().eval())
+    score(ScoreConfig(pool=pool, run=run, device="cpu"))
+    return run
+
+
+def names(found: near_duplicates.Summary) -> list[list[str]]:
+    return sorted(sorted(copy.member.removeprefix(HOSTILE) for copy in group) for group in found.groups)
+
+
+COPIES = [
+    sorted(f"{i:02d}-{name}" for name in ("original.jpg", "recoded.jpg", "small.webp", "large.png")) for i in range(10)
+]
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_copies_are_grouped_and_nothing_else_is(pool: Path, run: Path, scored: bool) -> None:
+    found = near_duplicates.run(DuplicatesConfig(pool=pool, run=run if scored else pool / "none"))
+    assert names(found) == COPIES
+    assert (found.num_groups, found.num_redundant, found.confirmed) == (10, 30, scored)
+    assert all(group[0].member.endswith("large.png") and group[0].bits == 0 for group in found.groups)
+    assert all(copy.bits <= 8 for group in found.groups for copy in group)
+
+
+def test_plain_surfaces_are_in_no_group(pool: Path) -> None:
+    found = near_duplicates.run(DuplicatesConfig(pool=pool, run=pool / "none"))
+    rows = Pool.open(pool).rows("00000").to_pylist()
+    plain = [row for row in rows if row["member"].startswith(("flat", "ramp", "bar"))]
+    assert len(plain) >= 60  # of 100, for equal files were rejected as duplicates
+    assert found.num_plain == len(plain)
+    assert len({row["phash"] for row in plain}) < 20  # else this would say nothing
+
+
+def test_embeddings_have_a_say_where_there_are_scores(pool: Path, run: Path) -> None:
+    embeddings = np.load(run / "embeddings" / "00000.npy").astype(np.float32)
+    members = Pool.open(pool).rows("00000", ["member"])["member"].to_pylist()
+    found = near_duplicates.run(DuplicatesConfig(pool=pool, run=run, max_distance=0))
+    assert found.num_groups < 10
+    copy, original = members.index("03-recoded.jpg"), members.index("03-original.jpg")
+    embeddings[copy] = -embeddings[original]
+    own_run = run.parent / "turned"
+    shutil.copytree(run, own_run)
+    np.save(own_run / "embeddings" / "00000.npy", embeddings.astype(np.float16))
+    groups = names(near_duplicates.run(DuplicatesConfig(pool=pool, run=own_run)))
+    assert groups == [[name for name in group if name != "03-recoded.jpg"] for group in COPIES]
+
+
+def test_scores_of_another_pool_are_refused(pool: Path, run: Path, world: Any) -> None:
+    with pytest.raises(Incompatible, match="other images"):
+        near_duplicates.run(DuplicatesConfig(pool=world.pool, run=run))
+
+
+def test_without_a_pool_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtifact, match="run `curate ingest"):
+        near_duplicates.run(DuplicatesConfig(pool=tmp_path))
+
+
+def test_the_page_shows_each_group_and_is_harmless(pool: Path, run: Path, tmp_path: Path) -> None:
+    found = near_duplicates.run(DuplicatesConfig(pool=pool, run=run, top=3, html=tmp_path / "sheet.html"))
+    page = (tmp_path / "sheet.html").read_text()
+    assert len(found.groups) == 3
+    assert page.count("<img ") == 12
+    assert page.count('<img src="data:image/') == 12
+    near_duplicates.run(DuplicatesConfig(pool=pool, run=run, html=tmp_path / "sheet.html"))
+    page = (tmp_path / "sheet.html").read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;00-large.png" in page and HOSTILE not in page
+
+
+# The pairs, against comparing all with all
+
+
+def by_all_pairs(hashes: list[int], radius: int) -> np.ndarray:
+    pairs = [(i, j) for i, j in combinations(range(len(hashes)), 2) if (hashes[i] ^ hashes[j]).bit_count() <= radius]
+    a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return joined(np.arange(len(hashes)), a, b)
+
+
+def by_blocks(hashes: list[int], radius: int) -> np.ndarray:
+    hash_N = np.array(hashes, dtype=np.uint64)
+    root_N = np.arange(len(hashes))
+    for mask in duplicates._masks(radius):
+        for a, b in duplicates._near(hash_N, np.arange(len(hashes)), mask, radius):
+            root_N = joined(root_N, a, b)
+    return root_N
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 8])
+def test_the_same_groups_as_by_all_pairs(radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    hashes = [int(h) for h in rng.integers(0, 1 << 63, 150)]
+    for i in range(150):  # beside each another one up to 10 bits away
+        flips = rng.choice(64, rng.integers(0, 11), replace=False)
+        hashes.append(hashes[i] ^ sum(1 << int(bit) for bit in flips))
+    groups = by_blocks(hashes, radius)
+    assert (groups == by_all_pairs(hashes, radius)).all()
+    assert 150 <= len(np.unique(groups)) < 300
+
+
+def test_hashes_that_share_most_of_their_bits_are_told_apart() -> None:
+    hashes = [int(h) for h in np.random.default_rng(0).integers(0, 1 << 20, 60)]
+    groups = by_blocks(hashes, 4)
+    assert (groups == by_all_pairs(hashes, 4)).all()
+    assert 1 < len(np.unique(groups)) < 60
+
+
+def test_a_crowd_within_the_radius_is_one_group() -> None:
+    rng = np.random.default_rng(0)
+    center = int(rng.integers(0, 1 << 63))
+    crowd = [center ^ sum(1 << int(bit) for bit in rng.choice(64, 2, replace=False)) for _ in range(2000)]
+    assert len(np.unique(by_blocks([*crowd, *crowd], 4))) == 1
+
+
+def test_chains_of_any_order_are_joined() -> None:
+    order = np.random.default_rng(0).permutation(1000)
+    assert (joined(np.arange(1000), order[:-1], order[1:]) == 0).all()
+    assert (joined(np.arange(5), np.array([3, 1]), np.array([4, 2])) == [0, 1, 1, 3, 3]).all()
+
+
+# The export
+
+
+def reasons(out: Path) -> dict[str, str]:
+    rows = pq.read_table(out / "dropped.parquet").to_pylist()
+    return {row["key"]: row["reason"] for row in rows}
+
+
+def test_the_export_keeps_the_best_copy_of_each_group(pool: Path, run: Path, tmp_path: Path) -> None:
+    config = ExportConfig(out=tmp_path / "out", pool=pool, run=run, keep="all", drop_near_duplicates=True)
+    summary = export.run(config)
+    groups = near_duplicates.run(DuplicatesConfig(pool=pool, run=run)).groups
+    assert reasons(tmp_path / "out") == {copy.key: "near_duplicate" for group in groups for copy in group[1:]}
+    assert summary.dropped == {"near_duplicate": 30}
+    assert summary.kept + 30 == summary.pool
+
+
+def test_the_best_copy_is_taken_from_those_that_may_be_kept(pool: Path, run: Path, tmp_path: Path) -> None:
+    others = {"keep": "all", "where": "format <> 'png'", "drop_near_duplicates": True}
+    summary = export.run(ExportConfig(out=tmp_path / "out", pool=pool, run=run, **others))
+    kept = {row["member"] for row in pq.read_table(tmp_path / "out" / "kept.parquet").to_pylist()}
+    assert {f"{i:02d}-original.jpg" for i in range(1, NUM_ORIGINALS)} <= kept
+    assert summary.dropped["near_duplicate"] == 20
+    assert summary.kept + sum(summary.dropped.values()) == summary.pool
+
+
+def test_per_class_counts_what_is_left_of_the_copies(pool: Path, run: Path, tmp_path: Path) -> None:
+    others = {"keep": "all", "where": "member not like 'flat%'", "drop_near_duplicates": True}
+    all_left = export.run(ExportConfig(out=tmp_path / "a", pool=pool, run=run, **others)).per_class
+    limit = max(all_left.values()) - 3
+    summary = export.run(ExportConfig(out=tmp_path / "b", pool=pool, run=run, per_class=limit, **others))
+    assert summary.per_class == {name: min(limit, count) for name, count in all_left.items()}
+    assert summary.dropped["near_duplicate"] == 30

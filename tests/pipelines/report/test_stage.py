@@ -1,0 +1,368 @@
+"""The page as a person opens it: in a real browser, made of a pool that would do harm."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from models.networks import Classifier, Detector
+from pipelines import ingest, report, score, toy, train
+from pipelines.errors import BadInput, Incompatible, MissingArtifact
+from pipelines.pool.manifest import Pool
+from pipelines.report import ReportConfig, Summary, charts
+from pipelines.report import stage as report_stage
+from pipelines.report.stage import project, toml
+from pipelines.run import model
+from pipelines.storage.atomic import write_json
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "<img src=x onerror=alert(1)>"
+EVIL_CLASS = '"><svg onload=alert(2)>'
+CLASSES = (EVIL_CLASS, "disc", "square", "stripes", "triangle")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scored pool, its run and its labeled set; file names, captions, a class and a reject's name are hostile."""
+    root = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    with tarfile.open(root / "crawl.tar", "w") as tar:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+        for i, file in enumerate(toy._pictures(0, "crawl", 150, synthetic=False)):
+            add(f"{i:03d}{EVIL}.jpg", file.data)
+            add(f"{i:03d}{EVIL}.txt", b"</span><script>alert(3)</script>")
+            add(f"{i:03d}{EVIL}.json", json.dumps({"url": f"https://evil{i % 3}.invalid/<b>"}).encode())
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(out, "PNG")
+        add("photo.png", out.getvalue())
+        add(f"empty{EVIL}.jpg", b"")
+        add(f"page{EVIL}.jpg", b"<html><script>alert(4)</script>")
+    ingest.run(ingest.IngestConfig(sources=(str(root / "crawl.tar"),), pool=root / "pool", jobs=1))
+    toy._write_folders(root / "seed", toy._pictures(0, "seed", 20, synthetic=False))
+    torch.manual_seed(0)
+    config = model.ModelConfig(
+        classes=CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=40,
+        threshold=0.5, pool="pool",
+    )  # fmt: skip
+    model.save(root / "run" / "model", config, Classifier("small", len(CLASSES)).eval(), Detector().eval())
+    score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
+    training = train.TrainConfig(labeled=root / "seed", pool=root / "pool", run=root / "run", num_steps=40)
+    write_json(
+        root / "run" / "run.json",
+        {
+            "config": training.model_dump(mode="json"),
+            "versions": {"torch": "2.0"},
+            "summary": {"seconds": 1.0, "alarms": ["Something can be mended."]},
+        },
+    )
+    lines = [
+        {"step": step, "sup_real": 9 / step, "queue_score": 0.5, "dummy_share": 0.1, "pseudo_label_share/0": 0.2}
+        for step in range(10, 50, 10)
+    ]
+    (root / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5')
+    return root
+
+
+def settings(home: Path, **others: Any) -> ReportConfig:
+    return ReportConfig(**{"pool": home / "pool", "run": home / "run", "map": "pca", "device": "cpu", **others})
+
+
+@pytest.fixture(scope="module")
+def written(home: Path) -> Summary:
+    return report.run(settings(home))
+
+
+@pytest.fixture(scope="module")
+def page(written: Summary) -> str:
+    return Path(written.out).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here to open the page with: apt install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+class Opened:
+    """A page in the browser, with all that it said, asked for and popped up."""
+
+    def __init__(self, browser: Any, path: str, **context: Any) -> None:
+        self.page = browser.new_context(**context).new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(Path(path).resolve().as_uri())
+
+
+# In the browser
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_opens_whole_and_silent_and_hostile_names_are_text(
+    browser: Any, written: Summary, scheme: str
+) -> None:
+    opened = Opened(browser, written.out, color_scheme=scheme)
+    page = opened.page
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    page.evaluate("[...document.images].forEach(each => each.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(each => each.complete)", timeout=5000)
+    assert page.evaluate("document.images.length") > 50
+    assert page.evaluate("[...document.images].filter(each => !each.naturalWidth).length") == 0
+    assert page.evaluate("document.querySelectorAll('[onerror], [onload], main script').length") == 0
+    assert opened.said == []
+    assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
+    text = page.inner_text("body")
+    for hostile in (EVIL_CLASS, f"empty{EVIL}.jpg", "</span><script>alert(3)</script>"):
+        assert hostile in text
+    assert EVIL in page.evaluate("[...document.images].map(each => each.title).join()")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_no_script_but_the_pages_own_could_run(browser: Any, page: str, tmp_path: Path) -> None:
+    injected = tmp_path / "injected.html"
+    injected.write_text(page.replace("</main>", f"{EVIL}<script>alert(5)</script></main>"), encoding="utf-8")
+    opened = Opened(browser, str(injected))
+    opened.page.wait_for_timeout(200)
+    assert len(opened.said) >= 2 and all("Content Security Policy" in said for said in opened.said)
+
+
+def test_tables_sort_by_a_click_on_their_heads(browser: Any, written: Summary) -> None:
+    page = Opened(browser, written.out).page
+    head = page.locator("#classes th", has_text="Images")
+
+    def column(number: int) -> list[str]:
+        return list(
+            page.eval_on_selector_all(f"#classes tbody td:nth-child({number})", "all => all.map(e => e.textContent)")
+        )
+
+    head.get_by_role("button").click()
+    down = [int(text.replace(",", "")) for text in column(2)]
+    assert down == sorted(down, reverse=True) and len(set(down)) > 1
+    assert page.locator("#classes [aria-sort]").get_attribute("aria-sort") == "descending"
+    head.get_by_role("button").press("Enter")
+    assert [int(text.replace(",", "")) for text in column(2)] == down[::-1]
+    page.locator("#classes th", has_text="Class").get_by_role("button").click()
+    names = page.eval_on_selector_all("#classes tbody th", "all => all.map(e => e.textContent)")
+    assert names == sorted(CLASSES) and page.locator("#classes [aria-sort]").count() == 1
+
+
+def test_without_scripts_all_of_the_text_is_there(browser: Any, written: Summary) -> None:
+    opened = Opened(browser, written.out, java_script_enabled=False)
+    text = opened.page.inner_text("body")
+    for words in ("What came in", "not an image", "disc", "bytes per pixel", "curate train --config train.toml"):
+        assert words in text
+    assert opened.page.locator("th button").count() == 0 and opened.said == []
+
+
+# The text
+
+
+class Outline(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.drawings: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.ids += [found["id"] or ""] if "id" in found else []
+        self.links += [value or "" for name, value in attributes if name in ("href", "src")]
+        self.drawings += [found] if tag == "svg" else []
+
+
+def test_charts_say_what_they_show_and_nothing_is_asked_for_from_outside(page: str) -> None:
+    outline = Outline(page)
+    assert len(outline.ids) == len(set(outline.ids))
+    charts = [drawing for drawing in outline.drawings if drawing["class"] == "chart"]
+    assert len(charts) >= 6
+    for chart in charts:
+        assert chart["role"] == "img"
+        assert set((chart["aria-labelledby"] or "").split()) <= set(outline.ids)
+    assert all(drawing.get("aria-hidden") == "true" for drawing in outline.drawings if drawing not in charts)
+    for link in outline.links:
+        assert link.startswith("data:image/webp;base64,") or link.removeprefix("#") in outline.ids
+
+
+def test_the_page_and_the_summary_tell_the_same(home: Path, written: Summary, page: str) -> None:
+    assert written.num_images == 151 and written.num_rejected == 2 and written.num_unscored == 0
+    assert written.num_bytes == len(page.encode())
+    assert written.out == str(home / "run" / "report.html")
+    assert written.audit is not None and written.audit.num_labeled == 20 and len(written.audit.labeled_probs) == 20
+    assert "Something can be mended." in page  # the training's alarm
+    assert "20 labeled images" in page and f"{written.synthetic_share:.1%}" in page
+    assert "domain" in {each.name for each in written.audit.properties}
+
+
+def test_thumbnails_are_small_and_carry_pixels_alone(page: str) -> None:
+    sizes = set()
+    for data in set(re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", page)):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            sizes.add(picture.size)
+            assert not picture.getexif() and set(picture.info) <= {"loop", "background", "timestamp", "duration"}
+    assert sizes == {(32, 32), (112, 84)}
+
+
+@pytest.mark.parametrize("side", [48, 300])
+def test_pictures_that_nothing_compresses_keep_the_page_under_5_mb(side: int) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(out, "PNG")
+    pictures = 3 * report_stage.GALLERY + 2 * report_stage.CLASSES_SHOWN * report_stage.CLASS_PICTURES
+    assert pictures * len(report_stage._thumbnail(out.getvalue())[0]) < 4_000_000
+
+
+def test_configurations_repeat_the_stages(home: Path, page: str) -> None:
+    training = train.TrainConfig(labeled=home / "seed", pool=home / "pool", run=home / "run", num_steps=40)
+    assert toml(training.model_dump(mode="json")).replace('"', "&#34;") in page
+    assert f"curate ingest {home}/crawl.tar --config ingest-1.toml" in page
+
+
+@pytest.mark.parametrize("name", ["plain", 'a "quoted" \\ name', "tab\tand\nline", "ünï", EVIL])
+def test_a_configuration_survives_toml(name: str) -> None:
+    config = train.TrainConfig(labeled=Path(name), weight_decay=1e-5, pretrained=True, queue_classes=3)
+    assert train.TrainConfig(**tomllib.loads(toml(config.model_dump(mode="json")))) == config
+
+
+# What need not be there
+
+
+def test_a_pool_alone_is_shown_with_what_to_run(home: Path, tmp_path: Path) -> None:
+    summary = report.run(settings(home, run=tmp_path / "run"))
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert summary.audit is None and summary.synthetic_share is None
+    assert summary.next.startswith("curate train --labeled SEED") and "No scores yet." in text
+    assert text.count("<img src=") == 24
+
+
+def test_a_trained_run_without_scores_says_to_score(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run" / "model", tmp_path / "run" / "model")
+    assert report.run(settings(home, run=tmp_path / "run")).next.startswith("curate score --pool")
+
+
+def test_a_run_without_a_detector(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run" / "model", tmp_path / "run" / "model")
+    values = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    write_json(tmp_path / "run" / "model" / "config.json", values | {"method": "fixmatch"})
+    score.run(score.ScoreConfig(pool=home / "pool", run=tmp_path / "run", device="cpu"))
+    summary = report.run(settings(home, run=tmp_path / "run", labeled=home / "seed"))
+    text = Path(summary.out).read_text()
+    assert summary.synthetic_share is None and summary.audit is not None
+    assert all(each.auroc is None for each in summary.audit.properties) and not summary.audit.stability
+    assert any(each.difference is not None for each in summary.audit.properties)
+    assert "No detector." in text and "Called synthetic" not in text and "Most synthetic" not in text
+
+
+def test_a_labeled_set_that_is_gone_is_said_to_be_and_a_wrong_one_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    values = json.loads((tmp_path / "run" / "run.json").read_text())
+    values["config"]["labeled"] = str(tmp_path / "moved")
+    write_json(tmp_path / "run" / "run.json", values)
+    summary = report.run(settings(home, run=tmp_path / "run"))
+    assert summary.audit is not None and summary.audit.num_labeled == 0
+    assert "The labeled set is not where training read it" in Path(summary.out).read_text()
+    with pytest.raises(BadInput, match="moved"):
+        report.run(settings(home, run=tmp_path / "run", labeled=tmp_path / "moved"))
+
+
+def test_scores_of_another_model_and_a_missing_pool_are_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "run", tmp_path / "run")
+    weights = tmp_path / "run" / "model" / "detector.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    with pytest.raises(Incompatible, match="run `curate score`"):
+        report.run(settings(home, run=tmp_path / "run"))
+    with pytest.raises(MissingArtifact, match="curate ingest"):
+        report.run(settings(home, pool=tmp_path / "nothing"))
+    with pytest.raises(BadInput, match="--out"):
+        report.run(settings(home, run=tmp_path / "none", out=tmp_path / "run" / "run.json" / "page.html"))
+
+
+# Map and charts
+
+
+def test_the_plain_map_is_that_of_a_singular_value_decomposition() -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32) * np.arange(8, 0, -1, dtype=np.float32)
+    places, how = project(vectors, "pca")
+    centered = vectors - vectors.mean(0)
+    _, lengths, directions = np.linalg.svd(centered, full_matrices=False)
+    expected = centered @ directions[:2].T
+    assert np.allclose(np.abs(places), np.abs(expected), atol=1e-3)
+    assert f"{(lengths[:2] ** 2).sum() / (lengths**2).sum():.0%}" in how
+
+
+def test_t_sne_keeps_groups_apart() -> None:
+    pytest.importorskip("openTSNE", reason="openTSNE is not installed: pip install -e '.[viz]'")
+    rng = np.random.default_rng(0)
+    group = np.arange(90) % 3
+    vectors = (10 * np.eye(3, 6)[group] + rng.normal(size=(90, 6))).astype(np.float32)
+    places, how = project(vectors, "tsne")
+    centers = np.stack([places[group == k].mean(0) for k in range(3)])
+    nearest = np.linalg.norm(places[:, None] - centers[None], axis=2).argmin(1)
+    assert (nearest == group).mean() > 0.95 and "t-SNE" in how
+
+
+def test_names_in_charts_are_escaped_and_numbers_are_in_place() -> None:
+    drawing = charts.curves("x", EVIL, EVIL, [charts.Series(EVIL, "c0", [(0, 1.0), (10, 0.0)])])
+    assert "<img" not in drawing and drawing.count("&lt;img") == 3
+    bars = charts.histogram("y", "t", "d", np.array([3, 0, 1]), threshold=0.5)
+    assert bars.count("<rect") == 2 and bars.count('class="real"') == 1 and bars.count('class="synthetic"') == 1
+    dots = charts.points("z", "t", "d", np.random.default_rng(0).normal(size=(20, 2)), {"real": np.arange(20) < 15})
+    assert dots.count("h0") == 15
+
+
+def test_pools_of_any_size_make_pages_of_one_size(home: Path, written: Summary, tmp_path: Path) -> None:
+    """Ten times the shards, each with its own digests, add their numbers to the page and nothing else."""
+    pool, run = tmp_path / "pool", tmp_path / "run"
+    shutil.copytree(home / "run" / "model", run / "model")
+    for folder in (pool / "rejects", run / "scores", run / "embeddings"):
+        folder.mkdir(parents=True)
+    rows, scores = (pq.read_table(home / part / "00000.parquet") for part in ("pool", "run/scores"))
+    for number in range(10):
+        shard = f"{number:05d}"
+        keys = [shard + key[5:] for key in rows["key"].to_pylist()]
+        digests = [hashlib.sha256(f"{shard}{digest}".encode()).hexdigest() for digest in rows["sha256"].to_pylist()]
+        table = rows
+        for name, values in (("key", keys), ("sha256", digests), ("shard", [shard] * len(keys))):
+            table = table.set_column(rows.column_names.index(name), rows.schema.field(name), pa.array(values))
+        pq.write_table(table, pool / f"{shard}.parquet")
+        mark = {**scores.schema.metadata, b"shard": Pool(pool).digest(shard).encode()}
+        named = scores.set_column(0, scores.schema.field("key"), pa.array(keys))
+        pq.write_table(named.replace_schema_metadata(mark), run / "scores" / f"{shard}.parquet")
+        for source, target in (
+            (home / "pool" / "00000.tar", pool / f"{shard}.tar"),
+            (home / "pool" / "00000_stats.json", pool / f"{shard}_stats.json"),
+            (home / "pool" / "rejects" / "00000.parquet", pool / "rejects" / f"{shard}.parquet"),
+            (home / "run" / "embeddings" / "00000.npy", run / "embeddings" / f"{shard}.npy"),
+        ):
+            shutil.copyfile(source, target)
+    summary = report.run(settings(home, pool=pool, run=run, labeled=home / "seed"))
+    assert summary.num_images == 10 * written.num_images and summary.num_rejected == 10 * written.num_rejected
+    assert summary.num_bytes < written.num_bytes + 100_000

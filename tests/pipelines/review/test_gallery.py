@@ -1,0 +1,186 @@
+"""The gallery against plain parquet: filters, orders, neighbors, marks of others."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from models.networks import Classifier, Detector
+from pipelines import score, toy
+from pipelines.errors import BadInput
+from pipelines.pool.manifest import Pool
+from pipelines.review import gallery as stage
+from pipelines.review.gallery import Filter, Gallery
+from pipelines.run import marks, model
+from pipelines.run.marks import Judgment
+from pipelines.run.scores import ScoredPool
+from tests.conftest import World
+
+
+@pytest.fixture(scope="module")
+def scored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of networks as they were born, with a threshold in the middle of their scores."""
+    run = tmp_path_factory.mktemp("gallery") / "run"
+    torch.manual_seed(3)
+    config = model.ModelConfig(
+        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
+        threshold=0.5, pool="pool",
+    )  # fmt: skip
+    model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
+    score.run(score.ScoreConfig(pool=world.pool, run=run, device="cpu"))
+    files = sorted((run / "scores").glob("*.parquet"))
+    middle = float(np.median(np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])))
+    for file in files:
+        table = pq.read_table(file)
+        place = table.schema.get_field_index("synthetic")
+        verdicts = pc.greater_equal(table["prob_synthetic"], middle)
+        pq.write_table(table.set_column(place, table.schema.field("synthetic"), verdicts), file)
+    config_file = run / "model" / "config.json"
+    config_file.write_text(config_file.read_text().replace('"threshold": 0.5', f'"threshold": {middle}'))
+    return run
+
+
+@pytest.fixture
+def run(scored: Path, tmp_path: Path) -> Path:
+    shutil.copytree(scored, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def open_gallery(world: World, run: Path) -> Gallery:
+    return Gallery(ScoredPool.open(world.pool, run))
+
+
+def plain(world: World, run: Path) -> list[dict[str, Any]]:
+    opened = ScoredPool.open(world.pool, run)
+    return list(pa.concat_tables(opened.rows(shard) for shard in opened.shards).to_pylist())
+
+
+def test_filters_and_orders_are_those_of_a_plain_scan(world: World, run: Path) -> None:
+    gallery, rows = open_gallery(world, run), plain(world, run)
+    assert len(gallery) == len(rows)
+
+    def expect(wanted: Filter, keep: Any, by: Any) -> None:
+        expected = sorted((i for i, row in enumerate(rows) if keep(row)), key=lambda i: by(rows[i]))
+        assert gallery.view(wanted).tolist() == expected
+
+    label = gallery.classes[rows[0]["probs"].index(max(rows[0]["probs"]))]
+    middle = sorted(row["prob_synthetic"] for row in rows)[len(rows) // 3]
+    expect(Filter(order="pool"), lambda row: True, lambda row: 0)
+    expect(
+        Filter(order="synthetic", verdict="synthetic"),
+        lambda row: row["synthetic"],
+        lambda row: -row["prob_synthetic"],
+    )
+    expect(
+        Filter(order="real", label=label), lambda row: row["pseudo_label"] == label, lambda row: row["prob_synthetic"]
+    )
+    expect(
+        Filter(order="real", high=middle),
+        lambda row: row["prob_synthetic"] <= middle,
+        lambda row: row["prob_synthetic"],
+    )
+    suggested = gallery.view(Filter())
+    assert sorted(suggested.tolist()) == list(range(len(rows)))
+    counts = gallery.histogram(Filter(low=0.99))
+    assert sum(counts) == len(rows) and len(counts) == stage.BINS
+
+
+def test_disagreement_is_that_of_a_plain_search_and_is_kept(world: World, run: Path) -> None:
+    gallery, rows = open_gallery(world, run), plain(world, run)
+    assert gallery.neighborhood is not None
+    vectors = np.concatenate([ScoredPool.open(world.pool, run).embeddings(shard) for shard in Pool(world.pool).shards])
+    vectors = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    for i in (0, 100, len(rows) - 1):
+        similar = vectors @ vectors[i]
+        similar[i] = -2
+        nearest = similar.argsort()[::-1][: stage.NEIGHBORS]
+        shares = [
+            np.mean([rows[j]["pseudo_label"] != rows[i]["pseudo_label"] for j in nearest]),
+            np.mean([rows[j]["synthetic"] != rows[i]["synthetic"] for j in nearest]),
+        ]
+        found = [gallery.neighborhood.other_label[i], gallery.neighborhood.other_verdict[i]]
+        assert found == pytest.approx(shares, abs=1e-6)
+    order = gallery.view(Filter(order="other_verdict"))
+    assert (np.diff(gallery.neighborhood.other_verdict[order]) <= 0).all()
+
+    seen: list[int] = []
+    again = Gallery(ScoredPool.open(world.pool, run), lambda tick: seen.append(tick.done))
+    assert not seen and again.neighborhood is not None
+    assert (again.neighborhood.other_label == gallery.neighborhood.other_label).all()
+    file = run / "review" / "neighborhood.npy"
+    file.write_bytes(file.read_bytes()[:-9])  # cut: looked up anew
+    healed = Gallery(ScoredPool.open(world.pool, run), lambda tick: seen.append(tick.done)).neighborhood
+    assert seen and healed is not None and (healed.other_verdict == gallery.neighborhood.other_verdict).all()
+
+
+def test_a_mark_wins_over_the_verdict_in_filters_and_another_page_sees_it(world: World, run: Path) -> None:
+    mine, other = open_gallery(world, run), open_gallery(world, run)
+    first, second, third = (mine.key(int(row)) for row in mine.view(Filter(order="synthetic"))[:3])
+    label = next(name for name in mine.classes if name != mine.describe(mine.row(first))["pseudo_label"])
+    mine.mark([first], Judgment(verdict="real", label=label))
+    mine.mark([second], Judgment(verdict="synthetic"))
+    mine.mark([third], Judgment(verdict="skip"))
+    assert mine.counts() == {"real": 1, "synthetic": 1, "skip": 1, "labeled": 1}
+    other.refresh()
+    for gallery in (mine, other, open_gallery(world, run)):
+        assert gallery.counts() == mine.counts()
+
+        def keys(gallery: Gallery = gallery, **wanted: Any) -> list[str]:
+            return [gallery.key(int(row)) for row in gallery.view(Filter(order="synthetic", **wanted))]
+
+        assert first in keys(verdict="real") and first not in keys(verdict="synthetic")
+        assert second in keys(verdict="synthetic") and third in keys(verdict="synthetic")
+        assert first in keys(label=label)
+        assert keys(marked="labeled") == keys(marked="real") == [first]
+        assert keys(marked="yes") == [first, second, third]
+        assert not {first, second, third} & set(keys(marked="no"))
+    assert [mine.key(row) for row in other.undo()] == [third]
+    mine.refresh()
+    assert mine.counts()["skip"] == 0 and mine.can_undo
+
+
+def test_bytes_and_detail_are_those_of_the_pool(world: World, run: Path) -> None:
+    gallery, rows = open_gallery(world, run), plain(world, run)
+    pool = Pool.open(world.pool)
+    for row in (0, 700, len(rows) - 1):
+        fact = rows[row]
+        data = pool.tar(fact["shard"]).read_bytes()[fact["offset"] :][: fact["num_bytes"]]
+        assert gallery.row(fact["key"]) == row and gallery.key(row) == fact["key"]
+        assert gallery.sha256(row) == fact["sha256"] and gallery.content(row) == data
+        detail = gallery.detail(row, 5)
+        assert (detail["member"], detail["format"], detail["num_bytes"]) == (fact["member"], "jpg", len(data))
+        assert detail["probs"][0]["label"] == fact["pseudo_label"]
+        assert len(detail["neighbors"]) == 5 and row not in [other["row"] for other in detail["neighbors"]]
+    with pytest.raises(BadInput, match="no scored image"):
+        gallery.row("000990000")
+    with pytest.raises(BadInput, match="none of the classes"):
+        gallery.mark([rows[0]["key"]], Judgment(verdict="real", label="zebra"))
+    assert not marks.path(run).exists()
+
+
+def test_without_a_detector_the_least_confident_come_first(world: World, run: Path) -> None:
+    for path in (run / "scores").glob("*.parquet"):
+        table = pq.read_table(path)
+        for name in ("prob_synthetic", "synthetic"):
+            column = table.schema.get_field_index(name)
+            table = table.set_column(
+                column, table.schema.field(name), pa.nulls(table.num_rows, table.schema.field(name).type)
+            )
+        pq.write_table(table, path)
+    gallery = open_gallery(world, run)
+    assert not gallery.has_detector
+    view = gallery.view(Filter(low=0.5))  # a range of scores there are none of changes nothing
+    assert len(view) == len(gallery)
+    assert gallery.confidence[view[:20]].mean() < gallery.confidence[view[-20:]].mean()
+    assert gallery.describe(0)["synthetic"] is None and gallery.describe(0)["prob_synthetic"] is None
+
+
+def test_marks_of_images_that_are_not_in_the_pool_do_no_harm(world: World, run: Path) -> None:
+    marks.append(run, [marks.Mark(sha256="0" * 64, key="gone", verdict="synthetic")])
+    assert open_gallery(world, run).counts() == {"real": 0, "synthetic": 0, "skip": 0, "labeled": 0}

@@ -1,0 +1,224 @@
+"""Scores of a small real pool: one function of image and model, resumed per shard, beside the truth."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import export, ingest, score, train
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
+from pipelines.pool.manifest import Pool, read_parquet
+from pipelines.run import evaluation, model
+from pipelines.run.scorer import Scorer
+from pipelines.run.scores import SCORE_SCHEMA
+from pipelines.score import ScoreConfig
+from pipelines.train import TrainConfig
+from tests.conftest import World
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained")
+    settings = {"backbone": "small", "num_steps": 12, "batch_size": 8, "unlabeled_ratio": 2, "device": "cpu"}
+    train.run(TrainConfig(labeled=world.seed, pool=world.pool, run=run, truth=world.truth, **settings))
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for folder in ("scores", "embeddings")
+        for path in sorted((run / folder).iterdir())
+    }
+
+
+def test_every_image_gets_a_row_in_the_order_of_the_pool(world: World, run: Path) -> None:
+    summary = score.run(ScoreConfig(pool=world.pool, run=run))
+    pool = Pool.open(world.pool)
+    assert summary.num_images == pool.num_images == sum(summary.pseudo_labels.values())
+    for shard in pool.shards:
+        scores = read_parquet(run / "scores" / f"{shard}.parquet")
+        assert scores.schema.equals(SCORE_SCHEMA)
+        assert scores["key"].to_pylist() == pool.rows(shard)["key"].to_pylist()
+        probs = np.array(scores["probs"].to_pylist(), dtype=np.float32)
+        assert probs.sum(1) == pytest.approx(1, abs=5e-3)
+        assert probs.max(1) == pytest.approx(scores["confidence"].to_numpy(), abs=1e-3)
+        embeddings = np.load(run / "embeddings" / f"{shard}.npy", allow_pickle=False)
+        assert embeddings.dtype == np.float16
+        assert embeddings.shape == (len(scores), 128)
+
+
+def test_auroc_of_the_scores_is_what_training_reported(world: World, run: Path) -> None:
+    summary = score.run(ScoreConfig(pool=world.pool, run=run, truth=world.truth))
+    reported = json.loads((run / "run.json").read_text())["summary"]["metrics"]["detector_auroc"]
+    assert summary.truth is not None
+    assert summary.truth["auroc"] == pytest.approx(reported, abs=1e-5)
+    assert 0 <= summary.truth["pseudo_label_accuracy_real"] <= 1
+
+
+def test_scores_do_not_depend_on_the_batch(world: World, run: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run, batch_size=256))
+    first = {name: read_parquet(run / "scores" / name)["prob_synthetic"].to_numpy() for name in ("00000.parquet",)}
+    shutil.rmtree(run / "scores")
+    score.run(ScoreConfig(pool=world.pool, run=run, batch_size=7))
+    again = read_parquet(run / "scores" / "00000.parquet")["prob_synthetic"].to_numpy()
+    assert again == pytest.approx(first["00000.parquet"], abs=1e-4)
+
+
+def test_images_from_outside_get_the_same_scores(world: World, run: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    pool = Pool.open(world.pool)
+    rows = pool.rows("00000").slice(0, 5).to_pylist()
+    tar = pool.tar("00000").read_bytes()
+    data = [tar[row["offset"] : row["offset"] + row["num_bytes"]] for row in rows]
+    scores = Scorer.load(run).score(data, [row["key"] for row in rows])
+    table = read_parquet(run / "scores" / "00000.parquet").slice(0, 5)
+    assert scores.prob_synthetic is not None
+    assert scores.prob_synthetic == pytest.approx(table["prob_synthetic"].to_numpy(), abs=1e-4)
+    assert scores.pseudo_label == table["pseudo_label"].to_pylist()
+
+
+def test_interrupted_scoring_goes_on_to_the_same_bytes(world: World, run: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    whole = files(run)
+    (run / "scores" / "00001.parquet").unlink()  # a kill between the embeddings and the scores leaves this
+    summary = score.run(ScoreConfig(pool=world.pool, run=run))
+    assert summary.num_scored_before == len(Pool.open(world.pool).shards) - 1
+    assert files(run) == whole
+
+
+def test_new_shards_are_scored_alone_and_a_new_model_scores_all(world: World, run: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(world.pool, pool)
+    shards = len(Pool.open(pool).shards)
+    score.run(ScoreConfig(pool=pool, run=run))
+    more = tmp_path / "more"
+    more.mkdir()
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(more / f"{i}.png")
+    ingest.run(ingest.IngestConfig(sources=(str(more),), pool=pool, jobs=1))
+    assert score.run(ScoreConfig(pool=pool, run=run)).num_scored_before == shards
+    assert read_parquet(run / "scores" / f"{shards:05d}.parquet").num_rows == 5
+    saved = model.load(run, torch.device("cpu"))
+    with torch.no_grad():
+        saved.detector.head.bias.add_(1.0)
+    model.save(run / "model", saved.config, saved.classifier, saved.detector)
+    assert score.run(ScoreConfig(pool=pool, run=run)).num_scored_before == 0
+
+
+def test_calls_that_share_the_shards_make_together_what_one_call_makes(world: World, run: Path, trained: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    shared, pool = run.parent / "shared", Pool.open(world.pool)
+    shutil.copytree(trained, shared)
+    order = [2, 0, 1, 3]  # they know nothing of each other
+    parts = [score.run(ScoreConfig(pool=world.pool, run=shared, shard_index=i, num_shards=4)) for i in order]
+    assert files(shared) == files(run)
+    assert (shared / "thresholds.json").read_bytes() == (run / "thresholds.json").read_bytes()
+    assert sum(part.num_images for part in parts) == pool.num_images
+    assert sum(part.num_shards for part in parts) == len(pool.shards) < 4 * 2
+    (shared / "scores" / f"{pool.shards[-1]}.parquet").unlink()  # a call that was lost
+    assert score.run(ScoreConfig(pool=world.pool, run=shared)).num_scored_before == len(pool.shards) - 1
+    assert files(shared) == files(run) and (shared / "scores.json").exists()
+
+
+def test_a_call_that_was_not_made_is_missed_by_the_next_stage(world: World, run: Path, tmp_path: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run, shard_index=1, num_shards=2))
+    with pytest.raises(MissingArtifact, match=r"shard 00000 of .* has no scores"):
+        export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
+    score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
+    saved = model.load(run, torch.device("cpu"))
+    with torch.no_grad():
+        saved.detector.head.bias.add_(1.0)
+    model.save(run / "model", saved.config, saved.classifier, saved.detector)
+    score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
+    with pytest.raises(Incompatible, match="by two models"):
+        export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
+
+
+def test_scores_by_two_limits_or_of_an_earlier_model_are_not_read(world: World, run: Path, tmp_path: Path) -> None:
+    """As an interrupted `curate score`, or a `curate train` after it, leaves them."""
+    wanted = export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run)
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    first = Pool.open(world.pool).shards[0]
+    before = (run / "scores" / f"{first}.parquet").read_bytes()
+    score.run(ScoreConfig(pool=world.pool, run=run, max_false_positive_rate=0.2))
+    (run / "scores" / f"{first}.parquet").write_bytes(before)
+    with pytest.raises(Incompatible, match="by two limits; run `curate score` again"):
+        export.run(wanted)
+    score.run(ScoreConfig(pool=world.pool, run=run))
+    export.run(wanted)
+    saved = model.load(run, torch.device("cpu"))
+    with torch.no_grad():
+        saved.detector.head.bias.add_(1.0)
+    model.save(run / "model", saved.config, saved.classifier, saved.detector)
+    with pytest.raises(Incompatible, match="was trained again after it scored"):
+        export.run(wanted)
+
+
+def test_a_share_is_one_of_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--shard-index 4: of 4 calls the last has 3"):
+        ScoreConfig(shard_index=4, num_shards=4)
+    with pytest.raises(BadInput, match="--truth"):
+        ScoreConfig(shard_index=0, num_shards=4, truth=tmp_path)
+
+
+def test_a_baseline_says_nothing_about_synthetic(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train.run(
+        TrainConfig(
+            labeled=world.seed,
+            pool=world.pool,
+            run=run,
+            method="supervised",
+            backbone="small",
+            num_steps=2,
+            batch_size=8,
+        )
+    )
+    summary = score.run(ScoreConfig(pool=world.pool, run=run))
+    assert summary.synthetic_share is None
+    assert read_parquet(run / "scores" / "00000.parquet")["prob_synthetic"].null_count > 0
+
+
+def test_before_training_the_sentence_says_what_to_run(world: World, tmp_path: Path) -> None:
+    with pytest.raises(MissingArtifact, match="run `curate train"):
+        score.run(ScoreConfig(pool=world.pool, run=tmp_path))
+
+
+def test_broken_weights_are_one_sentence(world: World, run: Path) -> None:
+    path = run / "model" / "detector.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CorruptShard, match="cannot be loaded"):
+        score.run(ScoreConfig(pool=world.pool, run=run))
+
+
+def test_an_outside_file_that_is_no_image_is_one_sentence(run: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    with pytest.raises(CorruptShard, match="image bad"):
+        Scorer.load(run).score([buffer.getvalue(), b"<html>"], ["good", "bad"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "expected"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 1.0),
+        ([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], 0.0),
+        ([0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], 0.5),
+        ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 0.75),
+    ],
+)
+def test_auroc_by_hand(scores: list[float], positive: list[int], expected: float) -> None:
+    assert evaluation.auroc(scores, positive) == pytest.approx(expected)
