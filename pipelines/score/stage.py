@@ -121,7 +121,7 @@ def _scorer(run: Path, device: Literal["auto", "cuda", "cpu"], thresholds: verdi
     trained = model.load(run, chosen)
     if trained.digest != digest:
         raise Incompatible(
-            f"{run}/model is another model on one of Ray's machines. Put the run on a file system that all of them share."
+            f"{run}/model differs between Ray's machines. Put the run on a file system that all of them share."
         )
     return Scorer(trained, chosen, thresholds)
 

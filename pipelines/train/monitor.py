@@ -95,8 +95,8 @@ class Watch:
             )
         if share is not None and share > 0.99:
             yield (
-                "Over 99 % of the pool is routed to the dummy head. The labeled images differ from the whole pool, often "
-                "in size or file format. Use labeled images that went through the same pipeline as the crawl."
+                "Over 99 % of the pool is routed to the dummy head. The labeled images differ from the whole pool, "
+                "often in size or file format. Use labeled images that went through the same pipeline as the crawl."
             )
         for k, name in enumerate(self._classes):
             among = figures.get(f"pseudo_label_share/{k}")
@@ -109,8 +109,8 @@ class Watch:
                 )
             if among < 0.02 / len(self._classes):
                 yield (
-                    f"The pool holds hardly any image of the labeled class {name!r}. Check its labeled images, or leave "
-                    "the class out."
+                    f"The pool holds hardly any image of the labeled class {name!r}. Check its labeled images, or "
+                    "leave the class out."
                 )
 
 
