@@ -51,7 +51,7 @@ def run(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_scores(pool: Pool, run: Path) -> None:
     """Scores as `curate score` would leave them, drawn at random; confidences are rounded, so that there are ties."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(6)
     (run / "scores").mkdir(parents=True)
     (run / "model").mkdir()
     (run / "model" / "config.json").write_text(json.dumps({"classes": toy.CLASSES, "threshold": 0.5, "pool": "pool"}))
