@@ -365,7 +365,7 @@ def test_two_at_once_is_one_sentence_that_names_the_other(crawl: Path, tmp_path:
     pool = tmp_path / "pool"
 
     def second(tick: Tick) -> None:
-        with pytest.raises(Incompatible, match=f"process {os.getpid()} .*pytest.* is writing into it"):
+        with pytest.raises(Incompatible, match=f"process {os.getpid()} .*python.* is writing into it"):
             run(pool, crawl)
 
     ingest.run(IngestConfig(sources=(str(crawl),), pool=pool, jobs=1), second)
