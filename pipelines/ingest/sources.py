@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import MAX_SHARDS
-from pipelines.storage.locations import Place, why
+from pipelines.storage.locations import Location, why
 
 SIDECARS = (".txt", ".json")
 _ARCHIVES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
@@ -79,7 +79,7 @@ Find = Unit | str
 """A unit, or a sentence about something that was left aside."""
 
 
-def find(sources: Sequence[str], *, shard_size: int, pool: Place) -> Iterator[Find]:
+def find(sources: Sequence[str], *, shard_size: int, pool: Location) -> Iterator[Find]:
     """Yield the units of all sources in order, and notes on what is left aside; never anything of `pool` itself.
 
     A source is a folder, a tar, a parquet file, a brace pattern of these, or @FILE with one of these a line; local

@@ -44,7 +44,7 @@ from pipelines.pool.manifest import INGESTS, KEY_DIGITS, MAX_SHARDS, POOL_SCHEMA
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.storage import locations, locks
 from pipelines.storage.atomic import make_folder, publish, replacing, write_json
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 from pipelines.storage.shards import ShardWriter
 
 _UNFINISHED = ".partial"
@@ -129,7 +129,7 @@ def _sift(work: _Work, limits: Limits, max_seconds: float, task: Task) -> Sifted
 
 
 @contextmanager
-def _taken(pool: Place) -> Iterator[_Work]:
+def _taken(pool: Location) -> Iterator[_Work]:
     """Take the pool for this process and yield a place for what is not finished."""
     if isinstance(pool, UPath):
         with _staging(pool) as staging, TemporaryDirectory(prefix="curate-") as scratch:
@@ -180,7 +180,7 @@ def _identity(pool: Pool, shard: str) -> Identity:
     return source, part, fingerprint
 
 
-def _remove_unfinished(pool: Place, first: int) -> None:
+def _remove_unfinished(pool: Location, first: int) -> None:
     """Remove what a killed run had written of the shard that it was about to finish, under its name or not yet."""
     for folder in (pool, pool / "rejects"):
         for name in locations.names(folder):
@@ -238,7 +238,7 @@ def _new_units(config: IngestConfig, known: set[Identity]) -> Iterator[Unit]:
 # Commit: one shard after the other
 
 
-def _commit(sifted: Sifted, unit: Unit, number: int, pool: Place, digests: Digests) -> Counter[str]:
+def _commit(sifted: Sifted, unit: Unit, number: int, pool: Location, digests: Digests) -> Counter[str]:
     """Take a shard into the pool, without what earlier shards hold; return counts of kept, rejected and declared."""
     shard = f"{number:0{KEY_DIGITS}d}"
     fresh = [image for image in sifted.kept if digests.add(image.digest, image.key)]
@@ -277,7 +277,7 @@ def _commit(sifted: Sifted, unit: Unit, number: int, pool: Place, digests: Diges
     return counts
 
 
-def _without_duplicates(tar: Place, fresh: list[Kept]) -> tuple[Place, list[Kept]]:
+def _without_duplicates(tar: Location, fresh: list[Kept]) -> tuple[Location, list[Kept]]:
     """Copy a shard with the samples in `fresh` alone."""
     path = tar.with_suffix(".fresh.tar")
     moved = []
@@ -313,7 +313,7 @@ def _rejects(rejected: list[Rejected], source: str, digests: Digests) -> pa.Tabl
     return pa.Table.from_pylist(rows, schema=REJECT_SCHEMA)
 
 
-def _write_table(path: Place, table: pa.Table) -> None:
+def _write_table(path: Location, table: pa.Table) -> None:
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

@@ -27,7 +27,7 @@ from pipelines.images.rejects import Reason, Reject
 from pipelines.ingest.records import Record, read, unread
 from pipelines.ingest.sources import Unit
 from pipelines.pool.manifest import key_of
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 from pipelines.storage.shards import ShardWriter, digest_of_sidecars
 
 _SUFFIX = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")  # of a sidecar that can be a member of a tar of ours
@@ -69,7 +69,7 @@ class Rejected(NamedTuple):
 class Sifted(NamedTuple):
     """A unit as a shard that waits to be committed: the tar, its rows and its rejects, kept + rejected = read."""
 
-    tar: Place
+    tar: Location
     num_read: int
     kept: list[Kept]
     rejected: list[Rejected]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.networks import Classifier, Detector
-from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.scores import model_digest
@@ -138,8 +138,9 @@ def load(run: Path, device: torch.device) -> Model:
         digest = model_digest(run)
         assert digest is not None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptShard(f"{folder}: cannot be loaded ({reason}); train again with `--run {run}`.") from None
+        raise CorruptShard(
+            f"{folder}: cannot be loaded ({first_line(error)}); train again with `--run {run}`."
+        ) from None
     return Model(config, classifier, detector, digest)
 
 
@@ -174,9 +175,8 @@ def start_backbone(classifier: Classifier, name: str, weights: Path | None) -> N
         try:
             tensors = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise BadInput(
-                f"--pretrained: the weights of {name} cannot be fetched ({reason}); "
+                f"--pretrained: the weights of {name} cannot be fetched ({first_line(error)}); "
                 "download them elsewhere and give --weights FILE."
             ) from None
     else:

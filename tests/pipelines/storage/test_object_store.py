@@ -28,7 +28,7 @@ from pipelines.pool.manifest import Pool
 from pipelines.progress import Tick
 from pipelines.run import model
 from pipelines.storage import locations
-from pipelines.storage.locations import Place, place
+from pipelines.storage.locations import Location, locate
 from pipelines.storage.shards import read_spans
 
 CLASSES = ("disc", "cross")
@@ -129,11 +129,11 @@ def local(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def exporting(out: Place | str, pool: Place | str, run: Path) -> export.ExportConfig:
+def exporting(out: Location | str, pool: Location | str, run: Path) -> export.ExportConfig:
     return export.ExportConfig(out=out, pool=pool, run=run, keep="all", shard_size=40, jobs=1)  # type: ignore[arg-type]
 
 
-def content(folder: Place) -> dict[str, bytes]:
+def content(folder: Location) -> dict[str, bytes]:
     """Bytes of all files of a pool or an export but the one that knows times and places."""
     found = {
         name: locations.read(folder / name) for name in locations.names(folder) if "." in name and name != "run.json"
@@ -156,28 +156,28 @@ def test_every_stage_on_a_store_gives_the_bytes_that_it_gives_on_a_disk(
     flaky.failing = failing
     summary = ingested(pool, crawl, jobs=2 if failing else 1)
     assert summary.kept + sum(summary.rejected.values()) == summary.read == 90
-    assert content(place(pool)) == content(local / "pool")
+    assert content(locate(pool)) == content(local / "pool")
     assert score.run(score.ScoreConfig(pool=pool, run=run, device="cpu")).num_images == summary.kept  # type: ignore[arg-type]
     assert {path.name: path.read_bytes() for path in (run / "scores").iterdir()} == {
         path.name: path.read_bytes() for path in (local / "run" / "scores").iterdir()
     }
     export.run(exporting(f"{bucket}/clean", pool, run))
-    assert content(place(f"{bucket}/clean")) == content(local / "clean")
+    assert content(locate(f"{bucket}/clean")) == content(local / "clean")
     assert not verify.run(verify.VerifyConfig(pool=pool, run=run)).problems  # type: ignore[arg-type]
     assert ingested(pool, crawl).skipped == 3
-    assert locations.names(place(pool)) == locations.names(local / "pool")
+    assert locations.names(locate(pool)) == locations.names(local / "pool")
     assert not failing or min(flaky.failures.values()) > 10
 
 
 def test_rays_workers_hand_their_shards_over_by_the_store(bucket: str, crawl: Path, local: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     ingested(f"{bucket}/pool", crawl, engine="ray", jobs=2)
-    assert content(place(f"{bucket}/pool")) == content(local / "pool")
+    assert content(locate(f"{bucket}/pool")) == content(local / "pool")
 
 
 def test_a_crawl_on_a_store_is_read_as_one_on_a_disk(bucket: str, crawl: Path, local: Path, tmp_path: Path) -> None:
     for path in crawl.iterdir():
-        locations.put(path, place(f"{bucket}/crawl/{path.name}"))  # type: ignore[arg-type]
+        locations.put(path, locate(f"{bucket}/crawl/{path.name}"))  # type: ignore[arg-type]
     ingest.run(ingest.IngestConfig(sources=(f"{bucket}/crawl",), pool=tmp_path / "pool", jobs=2))
     for shard in Pool(local / "pool").shards:
         assert (tmp_path / "pool" / f"{shard}.tar").read_bytes() == (local / "pool" / f"{shard}.tar").read_bytes()
@@ -188,7 +188,7 @@ def test_random_images_are_read_by_ranges_side_by_side(
 ) -> None:
     pool = f"{bucket}/pool"
     ingested(pool, crawl)
-    rows, there = pixels.index(Pool.open(local / "pool")), pixels.index(Pool.open(place(pool)))
+    rows, there = pixels.index(Pool.open(local / "pool")), pixels.index(Pool.open(locate(pool)))
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     server[0].requests.clear()
     assert there.read(order) == rows.read(order)
@@ -200,7 +200,7 @@ def test_random_images_are_read_by_ranges_side_by_side(
 
 
 def test_a_shard_that_is_cut_or_gone_is_one_sentence(bucket: str, crawl: Path) -> None:
-    pool = place(f"{bucket}/pool")
+    pool = locate(f"{bucket}/pool")
     ingested(str(pool), crawl)
     tar = Pool(pool).tar("00001")
     with pytest.raises(CorruptShard, match=r"00001\.tar: is shorter"):
@@ -221,7 +221,7 @@ def test_an_ingest_that_ended_in_the_middle_goes_on_and_a_second_ends_the_first(
 
     with pytest.raises(Incompatible, match="another ingest into it has begun"):
         ingest.run(ingest.IngestConfig(sources=(str(crawl),), pool=pool, jobs=1), second)  # type: ignore[arg-type]
-    assert content(place(pool)) == content(local / "pool")
+    assert content(locate(pool)) == content(local / "pool")
 
     def stop(tick: Tick) -> None:
         raise KeyboardInterrupt
@@ -229,13 +229,13 @@ def test_an_ingest_that_ended_in_the_middle_goes_on_and_a_second_ends_the_first(
     other = f"{bucket}/other"
     with pytest.raises(KeyboardInterrupt):
         ingest.run(ingest.IngestConfig(sources=(str(crawl),), pool=other, jobs=1), stop)  # type: ignore[arg-type]
-    assert Pool(place(other)).shards == ("00000",)
+    assert Pool(locate(other)).shards == ("00000",)
     ingested(other, crawl)
-    assert content(place(other)) == content(local / "pool")
+    assert content(locate(other)) == content(local / "pool")
 
 
 def test_an_export_replaces_its_own_and_nothing_else(bucket: str, local: Path) -> None:
-    out = place(f"{bucket}/clean")
+    out = locate(f"{bucket}/clean")
     export.run(exporting(out, local / "pool", local / "run"))
     export.run(exporting(out, local / "pool", local / "run").model_copy(update={"shard_size": 1000}))
     assert locations.names(out) == sorted(
@@ -250,17 +250,17 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(
     bucket: str, crawl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MissingArtifact, match="run `curate ingest"):
-        Pool.open(place(f"{bucket}/pool"))
+        Pool.open(locate(f"{bucket}/pool"))
     with pytest.raises(BadInput, match=r"--run s3://bucket-.*: is not on a disk"):
         score.ScoreConfig(run=f"{bucket}/run")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="make the bucket first"):
         ingested("s3://no-such-bucket/pool", crawl)
-    assert place("file:///data/pool") == Path("/data/pool")
+    assert locate("file:///data/pool") == Path("/data/pool")
     with pytest.raises(BadInput, match="nosuch://bucket/pool: cannot be reached"):
-        place("nosuch://bucket/pool")
+        locate("nosuch://bucket/pool")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(BadInput, match="s3://bucket/pool: cannot be reached"):
-        Pool.open(place("s3://bucket/pool"))
+        Pool.open(locate("s3://bucket/pool"))
     assert not any(tmp_path.iterdir())
