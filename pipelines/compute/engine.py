@@ -29,7 +29,9 @@ Result = TypeVar("Result")
 
 _AHEAD = 2  # tasks waiting or running, for each that the cluster has room for: waiting tasks make it grow
 _PATIENCE_S = 10.0
-_STORE_BYTES = 128 << 20  # of shared memory if Ray is started here; enough, as tasks return rows and images are in files
+_STORE_BYTES = (
+    128 << 20
+)  # of shared memory if Ray is started here; enough, as tasks return rows and images are in files
 
 
 class Engine(Protocol):

@@ -1,8 +1,8 @@
 """Perceptual hash of 64 bits: near copies of an image differ in few bits, whatever their size and compression.
 
 This is the usual DCT hash (Zauner 2010, and `imagehash.phash`): resize the luma to 32 × 32 with Lanczos, take the
-8 × 8 lowest frequencies of its DCT, and set a bit for each that is above their median. Resizing and DCT are both linear,
-so each axis needs one small cached matrix instead of an image operation: 15 µs per image, without batching.
+8 × 8 lowest frequencies of its DCT, and set a bit for each that is above their median. Resizing and DCT are linear, so
+each axis needs one small cached matrix instead of an image operation: 15 µs per image, without batching.
 """
 
 from functools import lru_cache

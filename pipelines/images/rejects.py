@@ -1,11 +1,11 @@
-"""Rejects: why a record of the crawl is not in the pool, as values that travel beside the images, never as exceptions."""
+"""Reasons why a record of the crawl is not in the pool: values that travel beside the images, never exceptions."""
 
 from enum import StrEnum
 from typing import NamedTuple, Self
 
 
 class Reason(StrEnum):
-    """The ways in which a record of the crawl fails to be an image for the pool, each with its `meaning` for readers."""
+    """The ways in which a record of the crawl fails to be an image for the pool, each with its `meaning`."""
 
     meaning: str
 

@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """A batch of images (B, 3, S, S) and their native tiles (B, 3, T, T), uint8; one shared tensor if they are equal."""
+    """A batch of images (B, 3, S, S) and their native tiles (B, 3, T, T), uint8; one tensor if they are equal."""
 
     images: Tensor
     tiles: Tensor

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.scores import ScoredPool

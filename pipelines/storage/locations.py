@@ -15,7 +15,7 @@ from errno import ENOENT
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeAlias, cast
+from typing import Annotated, BinaryIO, TypeAlias
 
 import fsspec
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
@@ -161,21 +161,23 @@ def read_ranges(ranges: Iterable[Range]) -> Iterator[bytes]:
     or store. Raises FileNotFoundError with the name of the missing file.
     """
     for is_remote, some in groupby(ranges, key=lambda asked: isinstance(asked[0], UPath)):
-        yield from _fetch_in_batches(cast(Iterable[tuple[UPath, int, int]], some)) if is_remote else _read_ranges(some)
+        read_some = _read_from_store if is_remote else _read_from_disk
+        yield from read_some(some)
 
 
-def _read_ranges(ranges: Iterable[Range]) -> Iterator[bytes]:
+def _read_from_disk(ranges: Iterable[Range]) -> Iterator[bytes]:
     for path, of_file in groupby(ranges, key=itemgetter(0)):
         with path.open("rb") as file:
             for _, offset, num_bytes in of_file:
                 yield os.pread(file.fileno(), num_bytes, offset)
 
 
-def _fetch_in_batches(ranges: Iterable[tuple[UPath, int, int]]) -> Iterator[bytes]:
+def _read_from_store(ranges: Iterable[Range]) -> Iterator[bytes]:
     waiting, total = list[tuple[UPath, int, int]](), 0
-    for asked in ranges:
-        waiting.append(asked)
-        total += asked[2]
+    for path, offset, num_bytes in ranges:
+        assert isinstance(path, UPath)
+        waiting.append((path, offset, num_bytes))
+        total += num_bytes
         if total >= _FETCHED_BYTES:
             yield from _fetch(waiting)
             waiting, total = [], 0
