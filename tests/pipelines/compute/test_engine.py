@@ -1,4 +1,4 @@
-"""Local processes and a real local Ray keep one contract, also where Ray's workers are killed."""
+"""Local processes and a real local Ray keep the same contract, even if Ray's workers are killed."""
 
 import os
 import shutil
@@ -38,10 +38,10 @@ def refuse(number: int) -> int:
     return number
 
 
-def die_once(mark: Path) -> int:
+def die_once(done: Path) -> int:
     """Be killed in the middle of the first attempt."""
-    if not mark.exists():
-        mark.touch()
+    if not done.exists():
+        done.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
 
@@ -62,17 +62,17 @@ def next_to_it(number: int, exit_code: int) -> int:
     return number + 1
 
 
-# First, for within a Ray program its own cluster is used whatever the address.
+# First, because within a Ray program its own cluster is used, whatever the address.
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:port"])
 def test_an_address_without_a_cluster_is_one_sentence(address: str) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.raises(BadInput, match="no Ray cluster can be had there"):
+    with pytest.raises(BadInput, match="cannot connect to a Ray cluster"):
         list(Ray(address, jobs=1, cores=1, gpus=0).in_order(slow_double, [1]))
 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Callable[[], Engine]]:
-    """A real local Ray that is up for all tests of this file; engines find it and leave it running."""
+    """A real local Ray, running for all tests of this file; engines find it and leave it running."""
     package = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     package.init(
@@ -83,13 +83,13 @@ def ray() -> Iterator[Callable[[], Engine]]:
     package.shutdown()
 
 
-def test_what_ends_its_process_is_told_to_retry_on_either(ray: Callable[[], Engine]) -> None:
+def test_both_engines_call_retry_for_a_task_that_kills_its_process(ray: Callable[[], Engine]) -> None:
     for engine in (Local(2), ray()):
         results = [result for _, result in engine.in_order(die_of_odd_ones, range(3), next_to_it)]
         assert results == [0, 2, 2]
 
 
-def test_ray_gives_what_local_processes_give_and_takes_few_tasks_ahead(ray: Callable[[], Engine]) -> None:
+def test_ray_gives_the_results_of_local_processes_and_takes_few_tasks_ahead(ray: Callable[[], Engine]) -> None:
     taken = list[int]()
 
     def tasks() -> Iterator[int]:
@@ -111,17 +111,17 @@ def test_an_error_of_a_task_is_the_same_sentence(ray: Callable[[], Engine]) -> N
 
 
 def test_a_worker_that_is_killed_is_replaced(ray: Callable[[], Engine], tmp_path: Path) -> None:
-    marks = [tmp_path / "a", tmp_path / "b"]
-    found = list(ray().in_order(die_once, marks))
-    assert [mark for mark, _ in found] == marks and all(mark.exists() for mark in marks)
+    files = [tmp_path / "a", tmp_path / "b"]
+    found = list(ray().in_order(die_once, files))
+    assert [file for file, _ in found] == files and all(file.exists() for file in files)
 
 
 def test_a_task_that_kills_every_worker_is_one_sentence(ray: Callable[[], Engine]) -> None:
-    with pytest.raises(CurateError, match="gave up a task after its retries"):
+    with pytest.raises(CurateError, match="gave up on a task after its retries"):
         list(ray().in_order(die, range(1)))
 
 
-def test_packages_of_our_names_in_the_working_directory_do_not_reach_the_workers(tmp_path: Path) -> None:
+def test_packages_with_our_names_in_the_working_directory_do_not_reach_the_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     for name in ("models", "pipelines"):
         (tmp_path / name).mkdir()
@@ -149,7 +149,7 @@ def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def _busy_workers() -> list[int]:
-    """Processes of our own Ray that are at a task: Ray gives them that name, and they descend from us."""
+    """Busy processes of our own Ray: Ray names them after their task, and they descend from us."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -159,13 +159,13 @@ def _busy_workers() -> list[int]:
                 if grandparent == os.getpid() or parent == os.getpid():
                     found.append(int(path.name))
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # it has exited meanwhile
     return found
 
 
 @contextmanager
 def killed(count: int, ready: Callable[[], bool]) -> Iterator[None]:
-    """Kill `count` of Ray's workers in the middle of their tasks, from when `ready` says so."""
+    """Kill `count` of Ray's workers in the middle of their tasks, once `ready` returns True."""
     left, done = count, threading.Event()
 
     def kill() -> None:
@@ -187,7 +187,7 @@ def killed(count: int, ready: Callable[[], bool]) -> Iterator[None]:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """Bytes of all files but those that know times."""
+    """Bytes of all files except those with times."""
     paths = (path for path in sorted(root.rglob("*")) if path.is_file())
     return {
         str(path.relative_to(root)): path.read_bytes() for path in paths if path.name not in {"run.json", "scores.json"}
@@ -208,7 +208,7 @@ def test_ingest_on_ray_with_workers_killed_makes_the_same_pool(
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose networks are as they were born."""
+    """A run with untrained networks."""
     run = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
     config = model.ModelConfig(

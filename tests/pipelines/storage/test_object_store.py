@@ -1,4 +1,4 @@
-"""The whole job on an object store: a real server of S3's protocol on loopback, which may fail on purpose."""
+"""All stages on an object store: a real server of the S3 protocol on loopback, which can fail on purpose."""
 
 import io
 import shutil
@@ -35,7 +35,7 @@ CLASSES = ("disc", "cross")
 
 
 class Flaky:
-    """A server's application that answers some requests with 503 or half of the body, when it is told to."""
+    """A server's application that answers some requests with 503 or half of the body, when told to."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application, self._lock = application, threading.Lock()
@@ -57,7 +57,7 @@ class Flaky:
                 return [b""]
             self.failures["cut"] += 1
             body = b"".join(self._application(environ, start_response))
-            return [body[: len(body) // 2]]  # and the connection ends
+            return [body[: len(body) // 2]]  # then the connection closes
         return self._application(environ, start_response)
 
 
@@ -75,7 +75,7 @@ def server() -> Iterator[tuple[Flaky, str]]:
 
 @pytest.fixture
 def bucket(server: tuple[Flaky, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A new bucket; the environment names the server as it would name any."""
+    """A new bucket; the environment names the server, as it would name a real one."""
     for name, value in {
         "AWS_ENDPOINT_URL": server[1], "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
@@ -99,7 +99,7 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of 30 pictures with captions, with duplicates across them and something that is none."""
+    """Three shards of 30 pictures with captions, with duplicates across them and a file that is not an image."""
     root = tmp_path_factory.mktemp("crawl")
     for shard in range(3):
         with tarfile.open(root / f"{shard:05d}.tar", "w") as tar:
@@ -134,7 +134,7 @@ def exporting(out: Location | str, pool: Location | str, run: Path) -> export.Ex
 
 
 def content(folder: Location) -> dict[str, bytes]:
-    """Bytes of all files of a pool or an export but the one that knows times and places."""
+    """Bytes of all files of a pool or an export but the one with times and paths."""
     found = {
         name: locations.read(folder / name) for name in locations.names(folder) if "." in name and name != "run.json"
     }
@@ -150,7 +150,7 @@ def ingested(pool: str, crawl: Path, **options: Any) -> ingest.Summary:
 def test_every_stage_on_a_store_gives_the_bytes_that_it_gives_on_a_disk(
     bucket: str, server: tuple[Flaky, str], crawl: Path, local: Path, tmp_path: Path, failing: bool
 ) -> None:
-    """Also where the store fails each request once: with an error, or by ending in the middle."""
+    """Also if the store fails each request once: with an error, or by closing the connection in the middle."""
     pool, run, flaky = f"{bucket}/pool", tmp_path / "run", server[0]
     shutil.copytree(local / "run" / "model", run / "model")
     flaky.failing = failing
@@ -169,7 +169,7 @@ def test_every_stage_on_a_store_gives_the_bytes_that_it_gives_on_a_disk(
     assert not failing or min(flaky.failures.values()) > 10
 
 
-def test_rays_workers_hand_their_shards_over_by_the_store(bucket: str, crawl: Path, local: Path) -> None:
+def test_workers_of_ray_hand_their_shards_over_through_the_store(bucket: str, crawl: Path, local: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     ingested(f"{bucket}/pool", crawl, engine="ray", jobs=2)
     assert content(locate(f"{bucket}/pool")) == content(local / "pool")
@@ -210,9 +210,7 @@ def test_a_shard_that_is_cut_or_gone_is_one_sentence(bucket: str, crawl: Path) -
         list(read_spans(tar, [(512, 1000)]))
 
 
-def test_an_ingest_that_ended_in_the_middle_goes_on_and_a_second_ends_the_first(
-    bucket: str, crawl: Path, local: Path
-) -> None:
+def test_an_interrupted_ingest_resumes_and_a_second_one_stops_the_first(bucket: str, crawl: Path, local: Path) -> None:
     pool = f"{bucket}/pool"
 
     def second(tick: Tick) -> None:
