@@ -160,7 +160,7 @@ def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
     while True:
         try:
             task = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset if the parent had not read the last result
             return
         try:
             outcome = function(task)
@@ -171,7 +171,7 @@ def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
             outcome = error
         try:
             pipe.send(outcome)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return  # the parent was killed
 
 
