@@ -222,7 +222,7 @@ def _render(
         classes=sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         listed=CLASSES_LISTED,
         threshold=scored.threshold if scored and found.scores is not None else None,
-        estimate=scored.model if scored and scored.model.get("share_interval") else None,
+        estimate=scored.model if scored and scored.model.get("estimated_interval") else None,
         histograms=_histograms(scored, found, audit),
         galleries=_galleries(pool, scored, found),
         thumbnail=THUMBNAIL,

@@ -100,7 +100,7 @@ class ScoredPool:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """What the run says of its model: classes, threshold and more."""
+        """What the run says of its model: classes, sizes and more."""
         path = self.run / "model" / "config.json"
         try:
             model = json.loads(path.read_bytes())
@@ -114,8 +114,7 @@ class ScoredPool:
     @property
     def threshold(self) -> float:
         """Probability from which the scores call an image synthetic."""
-        chosen = verdicts.load(self.run)
-        return chosen.synthetic_from if chosen else float(self.model["threshold"])
+        return verdicts.load(self.run).synthetic_from
 
     @property
     def classes(self) -> tuple[str, ...]:
