@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.classifier import Classifier
 from models.detector import Detector
-from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.scores import model_digest
@@ -143,8 +143,9 @@ def load(run: Path, device: torch.device) -> Model:
         digest = model_digest(run)
         assert digest is not None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptShard(f"{folder} cannot be loaded ({reason}). Train again with `--run {run}`.") from None
+        raise CorruptShard(
+            f"{folder} cannot be loaded ({first_line(error)}). Train again with `--run {run}`."
+        ) from None
     return Model(config, classifier, detector, digest)
 
 
@@ -178,9 +179,8 @@ def init_backbone(classifier: Classifier, name: str, weights: Path | None) -> No
         try:
             tensors = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise BadInput(
-                f"--pretrained: the weights of {name} cannot be downloaded ({reason}). "
+                f"--pretrained: the weights of {name} cannot be downloaded ({first_line(error)}). "
                 "Download them elsewhere and give --weights FILE."
             ) from None
     else:
