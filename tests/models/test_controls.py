@@ -59,7 +59,9 @@ def test_controls_route_by_the_truth_or_shuffle_it_and_train_no_detector() -> No
         figures = toy.train(model, range(3))
         torch.testing.assert_close(torch.stack([figure["dummy_share"] for figure in figures]), truth)
         assert not any("detector_sup" in figure for figure in figures)
-        assert all(torch.equal(ours, old) for ours, old in zip(model.detector.network.parameters(), before, strict=True))
+        assert all(
+            torch.equal(ours, old) for ours, old in zip(model.detector.network.parameters(), before, strict=True)
+        )
         evidence, routed[routing] = model.route(0, toy.batch_of(rows[0]), Rng(torch.Generator().manual_seed(7)))
         assert evidence is None
         assert not model.has_detector

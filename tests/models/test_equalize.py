@@ -63,7 +63,9 @@ def test_any_size_and_a_flat_image(size: tuple[int, int]) -> None:
 
 
 def test_each_image_by_itself(photographs: torch.Tensor) -> None:
-    torch.testing.assert_close(equalize.equalize_spectrum(photographs)[2:3], equalize.equalize_spectrum(photographs[2:3]))
+    torch.testing.assert_close(
+        equalize.equalize_spectrum(photographs)[2:3], equalize.equalize_spectrum(photographs[2:3])
+    )
 
 
 def test_ring_means_are_means_over_rings() -> None:

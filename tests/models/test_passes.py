@@ -1,4 +1,4 @@
-"""One pass for all views, or the weak ones apart: the same without batch norm, and the statistics that are asked for."""
+"""One pass for all views, or the weak ones apart: the same without batch norm, and with it the right statistics."""
 
 import copy
 

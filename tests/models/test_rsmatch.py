@@ -174,9 +174,7 @@ def test_step_is_deterministic_to_the_bit() -> None:
     first, second = toy.build_rsmatch(), toy.build_rsmatch()
     toy.train(first, range(6))
     toy.train(second, range(6))
-    for ours, theirs in zip(
-        first.classifier.average.parameters(), second.classifier.average.parameters(), strict=True
-    ):
+    for ours, theirs in zip(first.classifier.average.parameters(), second.classifier.average.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(first.examples.queue.index, second.examples.queue.index)
 
@@ -224,7 +222,7 @@ def bootstrap(model: RSMatch, seed: int = 0) -> None:
 
 
 def evidence_and_logits(model: RSMatch) -> tuple[Tensor, Tensor]:
-    """Evidence of the pool as the step takes it, before its thresholds moved, and the detector's logits of its views."""
+    """Evidence of the pool at the thresholds as they are, and the detector's logits of the same views."""
     pool = toy.pictures()[2]
     with torch.no_grad():
         logits = model.detector.average(augment.weak(pool, Rng(torch.Generator().manual_seed(7))))
@@ -362,10 +360,13 @@ def test_marked_images_are_routed_and_shown_to_the_detector_by_what_was_said(det
 
 
 def state_after(**settings: Any) -> dict[str, Tensor]:
-    """All tensors after a bootstrap and some steps of a detector that counts as settled; marks route a third."""
+    """All tensors after a bootstrap and some steps of a detector that counts as settled, which route a part."""
     defaults: dict[str, Any] = {"detector_init": "features", "confidence_threshold": 0.5}
-    model = toy.build_rsmatch(marked([], list(range(0, toy.NUM_POOL, 3))), **(defaults | settings))
+    model = toy.build_rsmatch(**(defaults | settings))
     bootstrap(model)
+    model.thresholds.fit(0.4, (0.3, 0.5))  # the pictures themselves are all alike
+    evidence, logits = evidence_and_logits(model)
+    model.thresholds.follow(logits, evidence, rate=1.0)
     toy.train(model, range(DETECTOR_SETTLES, DETECTOR_SETTLES + 4))
     modules = {name: part for name, part in model.parts.items() if isinstance(part, torch.nn.Module)}
     return {f"{name}/{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}

@@ -74,9 +74,7 @@ def build(marked: Marked | None = None, **settings: Any) -> methods.Method:
         residual_planes=controls.residual_planes,
         residual_features=controls.residual_features,
     )
-    return methods.build(
-        recipe, controls, classifier, detector, nullcontext(), num_images=NUM_POOL, marked=marked
-    )
+    return methods.build(recipe, controls, classifier, detector, nullcontext(), num_images=NUM_POOL, marked=marked)
 
 
 def build_rsmatch(marked: Marked | None = None, **settings: Any) -> RSMatch:
