@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pipelines.report.statistics import survey
 
 from curate.config import resolve
 from pipelines import ingest, score, toy, train
@@ -15,7 +16,6 @@ from pipelines.pool import labeled, truth
 from pipelines.pool.manifest import Pool
 from pipelines.report import confounds
 from pipelines.report.confounds import Audit, Property, audit, look, predictability, read_rows
-from pipelines.report.statistics import survey
 from pipelines.run.scorer import Scorer
 from pipelines.run.scores import ScoredPool
 from pipelines.storage.shards import read_samples

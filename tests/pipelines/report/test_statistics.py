@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipelines.report.statistics import Best, Sample, Survey, survey
 
 from pipelines import toy
 from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
-from pipelines.report.statistics import Best, Sample, Survey, survey
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage.atomic import write_json
 
