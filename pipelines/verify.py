@@ -297,7 +297,7 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
         return
     kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"thresholds", b"null"))
     thresholds = verdicts.load(scored.run)
-    if kept is None or thresholds is None:
+    if kept is None:
         return
     if verdicts.Thresholds(**kept) != thresholds:
         yield "was judged by other thresholds than run/thresholds.json"

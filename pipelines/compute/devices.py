@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 import torch.distributed as dist
 
-from models.ranks import Ranks
 from pipelines.errors import BadInput
 
 
@@ -52,15 +51,15 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(wanted: str, batch_size: int) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the ranks that torchrun started, if it did; yields this process's place among them and its device.
+def joined(wanted: str, batch_size: int) -> Iterator[torch.device]:
+    """Join the ranks that torchrun started, if it did; yields this process's device.
 
     Raises BadInput where they cannot share batches of `batch_size` equally.
     """
     device = choose(wanted)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Ranks(), device
+        yield device
         return
     if batch_size % world:
         raise BadInput(f"batch_size = {batch_size} cannot be shared by {world} ranks; choose a multiple of {world}.")
@@ -69,6 +68,6 @@ def joined(wanted: str, batch_size: int) -> Iterator[tuple[Ranks, torch.device]]
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world), device
+        yield device
     finally:
         dist.destroy_process_group()

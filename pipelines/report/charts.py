@@ -80,7 +80,7 @@ def histogram(
 
 
 def curves(name: str, title: str, description: str, series: Sequence[Series], top: float | None = None) -> Markup:
-    """Curves over the same x axis; the y axis begins at 0 or the lowest value, and ends at `top` or the highest value."""
+    """Curves over the same x axis; the y axis goes from 0, or the lowest value, to `top`, or the highest value."""
     height, width = 190, 320
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points]
@@ -129,7 +129,6 @@ def bar(parts: Iterable[tuple[str, float]], width: int = 140) -> Markup:
 
     It is hidden from screen readers, as the table has the numbers.
     """
-
     drawn, start = Markup(), 0.0
     for color, share in parts:
         length = max(0.0, min(share, 1 - start))

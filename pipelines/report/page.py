@@ -74,7 +74,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "classes": sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         "listed": CLASSES_LISTED,
         "threshold": scored.threshold if scored and found.scores is not None else None,
-        "estimate": scored.model if scored and scored.model.get("share_interval") else None,
+        "estimate": scored.model if scored and scored.model.get("estimated_interval") else None,
         "histograms": figures.histograms(scored, found, findings.audit),
         "galleries": pictures.galleries(pool, scored, found),
         "thumbnail": pictures.THUMBNAIL.side,

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.images.views import Decoder
 from pipelines.run.checkpoint import write_tensors
@@ -38,7 +39,7 @@ README = """# A classifier and a real/synthetic detector, trained by curate
 
 `classifier.safetensors` and `detector.safetensors` hold the weights by parameter name (EMA of training, method
 `{method}`, backbone `{backbone}`, {num_steps} steps). The detector takes native-resolution crops of
-{detector_size} pixels and gives a logit; an image counts as synthetic where its probability reaches {threshold}.
+{detector_size} pixels and gives a logit; an image counts as synthetic where its probability reaches 0.5.
 Scores are an estimate learned without one synthetic label: look at some images (`curate inspect`) before deleting any.
 """
 
@@ -53,18 +54,23 @@ class ModelConfig:
     image_size: int
     detector_size: int
     num_steps: int
-    threshold: float
     pool: str
-    routing: str = "detector"  # of rsmatch: who told synthetic images in training
-    equalize_spectrum: bool = True  # whether the detector is kept from seeing how an image was scaled
-    share_synthetic: float | None = None  # of the pool, estimated: the threshold leaves as much above it
-    share_interval: tuple[float, float] | None = None  # 95 %
+    has_detector: bool = True  # whether a detector was trained; baselines and oracles train none
+    equalize_spectrum: bool = True  # this and the next two are the detector's inputs: see `models.detector`
+    residual_planes: bool = True
+    residual_features: bool = True
+    estimated_share: float | None = None  # of the pool that is synthetic: a probability of 0.5 leaves it above
+    estimated_interval: tuple[float, float] | None = None  # 95 % confidence
     held_out: tuple[float, ...] = ()  # prob_synthetic of labeled real images that the detector has never seen
 
-    @property
-    def has_detector(self) -> bool:
-        """Whether a detector was trained; the baselines and controls train none."""
-        return self.method == "rsmatch" and self.routing == "detector"
+    def build(self) -> tuple[Classifier, Detector]:
+        """Build the networks, with weights still to be loaded."""
+        detector = Detector(
+            equalize=self.equalize_spectrum,
+            residual_planes=self.residual_planes,
+            residual_features=self.residual_features,
+        )
+        return Classifier(self.backbone, len(self.classes)), detector
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,7 @@ def load(run: Path, device: torch.device) -> Model:
     try:
         values = json.loads((folder / "config.json").read_bytes())
         config = ModelConfig(**{**values, "classes": tuple(values["classes"]), "held_out": tuple(values["held_out"])})
-        classifier = Classifier(config.backbone, len(config.classes))
-        detector = Detector(equalize=config.equalize_spectrum)
+        classifier, detector = config.build()
         for name, network in (("classifier", classifier), ("detector", detector)):
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
@@ -143,7 +148,7 @@ def load(run: Path, device: torch.device) -> Model:
     return Model(config, classifier, detector, digest)
 
 
-def start_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:
+def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:
     """Give backbone and heads the weights of a trained run; a dummy head that was not trained there is a copy of the
     real one.
 
@@ -160,7 +165,7 @@ def start_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], 
         classifier.dummy.load_state_dict(trained.classifier.real.state_dict())
 
 
-def start_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
+def init_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
     """Give the backbone weights from a safetensors file, or (None) those that timm's hub has for it.
 
     Raises BadInput where the file does not fit, the backbone has none, or no hub can be reached.

@@ -22,7 +22,7 @@ class Scores:
     embeddings: npt.NDArray[np.float32]  # (N, D), of the classifier's backbone
     prob_synthetic: npt.NDArray[np.float32] | None  # (N,), 0..1
     synthetic: npt.NDArray[np.bool_] | None  # (N,)
-    verdict: npt.NDArray[np.str_] | None  # (N,), one of `calibration.VERDICTS`
+    verdict: npt.NDArray[np.str_] | None  # (N,), one of `verdicts.VERDICTS`
     pseudo_label: list[str]
     confidence: npt.NDArray[np.float32]  # (N,), probability of the pseudo-label
     probs: npt.NDArray[np.float32]  # (N, K)
@@ -40,8 +40,7 @@ class Scorer:
         """Load run/model/ and the thresholds of the last `curate score`; MissingArtifact before training's end."""
         chosen = devices.choose(device)
         trained = model.load(run, chosen)
-        default = verdicts.choose(trained.config.threshold, trained.config.held_out, None)
-        return cls(trained, chosen, verdicts.load(run) or default)
+        return cls(trained, chosen, verdicts.load(run))
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
         """Score images given as the bytes of their files; CorruptShard names the one that cannot be decoded."""

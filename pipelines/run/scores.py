@@ -104,7 +104,7 @@ class ScoredPool:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """The configuration of the run's model: classes, threshold and more."""
+        """The configuration of the run's model: classes, sizes and more."""
         path = self.run / "model" / "config.json"
         try:
             model = json.loads(path.read_bytes())
@@ -118,8 +118,7 @@ class ScoredPool:
     @property
     def threshold(self) -> float:
         """Lowest probability at which the scores call an image synthetic."""
-        chosen = verdicts.load(self.run)
-        return chosen.synthetic_from if chosen else float(self.model["threshold"])
+        return verdicts.load(self.run).synthetic_from
 
     @property
     def classes(self) -> tuple[str, ...]:

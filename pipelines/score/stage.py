@@ -57,7 +57,7 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
-    thresholds = verdicts.choose(trained.config.threshold, trained.config.held_out, config.max_false_positive_rate)
+    thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate)
     for folder in ("scores", "embeddings"):
         make_folder(config.run / folder)
     if config.shard_index == 0:  # for all that share the pool: they would say the same
@@ -217,11 +217,11 @@ def _summarize(
         num_shards=len(mine),
         num_scored_before=before,
         seconds=time.monotonic() - started,
-        synthetic_share=synthetic / max(num_images, 1) if has_detector else None,
+        called_share=synthetic / max(num_images, 1) if has_detector else None,
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,
-        share_synthetic=trained.config.share_synthetic,
-        share_interval=trained.config.share_interval,
+        estimated_share=trained.config.estimated_share,
+        estimated_interval=trained.config.estimated_interval,
         mean_confidence=confidence / max(num_images, 1),
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import score, toy
 from pipelines.run import model
 
@@ -20,7 +21,7 @@ def scored(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(home / "run" / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
     score.run(score.ScoreConfig(pool=home / "pool", run=home / "run", device="cpu", batch_size=256))

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import export, ingest, score, toy
 from pipelines.compute.engine import Engine, EngineName, Local, Ray
 from pipelines.errors import BadInput, CorruptShard, CurateError
@@ -213,7 +214,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
     return run

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import ingest, inspect, pages, toy
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.images import thumbnails
@@ -51,7 +52,7 @@ def make_model(run: Path, pool: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = model.ModelConfig(
         classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool=str(pool),
+        pool=str(pool),
     )  # fmt: skip
     model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
 

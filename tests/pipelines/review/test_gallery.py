@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import score, toy
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
@@ -30,7 +31,7 @@ def scored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     config = model.ModelConfig(
         classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
     score.run(score.ScoreConfig(pool=world.pool, run=run, device="cpu"))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import toy
 from pipelines.pool.manifest import Pool
 from pipelines.run import model, neighbors
@@ -29,7 +30,7 @@ def train(run: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = model.ModelConfig(
         classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
 

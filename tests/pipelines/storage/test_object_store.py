@@ -20,7 +20,8 @@ import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import export, ingest, score, verify
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.pool import pixels
@@ -121,7 +122,7 @@ def local(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(root / "run" / "model", config, Classifier("small", len(CLASSES)).eval(), Detector().eval())
     score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
