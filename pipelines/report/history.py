@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.errors import CorruptShard
 from pipelines.storage import locations
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 _SOURCES = 20  # shown of an ingest
 _INGESTS = 10  # shown, the latest
@@ -26,7 +26,7 @@ class Stage:
     facts: dict[str, Any]
 
 
-def stages(pool: Place, run: Place) -> list[Stage]:
+def stages(pool: Location, run: Location) -> list[Stage]:
     """The stages that left a record in a pool and a run: the latest ingests, the training and the scoring."""
     found = []
     for number, ingest in enumerate(read_record(pool / "run.json").get("ingests", [])[-_INGESTS:], 1):
@@ -66,7 +66,7 @@ def toml(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_record(path: Place) -> dict[str, Any]:
+def read_record(path: Location) -> dict[str, Any]:
     """The JSON object that a stage wrote, empty if there is no file; CorruptShard if it is not JSON."""
     try:
         values = json.loads(locations.read(path))

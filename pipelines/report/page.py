@@ -10,6 +10,7 @@ from importlib.resources import files as resources
 from markupsafe import Markup
 
 from pipelines import pages
+from pipelines.images.rejects import Reason
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick
 from pipelines.report import association, charts, figures, history, pictures
@@ -19,23 +20,6 @@ from pipelines.report.survey import Survey
 from pipelines.run.scores import ScoredPool
 
 CLASSES_LISTED = 500  # in the table
-
-_REASONS = {
-    "missing": "listed in the crawl's own metadata, but not in its archive",
-    "incomplete_archive": "the archive is truncated or damaged at this point",
-    "unreadable": "no permission to read the file",
-    "unsafe_name": "the name would leave its folder, or has control characters",
-    "not_a_file": "a link, a device or the like",
-    "empty": "the file has no bytes",
-    "not_an_image": "something else, such as an error page",
-    "unsupported_format": "an image in a format that is not supported",
-    "truncated": "the file ends too early",
-    "corrupt": "the image cannot be decoded",
-    "too_small": "a side is below the limit",
-    "too_many_pixels": "more pixels than the limit",
-    "too_many_bytes": "more bytes than the limit",
-    "duplicate": "the same bytes as an image in the pool",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +54,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "num_images": pool.num_images,
         "num_unscored": findings.num_unscored,
         "num_shards": len(pool.shards),
-        "reasons": _REASONS,
+        "reasons": {reason.value: reason.meaning for reason in Reason},
         "classes": sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         "listed": CLASSES_LISTED,
         "threshold": scored.threshold if scored and found.scores is not None else None,

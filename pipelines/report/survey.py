@@ -13,13 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.scores import ScoredPool
-from pipelines.storage import locations
-from pipelines.storage.shards import read_spans_across
-from pipelines.storage.tar import BLOCK, MAX_MEMBER_BYTES, read_tar
+from pipelines.storage.shards import end_of_samples, read_spans_across, sample_spans, sample_start
+from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
 
 BINS = 50  # of the histograms over 0..1
 EXAMPLES = 3  # rejected records listed for each reason
@@ -184,14 +182,9 @@ def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Ite
     """The rows of each shard, with `row`, their number in it, and `stop`, the offset where their sample ends."""
     for shard in shards:
         rows = scored.rows(shard, (*_OF_POOL, *_OF_SCORES)) if scored else pool.rows(shard, _OF_POOL)
-        try:
-            size = locations.size(pool.tar(shard))
-        except FileNotFoundError:
-            raise CorruptShard(f"{pool.tar(shard)} is missing, but the shard is listed as done.") from None
-        # A sample ends where the header of the next image begins.
-        ends = np.append(rows["offset"].to_numpy()[1:] - BLOCK, size)[: rows.num_rows]
+        _, stops = sample_spans(rows["offset"].to_numpy(), end_of_samples(pool.tar(shard)))
         rows = rows.append_column("row", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
-        yield rows.append_column("stop", pa.array(ends, pa.int64())).replace_schema_metadata(None)
+        yield rows.append_column("stop", pa.array(stops, pa.int64())).replace_schema_metadata(None)
 
 
 def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
@@ -231,12 +224,14 @@ def _histogram(values: npt.NDArray[np.floating], before: Counts | None) -> Count
 def read_rows(pool: Pool, rows: pa.Table) -> Iterator[tuple[bytes, dict[str, bytes]]]:
     """Image and sidecars (by suffix) of each of `rows`, which are rows of a survey, in their order."""
     listed = rows.select(["key", "shard", "offset", "num_bytes", "stop", "format"]).to_pylist()
-    spans = ((pool.tar(row["shard"]), row["offset"] - BLOCK, row["stop"] - row["offset"] + BLOCK) for row in listed)
-    for row, span in zip(listed, read_spans_across(spans), strict=True):
+    starts = [sample_start(row["offset"]) for row in listed]
+    spans = [(pool.tar(row["shard"]), start, row["stop"] - start) for row, start in zip(listed, starts, strict=True)]
+    for row, start, span in zip(listed, starts, read_spans_across(spans), strict=True):
         members = read_tar(io.BytesIO(span), MAX_MEMBER_BYTES)
         sample = {name.partition(".")[2]: data for name, data in members if name.startswith(f"{row['key']}.")}
         sample.pop(row["format"], None)
-        yield span[BLOCK : BLOCK + row["num_bytes"]], {k: v for k, v in sample.items() if isinstance(v, bytes)}
+        image = row["offset"] - start
+        yield span[image : image + row["num_bytes"]], {k: v for k, v in sample.items() if isinstance(v, bytes)}
 
 
 def _rejected(pool: Pool) -> dict[str, Rejected]:
