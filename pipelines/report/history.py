@@ -59,11 +59,19 @@ def stages(pool: Location, run: Location) -> list[Stage]:
     return found
 
 
-def toml(values: Mapping[str, Any]) -> str:
-    """A flat configuration as TOML; values of None are left out, as TOML has no such value."""
+def toml(values: Mapping[str, Any], table: str = "") -> str:
+    """A configuration as TOML, a group of settings as a table; values of None are left out, as TOML has no such value.
+
+    `table` is the name of the table that `values` are in, empty at the top.
+    """
     # Strings, numbers and lists of JSON are valid TOML.
-    lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None)
-    return "\n".join(lines)
+    lines = [f"[{table}]"] if table else []
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Mapping):
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    groups = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    tables = (toml(group, f"{table}.{name}" if table else name) for name, group in groups.items())
+    return "\n\n".join(["\n".join(lines), *tables])
 
 
 def read_record(path: Location) -> dict[str, Any]:
