@@ -96,7 +96,7 @@ def test_a_terminal_with_all_colors_shows_pictures(scored: Path, key: str, color
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("000990001",), 1, "its shards go from 00000 to"),
+        (("000990001",), 1, "has no shard 00099"),
         (("nowhere.jpg",), 1, "neither a file nor a key"),
         (("000000001", "--run", "nowhere"), 1, "run `curate score` first"),
         (("000000001", "-k", "0"), 1, "--neighbors"),

@@ -367,7 +367,7 @@ def test_mistakes_are_one_sentence(home: Path, served: Server) -> None:
         assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
         return done.stderr
 
-    assert "name another, or 0 for any free one" in refused("--port", str(served.port))
+    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port))
     assert "run `curate score` first" in refused("--run", "nowhere", "--port", "0")
     (home / "run" / "marks.jsonl").write_text("nonsense\n")
     assert "line 1 is not a mark" in refused("--port", "0")
