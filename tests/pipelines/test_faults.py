@@ -22,6 +22,7 @@ from pipelines.ingest.seen import Digests
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.storage import locks
 from tests.conftest import World
+from tests.warm import python
 
 ROOT = Path(__file__).parents[2]
 TIMED = {"run.json", "scores.json"}
@@ -200,9 +201,7 @@ def test_without_root_a_limit_on_files_is_one_sentence_and_exit_1(world: World, 
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
 
     def curate_train(before: str) -> subprocess.CompletedProcess[str]:
-        script = before + "import curate.app; curate.app.main()"
-        command = [sys.executable, "-c", script, "train", "--config", str(recipe), *options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        return python("-c", before + "import curate.app; curate.app.main()", "train", "--config", str(recipe), *options)
 
     done = curate_train(limit)
     assert done.returncode == 1

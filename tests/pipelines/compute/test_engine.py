@@ -1,12 +1,10 @@
-"""Local processes and a real local Ray keep the same contract, even if Ray's workers are killed."""
+"""Local processes and a real local Ray keep one contract, also where Ray's workers are killed."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,66 +12,28 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-import torch
 
-from models.classifier import Classifier
-from models.detector import Detector
-from pipelines import export, ingest, score, toy
+from pipelines import export, ingest, score
 from pipelines.compute.engine import Engine, EngineName, Local, Ray
 from pipelines.errors import BadInput, CorruptShard, CurateError
 from pipelines.pool.manifest import Pool
-from pipelines.run import model
-from tests.conftest import World
+from tests.conftest import World, save_newborn
+from tests.pipelines.compute.tasks import die, die_of_odd_ones, die_once, next_to_it, refuse, slow_double
 
 ROOT = Path(__file__).parents[3]
 
 
-def slow_double(number: int) -> int:
-    time.sleep(0.02 * (number % 3))
-    return 2 * number
-
-
-def refuse(number: int) -> int:
-    if number == 2:
-        raise CorruptShard("00002.tar: is cut.")
-    return number
-
-
-def die_once(done: Path) -> int:
-    """Be killed in the middle of the first attempt."""
-    if not done.exists():
-        done.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return os.getpid()
-
-
-def die(number: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def die_of_odd_ones(number: int) -> int:
-    if number % 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def next_to_it(number: int, exit_code: int) -> int:
-    assert exit_code == -signal.SIGKILL
-    return number + 1
-
-
-# First, because within a Ray program its own cluster is used, whatever the address.
+# First, for within a Ray program its own cluster is used whatever the address.
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:port"])
 def test_an_address_without_a_cluster_is_one_sentence(address: str) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.raises(BadInput, match="cannot connect to a Ray cluster"):
+    with pytest.raises(BadInput, match="no Ray cluster can be had there"):
         list(Ray(address, jobs=1, cores=1, gpus=0).in_order(slow_double, [1]))
 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Callable[[], Engine]]:
-    """A real local Ray, running for all tests of this file; engines find it and leave it running."""
+    """A real local Ray that is up for all tests of this file; engines find it and leave it running."""
     package = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     package.init(
@@ -84,13 +44,13 @@ def ray() -> Iterator[Callable[[], Engine]]:
     package.shutdown()
 
 
-def test_both_engines_call_retry_for_a_task_that_kills_its_process(ray: Callable[[], Engine]) -> None:
+def test_what_ends_its_process_is_told_to_retry_on_either(ray: Callable[[], Engine]) -> None:
     for engine in (Local(2), ray()):
         results = [result for _, result in engine.in_order(die_of_odd_ones, range(3), next_to_it)]
         assert results == [0, 2, 2]
 
 
-def test_ray_gives_the_results_of_local_processes_and_takes_few_tasks_ahead(ray: Callable[[], Engine]) -> None:
+def test_ray_gives_what_local_processes_give_and_takes_few_tasks_ahead(ray: Callable[[], Engine]) -> None:
     taken = list[int]()
 
     def tasks() -> Iterator[int]:
@@ -112,17 +72,17 @@ def test_an_error_of_a_task_is_the_same_sentence(ray: Callable[[], Engine]) -> N
 
 
 def test_a_worker_that_is_killed_is_replaced(ray: Callable[[], Engine], tmp_path: Path) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    found = list(ray().in_order(die_once, files))
-    assert [file for file, _ in found] == files and all(file.exists() for file in files)
+    marks = [tmp_path / "a", tmp_path / "b"]
+    found = list(ray().in_order(die_once, marks))
+    assert [mark for mark, _ in found] == marks and all(mark.exists() for mark in marks)
 
 
 def test_a_task_that_kills_every_worker_is_one_sentence(ray: Callable[[], Engine]) -> None:
-    with pytest.raises(CurateError, match="gave up on a task after its retries"):
+    with pytest.raises(CurateError, match="gave up a task after its retries"):
         list(ray().in_order(die, range(1)))
 
 
-def test_packages_with_our_names_in_the_working_directory_do_not_reach_the_workers(tmp_path: Path) -> None:
+def test_packages_of_our_names_in_the_working_directory_do_not_reach_the_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     for name in ("models", "pipelines"):
         (tmp_path / name).mkdir()
@@ -150,7 +110,7 @@ def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def _busy_workers() -> list[int]:
-    """Busy processes of our own Ray: Ray names them after their task, and they descend from us."""
+    """Processes of our own Ray that are at a task: Ray gives them that name, and they descend from us."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -160,13 +120,13 @@ def _busy_workers() -> list[int]:
                 if grandparent == os.getpid() or parent == os.getpid():
                     found.append(int(path.name))
         except OSError:
-            continue  # it has exited meanwhile
+            continue  # it has ended meanwhile
     return found
 
 
 @contextmanager
 def killed(count: int, ready: Callable[[], bool]) -> Iterator[None]:
-    """Kill `count` of Ray's workers in the middle of their tasks, once `ready` returns True."""
+    """Kill `count` of Ray's workers in the middle of their tasks, from when `ready` says so."""
     left, done = count, threading.Event()
 
     def kill() -> None:
@@ -188,7 +148,7 @@ def killed(count: int, ready: Callable[[], bool]) -> Iterator[None]:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """Bytes of all files except those with times."""
+    """Bytes of all files but those that know times."""
     paths = (path for path in sorted(root.rglob("*")) if path.is_file())
     return {
         str(path.relative_to(root)): path.read_bytes() for path in paths if path.name not in {"run.json", "scores.json"}
@@ -207,25 +167,10 @@ def test_ingest_on_ray_with_workers_killed_makes_the_same_pool(
     assert not list(pool.glob(".*"))
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with untrained networks."""
-    run = tmp_path_factory.mktemp("untrained")
-    torch.manual_seed(0)
-    config = model.ModelConfig(
-        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        pool="pool",
-    )  # fmt: skip
-    model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
-    return run
-
-
-def test_score_on_ray_writes_the_same_scores(
-    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
-) -> None:
+def test_score_on_ray_writes_the_same_scores(world: World, ray: Callable[[], Engine], tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for run in (here, there):
-        shutil.copytree(untrained, run)
+        save_newborn(run)
     summary = score.run(score.ScoreConfig(pool=world.pool, run=here, device="cpu"))
     ticks = list[int]()
     config = score.ScoreConfig(pool=world.pool, run=there, device="cpu", engine="ray")
@@ -236,11 +181,9 @@ def test_score_on_ray_writes_the_same_scores(
 
 
 def test_export_on_ray_with_a_worker_killed_writes_the_same_shards(
-    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
+    world: World, newborn: Path, ray: Callable[[], Engine], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(untrained, run)
-    score.run(score.ScoreConfig(pool=world.pool, run=run, device="cpu"))
+    run = newborn / "run"
 
     def written(name: str, engine: EngineName) -> dict[str, bytes]:
         out = tmp_path / name

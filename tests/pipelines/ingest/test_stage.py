@@ -144,7 +144,7 @@ def test_a_second_ingest_at_a_time_is_refused_with_the_name_of_the_first(crawl: 
     pool = tmp_path / "pool"
 
     def second(tick: Tick) -> None:
-        with pytest.raises(Incompatible, match=f"process {os.getpid()} .*pytest.* is writing into it"):
+        with pytest.raises(Incompatible, match=f"process {os.getpid()} .*python.* is writing into it"):
             run(pool, crawl)
 
     ingest.run(IngestConfig(sources=(str(crawl),), pool=pool, jobs=1), second)
