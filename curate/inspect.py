@@ -186,11 +186,13 @@ def show(inspection: "Inspection") -> None:
 def _pictures(items: "Iterable[tuple[str, Item]]") -> None:
     """Small pictures with a line below each, where the terminal has the colors for them."""
     if console.shows_pictures():
+        from pipelines.images.check import foreign_images
         from pipelines.images.thumbnails import thumbnail
         from pipelines.inspect.lookup import content_of
 
-        side = console.PICTURE_SIDE
-        console.pictures([(line, thumbnail(content_of(item), side)) for line, item in items])
+        with foreign_images():
+            pictures = [(line, thumbnail(content_of(item), console.PICTURE_SIDE)) for line, item in items]
+        console.pictures(pictures)
 
 
 def _verdict(item: "Item") -> str:
