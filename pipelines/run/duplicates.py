@@ -13,9 +13,6 @@ from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.neighbors import embeddings_at
 from pipelines.run.scores import ScoredPool
 
-RADIUS = 4  # of 64 bits: re-encoding and resizing change up to 4, from 6 on different images meet
-MAX_DISTANCE = 0.1  # 1 - cosine of the embeddings
-MAX_RADIUS = 8
 MIN_BITS = 12  # set in a hash that tells something; a picture with detail has 32, a plain surface none
 
 _BLOCKS_IN_COMMON = 3
