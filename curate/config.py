@@ -70,8 +70,9 @@ def _refuse_unknown_keys(
 
 
 def _hint(key: str, known: Sequence[str], inside: str) -> str:
-    """Known key that an unknown one may have been meant to be: of its own table first, else of any."""
-    beside = {path.removeprefix(inside): path for path in known if path.startswith(inside)}
+    """Known key that an unknown one may have been meant to be: one of its own table, else one of any."""
+    rests = (path.removeprefix(inside) for path in known if path.startswith(inside))
+    beside = {key: f"{inside}{key}" for key in (rest.partition(".")[0] for rest in rests)}
     anywhere = {path.rpartition(".")[2]: path for path in known}
     for paths in (beside, anywhere):
         if near := difflib.get_close_matches(key, paths, n=1):

@@ -63,7 +63,7 @@ def options(
             function(given, **values)
 
         update_wrapper(command, function)
-        command.__signature__ = inspect.Signature([context, *own, *made.values()])  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature([context, *made.values(), *own])  # type: ignore[attr-defined]
         return command
 
     return decorate
@@ -99,7 +99,7 @@ def _parameter(field: FieldInfo, path: str, group: str, spelled: str, recipe: Ma
     option = typer.Option(*spelled.split(), metavar=metavar, help=field.description, rich_help_panel=group)
     return inspect.Parameter(
         path.rpartition(".")[2],
-        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=list(default) if isinstance(default, tuple) else default,
         annotation=Annotated[kind if default is not None else kind | None, option],
     )
