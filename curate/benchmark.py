@@ -59,6 +59,7 @@ def benchmark(
     Writes a table with confidence intervals, and plots.
     """
     from pipelines.benchmark import downloads, table
+    from pipelines.benchmark.methods import merged
 
     if missing := [name for name in ("scipy", "matplotlib") if find_spec(name) is None]:
         raise BadInput(f"curate benchmark needs {missing[0]}: pip install 'curate[benchmark]'.")
@@ -71,7 +72,7 @@ def benchmark(
         flags = {"real": fetched / "train.parquet", "test": fetched / "test.parquet"} | flags
     settings = resolve(BenchmarkConfig, flags, config, names=_NAMES)
     if num_steps is not None:
-        settings = settings.model_copy(update={"train": settings.train | {"num_steps": num_steps}})
+        settings = settings.model_copy(update={"train": merged(settings.train, {"recipe": {"num_steps": num_steps}})})
     with console.progress("benchmark") as on_tick:
         summary = stage.run(settings, on_tick)
     if json:

@@ -17,9 +17,15 @@ from pipelines.train import TrainConfig
     TrainConfig,
     groups={
         "Data": ("labeled", "pool", "run", "validation", "truth", "resume"),
-        "Recipe": ("method", "rule", "detector_init", "num_steps", "seed"),
-        "Network": ("backbone", "weights", "pretrained", "start", "image_size"),
-        "Machine": ("device",),
+        "Recipe": ("recipe.method", "recipe.rule", "recipe.num_steps", "seed", "controls.detector_init"),
+        "Network": (
+            "network.backbone",
+            "network.weights",
+            "network.pretrained",
+            "network.init_from",
+            "network.image_size",
+        ),
+        "Machine": ("machine.device",),
     },
 )
 def train(
@@ -43,7 +49,7 @@ def train(
 
     if "labeled" not in flags and config is None:
         raise BadInput("--labeled is missing: give a folder of real images with one folder per class.")
-    if config is None and devices.choose(flags.get("device", "auto")).type == "cpu":
+    if config is None and devices.choose(flags.get("machine.device", "auto")).type == "cpu":
         config = "cpu"
         console.note("No GPU: training with the recipe `cpu`. Use --config to choose another.")
     settings = resolve(TrainConfig, flags, config)
@@ -60,10 +66,10 @@ def train(
         "unlabeled images": summary.num_unlabeled,
         "labeled images": summary.num_labeled,
         "labeled also in the pool": summary.labeled_in_pool,
-        "synthetic share, estimated": summary.share_synthetic,
+        "synthetic share, estimated": summary.estimated_share,
         **{f"marked: {what}": count for what, count in summary.marked.items()},
         "classes": ", ".join(summary.classes),
         "seconds": summary.seconds,
     }
-    console.facts(f"Trained {settings.method} into {settings.run}", facts | summary.metrics)
+    console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts | summary.metrics)
     console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")
