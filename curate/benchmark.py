@@ -41,7 +41,7 @@ def benchmark(
         typer.Option(help="Data set to fetch into OUT/data and use for --real and --test.", rich_help_panel="Data"),
     ] = None,
     num_steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of each run.", rich_help_panel="Matrix")
+        int | None, typer.Option(metavar="<int>", min=1, help="Training steps of each run.", rich_help_panel="Matrix")
     ] = None,
     config: Annotated[
         str,

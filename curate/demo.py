@@ -28,7 +28,7 @@ def demo(
         Path, typer.Option(help="Folder for everything that the demo makes.", rich_help_panel="Data")
     ] = Path("demo"),
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the toy world and of training.", rich_help_panel="Data")
+        int, typer.Option(metavar="<int>", min=0, help="Seed of the toy world and of training.", rich_help_panel="Data")
     ] = 0,
     json: Json = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """Reference of all settings, for `docs/configuration.md`: `python -m curate.reference > docs/configuration.md`."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ def _tables(kind: type[BaseModel], flags: dict[str, str], path: str = "") -> Ite
     """Yield the table of a configuration, then a section for each of its groups."""
     if path:
         yield f"### [{path}]\n"
-    yield f"{kind.__doc__}\n"
+    yield f"{inspect.getdoc(kind)}\n"
     groups = {name: group for name, field in kind.model_fields.items() if (group := group_of(field))}
     plain = {name: field for name, field in kind.model_fields.items() if name not in groups}
     if plain:

@@ -34,8 +34,8 @@ def train(
         str | None,
         typer.Option(
             metavar="<file>",
-            help="TOML file with any setting of this command, or a recipe that ships with curate: cpu, which is used "
-            "where neither this nor a GPU is there, and replaces some of the defaults.",
+            help="TOML file with any setting of this command, or a recipe that ships with curate: cpu. Without a GPU, "
+            "cpu is used unless this names another, and replaces some of the defaults above.",
             rich_help_panel=GENERAL,
         ),
     ] = None,

@@ -88,7 +88,7 @@ def test_commands_are_these() -> None:
 def test_mistakes_get_one_sentence_and_their_exit_code(
     arguments: tuple[str, ...], code: int, sentence: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "no-labels.toml").write_text("num_steps = 9\n")
+    (tmp_path / "no-labels.toml").write_text("recipe.num_steps = 9\n")
     (tmp_path / "no-path.toml").write_text('labeled = "seed"\npool = 5\n')
     done = curate(*arguments, cwd=tmp_path)
     assert done.returncode == code
@@ -98,22 +98,22 @@ def test_mistakes_get_one_sentence_and_their_exit_code(
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("learning_rat = 0.1\n")
-    with pytest.raises(BadInput, match="unknown key 'learning_rat'; did you mean 'learning_rate'"):
+    recipe.write_text("[recipe]\nlearning_rat = 0.1\n")
+    with pytest.raises(BadInput, match=r"unknown key 'recipe\.learning_rat'; did you mean 'recipe\.learning_rate'"):
         resolve(TrainConfig, {"labeled": "seed"}, str(recipe))
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('num_steps = 10\nbackbone = "small"\n')
-    config = resolve(TrainConfig, {"labeled": "seed", "num_steps": 20, "seed": None}, str(recipe))
-    assert (config.num_steps, config.backbone, config.seed) == (20, "small", 0)
+    recipe.write_text('[recipe]\nnum_steps = 10\n[network]\nbackbone = "small"\n')
+    config = resolve(TrainConfig, {"labeled": "seed", "recipe.num_steps": 20, "seed": None}, str(recipe))
+    assert (config.recipe.num_steps, config.network.backbone, config.seed) == (20, "small", 0)
 
 
 def test_a_wrong_value_in_the_file_names_the_file(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("num_steps = 'many'\n")
-    with pytest.raises(BadInput, match=r"recipe\.toml: num_steps = 'many'"):
+    recipe.write_text("[recipe]\nnum_steps = 'many'\n")
+    with pytest.raises(BadInput, match=r"recipe\.toml: recipe\.num_steps = 'many'"):
         resolve(TrainConfig, {"labeled": "seed"}, str(recipe))
 
 
