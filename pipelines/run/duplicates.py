@@ -24,9 +24,6 @@ from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.neighbors import embeddings_at
 from pipelines.run.scores import ScoredPool
 
-RADIUS = 4  # of 64 bits: re-encoding and resizing change up to 4; different images come as close as 6
-MAX_DISTANCE = 0.1  # 1 - cosine of the embeddings
-MAX_RADIUS = 8
 MIN_BITS = 12  # bits set in a hash that can be trusted; a detailed picture has about 32, a plain surface none
 
 _BLOCKS_IN_COMMON = 3
