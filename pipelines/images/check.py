@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+from simplejpeg import decode_jpeg
 
 from pipelines.images.formats import FORMATS, _is_cut, _what_else, sniff
 from pipelines.images.phash import SIDE, phash
@@ -96,12 +97,12 @@ def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) 
             return None
         width, height = size
         scale = next((scale for scale in (8, 4, 2) if min(size) // scale >= SIDE), 1)
-        # What Image.open and draft would ask of the same decoder.
-        decoder = ("jpeg", "L", "", scale, 0)
-        luma = Image.frombytes("L", (-(-width // scale), -(-height // scale)), content, *decoder)
-        hash_ = _hash(luma, width, height, scale)
+        # It takes the smallest scale that gives this size, the one that Image.draft would take, and refuses every file
+        # that libjpeg-turbo warns about. Pillow then decides about those.
+        luma_HW1 = decode_jpeg(content, "gray", min_height=-(-height // scale), min_width=-(-width // scale))
+        hash_ = phash(luma_HW1[..., 0], (height / scale, width / scale))
         return Accepted("jpg", width, height, hash_, *declared(None, content, metadata))
-    except (ValueError, IndexError, OSError, struct.error):
+    except (ValueError, IndexError, struct.error):
         return None
 
 
