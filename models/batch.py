@@ -1,7 +1,8 @@
-"""One step's data, and its augmented views."""
+"""What goes into a training step and comes out of it: data, augmented views, and the classifier's losses."""
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,3 +26,31 @@ class Views(NamedTuple):
     weak: Tensor  # (M, 3, S, S)
     strong: Tensor  # (M, 3, S, S)
     rows: Tensor  # (M,) int64, dataset indices of the unlabeled images
+
+
+class ClassifierLoss(NamedTuple):
+    """Terms of the classifier's loss (0-d), and what the step saw of the unlabeled batch."""
+
+    sup_real: Tensor
+    sup_dummy: Tensor
+    self_real: Tensor
+    self_dummy: Tensor
+    pseudo_labels: Tensor  # (M,) int64, argmax p_r(w u): the pseudo-classes of the queue
+    confidence: Tensor  # (M,) max p_r(w u)
+    weight: Tensor  # (M,) of the pseudo-label by the head that the image was routed to, 0..1
+    penalty: Tensor  # further loss of the rules
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimized."""
+        return self.sup_real + self.sup_dummy + self.self_real + self.self_dummy + self.penalty
+
+    def figures(self, num_classes: int) -> dict[str, Tensor]:
+        """What is logged of the real head."""
+        return {
+            "sup_real": self.sup_real.detach(),
+            "self_real": self.self_real.detach(),
+            "confidence": self.confidence.mean(),
+            "confident_share": self.weight.mean(),
+            "pseudo_label_share": F.one_hot(self.pseudo_labels, num_classes).float().mean(0),
+        }

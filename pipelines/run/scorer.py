@@ -29,7 +29,7 @@ class Scores:
 
 
 class Scorer:
-    """A trained model that takes images as bytes."""
+    """A trained model with its thresholds."""
 
     def __init__(self, trained: model.Model, device: torch.device, thresholds: verdicts.Thresholds) -> None:
         self.model, self.thresholds, self.device = trained, thresholds, device
@@ -37,13 +37,13 @@ class Scorer:
 
     @classmethod
     def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto") -> "Scorer":
-        """Load run/model/ and the thresholds of the last `curate score`; MissingArtifact before training's end."""
+        """Load run/model/ and run/thresholds.json; MissingArtifact before the end of training."""
         chosen = devices.choose(device)
         trained = model.load(run, chosen)
         return cls(trained, chosen, verdicts.load(run))
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
-        """Score images given as the bytes of their files; CorruptShard names the one that cannot be decoded."""
+        """Score images given as file contents; CorruptShard names one that cannot be decoded."""
         names = keys or [f"number {i}" for i in range(len(data))]
         return self.score_views(self.model.decoder.batch(names, data, self._threads))
 

@@ -40,15 +40,15 @@ class Thresholds:
 
     @property
     def statement(self) -> str:
-        """What holds for the limit, in a sentence."""
+        """The guarantee of the limit, in a sentence."""
         if self.max_false_positive_rate is None:
             return (
-                f"The detector was kept from {self.num_held_out} labeled images, too few to limit how many real images "
-                f"are lost to {DEFAULT_RATE:.0%}: nothing is called unsure."
+                f"Only {self.num_held_out} labeled images are held out from the detector, too few to limit the loss of "
+                f"real images to {DEFAULT_RATE:.0%}. Nothing is called unsure."
             )
         return (
-            f"By {self.num_held_out} real images that the detector has never seen: of real images like these, at most "
-            f"{self.max_false_positive_rate:.1%} are above the limit, on average over such held-out sets."
+            f"Calibrated on {self.num_held_out} real images that the detector has never seen: on average over such "
+            f"sets, at most {self.max_false_positive_rate:.1%} of real images like these are above the limit."
         )
 
 
@@ -56,16 +56,17 @@ def limit(held_out: Sequence[float], rate: float) -> float:
     """Split-conformal threshold: a new real image's probability exceeds it with probability at most `rate`.
 
     With n exchangeable held-out images it is the ceil((n + 1)(1 - rate))-th smallest of their probabilities (Vovk et
-    al. 2005; Bates et al. 2023, for outlier detection): the realized rate of one held-out set follows a beta
-    distribution around n-dependent steps of 1 / (n + 1). Raises BadInput where n is too small for the rate.
+    al. 2005; Bates et al. 2023 for outlier detection). The rate of one held-out set follows a beta distribution, and
+    its expectation goes in steps of 1 / (n + 1). Raises BadInput where n is too small for the rate.
     """
     rank = math.ceil((len(held_out) + 1) * (1 - rate) - 1e-9)
     if rank > len(held_out):
         raise BadInput(
-            f"--max-false-positive-rate {rate}: with {len(held_out)} held-out real images the smallest rate is "
-            f"{1 / (len(held_out) + 1):.3f}; ask for that, or train with more labeled images or a larger held_out."
+            f"--max-false-positive-rate {rate} is too small for {len(held_out)} held-out real images. The smallest "
+            f"possible rate is {1 / (len(held_out) + 1):.3f}: ask for that, or train with more labeled images or a "
+            "larger held_out."
         )
-    # The next number above it: what equals a held-out image's probability is not called synthetic.
+    # The next number above it, so that a probability equal to a held-out image's is not called synthetic.
     return float(np.nextafter(np.float32(sorted(held_out)[rank - 1]), np.float32(2)))
 
 

@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs: metrics.jsonl, alarms, accuracy and, against a known truth, the AUROC."""
+"""Metrics of a running training: metrics.jsonl, alarms, accuracy and, against a known truth, the detector's AUROC."""
 
 import json
 import math
@@ -20,11 +20,11 @@ from pipelines.storage.atomic import replacing, sync
 from pipelines.train.data import Facts
 
 EVALUATE_BATCH = 500
-TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is followed
+TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is measured during training
 
 
 class MetricsLog:
-    """metrics.jsonl: one flat object per log step; lines after the checkpoint that we resume from are dropped."""
+    """metrics.jsonl: one flat object per log step. A resume drops the lines after its checkpoint."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
         self._path = path
@@ -36,7 +36,7 @@ class MetricsLog:
             try:
                 values = json.loads(line)
             except ValueError:
-                break  # a line that a kill cut short: all that follows was after the checkpoint
+                break  # a kill cut this line short; everything after it is newer than the checkpoint
             if values["step"] <= keep_until:
                 kept.append(line)
                 self.last = values
@@ -55,9 +55,9 @@ class MetricsLog:
 
 
 def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    """Means of figures that `count` steps summed up, as Python numbers: here the host waits for the device.
+    """Means of figures that `count` steps have summed, as Python numbers. The host waits for the device here.
 
-    By name, so that a line of the log is the same text where a checkpoint gave part of the sums.
+    Sorted by name, so that a line of the log has the same text when a checkpoint held part of the sums.
     """
     figures: dict[str, float] = {}
     for name, value in sorted(sums.items()):
@@ -69,7 +69,7 @@ def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
 
 
 class Watch:
-    """Alarms that a person can act on, each raised once."""
+    """Alarms that a person can act on. Each is raised once."""
 
     def __init__(self, recipe: Recipe, routing_start: int, classes: tuple[str, ...]) -> None:
         self._classes = classes
@@ -77,7 +77,7 @@ class Watch:
         self.raised: dict[str, None] = {}
 
     def check(self, step: int, figures: dict[str, float]) -> Iterator[str]:
-        """Yield what is new at a log step."""
+        """Yield the alarms that are new at a log step."""
         if step <= self._silent_until:
             return
         for alarm in self._alarms(figures):
@@ -89,13 +89,14 @@ class Watch:
         share = figures.get("dummy_share")
         if share is not None and share < 0.01:
             yield (
-                "Under 1 % of the pool goes to the dummy head: the pool is clean, or the detector found nothing. "
-                "Look at the most synthetic images with `curate inspect`; train with --method fixmatch if it is clean."
+                "Under 1 % of the pool is routed to the dummy head. Either the pool is clean, or the detector found "
+                "nothing. Look at the most synthetic images with `curate inspect`; if the pool is clean, train with "
+                "--method fixmatch."
             )
         if share is not None and share > 0.99:
             yield (
-                "Over 99 % of the pool goes to the dummy head: the labeled images differ from all of the pool, often "
-                "in size or file format. Take labeled images that went through the same pipeline as the crawl."
+                "Over 99 % of the pool is routed to the dummy head. The labeled images differ from the whole pool, "
+                "often in size or file format. Use labeled images that went through the same pipeline as the crawl."
             )
         for k, name in enumerate(self._classes):
             among = figures.get(f"pseudo_label_share/{k}")
@@ -103,18 +104,18 @@ class Watch:
                 return
             if among > 0.9:
                 yield (
-                    f"Pseudo-labels have collapsed to the class {name!r}: give more labeled images per class, or lower "
+                    f"Pseudo-labels have collapsed to the class {name!r}. Add labeled images to each class, or lower "
                     "learning_rate in --config."
                 )
             if among < 0.02 / len(self._classes):
                 yield (
-                    f"The labeled class {name!r} is hardly found in the pool: "
-                    "check its labeled images, or leave it out."
+                    f"The pool holds hardly any image of the labeled class {name!r}. Check its labeled images, or "
+                    "leave the class out."
                 )
 
 
 class Evaluation:
-    """Accuracy on the validation set and, where a truth is known, what detector, queue and pseudo-labels are worth."""
+    """Accuracy on the validation set and, where a truth is known, the quality of detector, queue and pseudo-labels."""
 
     def __init__(
         self,
