@@ -15,6 +15,7 @@ copy of the one before it, with up to 4 bits and a little of its embedding chang
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -93,7 +94,9 @@ def lay_out(size: int, work: Path) -> None:
         for _ in range(settings.RADIUS):
             hashes[copies] ^= np.uint64(1) << rng.integers(0, 64, len(copies), dtype=np.uint64)
         keys = [key_of(number, row) for row in range(SHARD)]
-        pq.write_table(pa.table({"key": keys, "phash": hashes}), work / "pool" / f"{shard}.parquet")
+        digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+        rows = pa.table({"key": keys, "sha256": digests, "phash": hashes})
+        pq.write_table(rows, work / "pool" / f"{shard}.parquet")
         (work / "pool" / f"{shard}_stats.json").write_text(json.dumps({"successes": SHARD}))
         mark = {"model": "made", "shard": pool.digest(shard)}
         scores = pa.table({"key": keys}).replace_schema_metadata(mark)
