@@ -19,6 +19,16 @@ from models.networks import Classifier, Detector
 from pipelines import ingest, score, toy
 from pipelines.run import model
 
+# Fixtures that take over a second to make.
+SLOW = {"world", "newborn", "leaking", "home", "ray", "tiny_models", "bucket"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark `slow` what needs a slow fixture; what takes over a second by itself bears the mark where it stands."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SLOW & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
 
 @dataclass(frozen=True)
 class World:

@@ -13,6 +13,8 @@ import pytest
 from pipelines.pool.manifest import Pool
 from tests.warm import ROOT, curate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def key(scored: Path) -> str:

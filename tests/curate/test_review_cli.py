@@ -23,6 +23,8 @@ from pipelines import ingest, score
 from pipelines.pool.manifest import Pool
 from pipelines.run import marks, model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

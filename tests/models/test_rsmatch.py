@@ -294,6 +294,7 @@ def test_every_rule_trains_both_methods(method: str, rule: str) -> None:
     assert (model.classifier_ema(labeled).real.argmax(1) == labels).float().mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rsmatch", "fixmatch", "openmatch", "iomatch", "supervised"])
 def test_methods_learn_a_simple_world(method: str) -> None:
     model = learner(method=method, threshold=0.8)
@@ -379,6 +380,7 @@ def test_other_detector_examples_train(examples: str) -> None:
         assert model.queue.size.sum() == 0
 
 
+@pytest.mark.slow
 def test_a_detector_that_is_told_the_truth_finds_it() -> None:
     """Noisy against plain pictures, half of the pool each; the queue's way has to find out by itself."""
     rng = torch.Generator().manual_seed(0)

@@ -82,6 +82,7 @@ def test_a_task_that_kills_every_worker_is_one_sentence(ray: Callable[[], Engine
         list(ray().in_order(die, range(1)))
 
 
+@pytest.mark.slow
 def test_packages_of_our_names_in_the_working_directory_do_not_reach_the_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     for name in ("models", "pipelines"):

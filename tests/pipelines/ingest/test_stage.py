@@ -309,6 +309,7 @@ def test_killed_at_any_rename_a_rerun_gives_the_same_bytes(
     check(pool)
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_with_workers_running_a_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
     crawl = make_crawl(tmp_path / "crawl", num_shards=8, per_shard=150)
     run(tmp_path / "whole", crawl)
@@ -341,6 +342,7 @@ def test_workers_do_not_outlive_a_killed_parent(
     assert not processes_of(process.pid)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_pool_that_goes_on(tmp_path: Path) -> None:
     crawl = make_crawl(tmp_path / "crawl", num_shards=8, per_shard=150)
     script, pool = tmp_path / "run.py", tmp_path / "pool"

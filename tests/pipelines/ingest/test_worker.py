@@ -102,6 +102,7 @@ def start(
     )
 
 
+@pytest.mark.slow
 def test_an_image_without_end_is_rejected_and_its_neighbors_are_kept(crawl: Path, tmp_path: Path) -> None:
     for jobs in (1, 2):
         pool = tmp_path / str(jobs)
@@ -113,6 +114,7 @@ def test_an_image_without_end_is_rejected_and_its_neighbors_are_kept(crawl: Path
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_a_process_that_the_system_ends_costs_the_image_that_it_was_at(crawl: Path, tmp_path: Path) -> None:
     process = start(tmp_path / "run.py", crawl, tmp_path / "pool", cpu_seconds=3)
     assert process.communicate(timeout=120)[0] == b"18\n"
@@ -121,6 +123,7 @@ def test_a_process_that_the_system_ends_costs_the_image_that_it_was_at(crawl: Pa
     assert Pool(tmp_path / "pool").num_images == 16
 
 
+@pytest.mark.slow
 def test_an_image_for_which_there_is_no_memory_costs_itself_alone(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("I;16", (14_000, 14_000)).save(out, "PNG")  # 400 MB, in a file of 0.4
@@ -148,6 +151,7 @@ def test_a_source_that_cannot_be_read_within_the_memory_loses_its_rest_on_record
     assert Pool(tmp_path / "pool").rows("00001")["member"].to_pylist() == ["1.jpg"]
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_once_cost_nothing(tmp_path: Path) -> None:
     (tmp_path / "crawl").mkdir()
     for shard in range(6):

@@ -338,6 +338,7 @@ def test_names_in_charts_are_escaped_and_numbers_are_in_place() -> None:
     assert dots.count("h0") == 15
 
 
+@pytest.mark.slow
 def test_pools_of_any_size_make_pages_of_one_size(home: Path, written: Summary, tmp_path: Path) -> None:
     """Ten times the shards, each with its own digests, add their numbers to the page and nothing else."""
     pool, run = tmp_path / "pool", tmp_path / "run"
