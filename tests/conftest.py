@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import ingest, score, toy
 from pipelines.run import model
 
@@ -66,7 +67,7 @@ def save_newborn(run: Path, classes: Sequence[str] = toy.CLASSES, *, seed: int =
     torch.manual_seed(seed)
     config = model.ModelConfig(
         classes=tuple(classes), method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(run / "model", config, Classifier("small", len(classes)).eval(), Detector().eval())
 

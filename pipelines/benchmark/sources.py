@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, why
 from pipelines.images.encode import encode
 from pipelines.images.rejects import Reject
 from pipelines.ingest.sources import image_column
@@ -212,7 +212,7 @@ def _read_parquet(file: Path) -> tuple[pa.ChunkedArray, list[str]]:
             raise BadInput(f"{file}: has {what}; it has {', '.join(schema.names)}.")
         table = pq.read_table(file, columns=[image, label])
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}).") from None
+        raise BadInput(f"{file}: cannot be read as parquet ({why(error)}).") from None
     images = table[image]
     if pa.types.is_struct(images.type):
         images = pc.struct_field(images, "bytes")

@@ -35,7 +35,7 @@ from PIL import Image
 from pipelines import train
 from pipelines.benchmark import plots, pools, sources, table
 from pipelines.benchmark.config import BenchmarkConfig, Summary
-from pipelines.benchmark.methods import METHODS
+from pipelines.benchmark.methods import METHODS, merged
 from pipelines.benchmark.pools import World
 from pipelines.compute import devices, processes
 from pipelines.errors import Incompatible
@@ -166,15 +166,15 @@ def _settings(config: BenchmarkConfig) -> dict[str, Any]:
     return named | {"classes": sorted(set(config.classes)) if config.classes else None} | values
 
 
-def _train_config(config: BenchmarkConfig, method: str, **changes: Any) -> train.TrainConfig:
-    return train.TrainConfig(**{**config.train, **METHODS[method].changes, **changes})
+def _train_config(config: BenchmarkConfig, method: str, changes: Mapping[str, Any]) -> train.TrainConfig:
+    return train.TrainConfig(**merged(config.train, METHODS[method].changes, changes))
 
 
 def _revision(config: BenchmarkConfig, method: str) -> str:
     """Of what a method trains by these settings; empty for one that is no more."""
     if method not in METHODS:
         return ""
-    return _train_config(config, method, labeled="").recipe(num_classes=2).revision
+    return _train_config(config, method, {"labeled": ""}).revision
 
 
 # Runs.
@@ -214,8 +214,8 @@ def train_start(config: BenchmarkConfig, threads: int, world: World) -> None:
     """Train the network that all methods start from on a world's labeled images."""
     torch.set_num_threads(threads)
     folder = _folder(config, world)
-    places = {"labeled": folder / "seed", "pool": folder / "real", "run": folder / "start"}
-    train.run(train.TrainConfig(**((config.start or {}) | places | {"method": "supervised", "seed": world.seed})))
+    own = {"labeled": folder / "seed", "pool": folder / "real", "run": folder / "start", "seed": world.seed}
+    train.run(train.TrainConfig(**merged(config.start or {}, own, METHODS["supervised"].changes)))
 
 
 def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
@@ -223,20 +223,19 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     torch.set_num_threads(threads)
     method, folder = METHODS[job.method], _folder(config, job.world)
     target = _run_folder(config, job)
-    told = {"share_real": 1 / (1 + job.world.alpha)} if method.changes.get("detector_examples") == "nnpu" else {}
-    settings = _train_config(
-        config,
-        job.method,
-        **told,
-        learning_rate=job.learning_rate,
-        labeled=folder / "seed",
-        pool=folder / ("real" if method.real_only else "pool"),
-        validation=folder / "test",
-        truth=folder / "truth.parquet",
-        run=target,
-        start=folder / "start" if config.start is not None else None,
-        seed=job.world.seed,
-    )
+    own = {
+        "labeled": folder / "seed",
+        "pool": folder / ("real" if method.real_only else "pool"),
+        "validation": folder / "test",
+        "truth": folder / "truth.parquet",
+        "run": target,
+        "seed": job.world.seed,
+        "network": {"init_from": folder / "start" if config.start is not None else None},
+        "recipe": {"learning_rate": job.learning_rate},
+    }
+    if method.changes.get("controls", {}).get("detector_examples") == "nnpu":
+        own |= {"controls": {"share_real": 1 / (1 + job.world.alpha)}}
+    settings = _train_config(config, job.method, own)
     summary = train.run(settings)
     series = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
@@ -246,14 +245,14 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
         record |= held_out(folder, target)
         if config.photographs:
             record["scaled_photographs"] = scaled_photographs(folder, target, config.photographs, config.size)
-        record |= {"share_synthetic": summary.share_synthetic, "share_interval": summary.share_interval}
+        record |= {"share_synthetic": summary.estimated_share, "share_interval": summary.estimated_interval}
     record["series"] = [
         {name: line[name] for name in ("step", *followed) if name in line}
         for line in series
         if "accuracy" in line or "detector_auroc" in line
     ]
     if not summary.resumed_at:  # what a run took that was cut short is not known
-        speed = settings.num_steps / summary.seconds
+        speed = settings.recipe.num_steps / summary.seconds
         record |= {"seconds": round(summary.seconds, 1), "steps_per_second": round(speed, 2)}
     return record
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from pipelines.errors import CorruptShard, MissingArtifact
+from pipelines.errors import CorruptShard, MissingArtifact, why
 from pipelines.storage import locations
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 KEY_DIGITS = 5  # of the shard; the row follows in at least four
 MAX_SHARDS = 10**KEY_DIGITS
@@ -58,7 +58,7 @@ REJECT_SCHEMA = pa.schema(
 INGESTS = "run.json"  # of a pool: what was ingested when; also the mark that it is one
 
 
-def is_pool(root: Place) -> bool:
+def is_pool(root: Location) -> bool:
     """Whether `root` is a pool, be it an empty one."""
     try:
         values = json.loads(locations.read(root / INGESTS))
@@ -81,10 +81,10 @@ def shard_of(key: str) -> str:
 class Pool:
     """The finished shards of a pool, by name and in order; on a disk or on an object store."""
 
-    root: Place
+    root: Location
 
     @classmethod
-    def open(cls, root: Place) -> "Pool":
+    def open(cls, root: Location) -> "Pool":
         """Open an ingested pool; MissingArtifact where there is none, or no image in it."""
         pool = cls(root)
         if not pool.shards:
@@ -113,7 +113,7 @@ class Pool:
         """Number of kept images."""
         return sum(self.counts)
 
-    def tar(self, shard: str) -> Place:
+    def tar(self, shard: str) -> Location:
         """Path of a shard's tar."""
         return self.root / f"{shard}.tar"
 
@@ -121,7 +121,7 @@ class Pool:
         """What a shard's `_stats.json` says."""
         return _parsed(self._stats(shard), locations.read(self._stats(shard)))
 
-    def _stats(self, shard: str) -> Place:
+    def _stats(self, shard: str) -> Location:
         return self.root / f"{shard}_stats.json"
 
     def digest(self, shard: str) -> str:
@@ -137,7 +137,7 @@ class Pool:
         return (self.rows(shard, columns) for shard in self.shards)
 
 
-def _parsed(path: Place, content: bytes) -> dict[str, Any]:
+def _parsed(path: Location, content: bytes) -> dict[str, Any]:
     try:
         stats = json.loads(content)
     except ValueError:
@@ -147,7 +147,7 @@ def _parsed(path: Place, content: bytes) -> dict[str, Any]:
     return stats
 
 
-def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a parquet file of ours; one sentence if it is gone or cut."""
     try:
         file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
@@ -155,5 +155,6 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise CorruptShard(f"{path}: is missing although its shard is marked as done; make the shard again.") from None
     except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptShard(f"{path}: cannot be read ({reason}); remove the shard's files and make it again.") from None
+        raise CorruptShard(
+            f"{path}: cannot be read ({why(error)}); remove the shard's files and make it again."
+        ) from None

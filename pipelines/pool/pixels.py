@@ -15,13 +15,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from upath import UPath
 
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
-from pipelines.storage.locations import Place
-from pipelines.storage.shards import read_spans, read_spans_across
+from pipelines.storage.shards import read_spans_across
 
 CHUNK = 512  # images decoded at once while a pool is loaded
 PREFETCH = 4  # batches decoded ahead of the step
@@ -81,19 +79,13 @@ class Rows:
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Original bytes of `rows`; CorruptShard where a shard is cut or missing."""
-        shards = self.shard[rows]
-        root = self.pool.root
-        if isinstance(root, UPath):  # all at once: each request waits for the network
-            tars: list[Place] = [root / f"{self.pool.shards[number]}.tar" for number in shards.tolist()]
-            lies = zip(tars, self.offset[rows].tolist(), self.num_bytes[rows].tolist(), strict=True)
-            return list(read_spans_across(lies))
+        order = np.argsort(self.shard[rows], kind="stable").tolist()  # each shard is opened once
+        sorted_rows = [rows[i] for i in order]
+        tars = [self.pool.tar(self.pool.shards[number]) for number in self.shard[sorted_rows].tolist()]
+        spans = zip(tars, self.offset[sorted_rows].tolist(), self.num_bytes[sorted_rows].tolist(), strict=True)
         result = [b""] * len(rows)
-        for number in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == number).tolist()
-            spans = [(int(self.offset[rows[i]]), int(self.num_bytes[rows[i]])) for i in places]
-            path = self.pool.tar(self.pool.shards[number])
-            for place, data in zip(places, read_spans(path, spans), strict=True):
-                result[place] = data
+        for i, data in zip(order, read_spans_across(spans), strict=True):
+            result[i] = data
         return result
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from models.networks import Classifier
+from models.openset import IOMatch, OpenLoss, OpenMatch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import openset
-from models.networks import Classifier
-from models.openset import IOMatch, OpenLoss, OpenMatch
 from models.ranks import Ranks
 from tests.warm import Process
 

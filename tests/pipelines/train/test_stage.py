@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from models.networks import Detector, backbone
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.networks import Detector, backbone
 from models.ranks import Ranks
 from models.rsmatch import Recipe
 from pipelines import ingest, train
