@@ -86,6 +86,7 @@ def test_other_detector_examples_train(examples: str) -> None:
         assert (queue.index == csqueue.EMPTY).all()
 
 
+@pytest.mark.slow
 def test_a_detector_that_is_told_the_truth_finds_it() -> None:
     """Noisy against plain pictures, half of the pool each; the queue's way has to find out by itself."""
     rng = torch.Generator().manual_seed(0)

@@ -126,6 +126,7 @@ def test_images_as_tested_are_read_by_the_running_statistics_and_take_part_in_no
     torch.testing.assert_close(heads.dummy[~kept], tested.dummy, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_batch_of_one_class_hides_it_but_not_from_who_reads_as_tested(turn) -> None:  # type: ignore[no-untyped-def]
     """A network that tells pictures with a red cast from those with a blue one, and batches of either alone."""

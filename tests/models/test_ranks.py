@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -68,6 +69,7 @@ def work(folder: Path, rank: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_come_to_the_losses_of_one(tmp_path: Path) -> None:
     script = "import sys, pathlib, tests.models.test_ranks as t; t.work(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
     workers = [Process(("-c", script, str(tmp_path), str(k))) for k in range(2)]

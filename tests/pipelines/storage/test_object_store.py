@@ -17,7 +17,7 @@ pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytest.importorskip("moto.server", reason="the development extra `moto[server]` is not installed")
 
 import s3fs
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.server import create_backend_app
 from werkzeug.serving import make_server
 
 from models.classifier import Classifier
@@ -64,7 +64,8 @@ class Flaky:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Flaky, str]]:
-    flaky = Flaky(DomainDispatcherApplication(create_backend_app))
+    # Build the application first: moto imports for seconds, and the first request would run into the client's timeouts.
+    flaky = Flaky(create_backend_app("s3"))
     listening = make_server("127.0.0.1", 0, flaky, threaded=True)
     thread = threading.Thread(target=listening.serve_forever)
     thread.start()
