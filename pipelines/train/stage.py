@@ -34,6 +34,7 @@ from pipelines.compute import devices
 from pipelines.errors import BadInput, Incompatible
 from pipelines.pool import labeled, pixels, truth
 from pipelines.pool.manifest import Pool, is_pool
+from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import checkpoint, marks, model
 from pipelines.storage import locks
@@ -270,7 +271,7 @@ def _build(
     return learner
 
 
-def _pixels(config: TrainConfig, rows: pixels.Rows, device: torch.device, on_tick: OnTick) -> pixels.Images:
+def _pixels(config: TrainConfig, rows: Rows, device: torch.device, on_tick: OnTick) -> pixels.Images:
     threads = max(2, torch.get_num_threads())
     if config.memory == "memory" or (config.memory == "auto" and pixels.fits(len(rows), config.decoder, device)):
         return pixels.load(rows, config.decoder, device, threads, on_tick)
