@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from pipelines.benchmark import pools
+from pipelines.benchmark import mixtures
 from pipelines.benchmark.methods import METHODS
 from pipelines.train import TrainConfig
 
@@ -80,7 +80,7 @@ class BenchmarkConfig(BaseModel):
     @classmethod
     def _known_contaminations(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
         for spec in specs:
-            pools.Contamination.parse(spec)
+            mixtures.Contamination.parse(spec)
         return specs
 
 
