@@ -1,15 +1,20 @@
-# Two targets set everything up: `make demo` runs the main job, `make test` passes the tests.
+# Two targets set everything up: `make demo` runs the main job, `make test` passes the tests. `make quick` leaves out
+# the tests that take over a second.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test check install clean
+.PHONY: demo test quick check install clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
 	$(BIN)/curate demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: .venv/.installed-dev
+	$(PYTEST) -m 'not slow'
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .

@@ -63,6 +63,7 @@ def benchmark(
     from curate.config import resolve
     from pipelines import benchmark as stage
     from pipelines.benchmark import downloads, table
+    from pipelines.benchmark.methods import merged
     from pipelines.errors import BadInput
 
     if missing := [name for name in ("scipy", "matplotlib") if find_spec(name) is None]:
@@ -85,7 +86,7 @@ def benchmark(
     }  # fmt: skip
     settings = resolve(stage.BenchmarkConfig, flags, config or "benchmark-cpu", options=options)
     if num_steps is not None:
-        settings = settings.model_copy(update={"train": settings.train | {"num_steps": num_steps}})
+        settings = settings.model_copy(update={"train": merged(settings.train, {"recipe": {"num_steps": num_steps}})})
     with console.progress("benchmark") as on_tick:
         summary = stage.run(settings, on_tick)
     if json:

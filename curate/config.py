@@ -34,14 +34,20 @@ def resolve(
             near = difflib.get_close_matches(key, kind.model_fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(kind.model_fields))}."
             raise BadInput(f"{recipe}: unknown key {key!r}; {hint}")
-    values.update({key: value for key, value in flags.items() if value is not None})
+    for key, value in flags.items():
+        if value is not None:
+            *groups, name = key.split(".")
+            table = values
+            for group in groups:
+                table = table.setdefault(group, {})
+            table[name] = value
     try:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        flag = str(first["loc"][0]) if first["loc"] else ""
-        option = options.get(flag, f"--{flag.replace('_', '-')}")
+        flag = next((name for name in flags if key == name or key.startswith(f"{name}.")), key)
+        option = options.get(flag, f"--{flag.rpartition('.')[2].replace('_', '-')}")
         if first["type"] == "missing":
             raise BadInput(f"{option} is missing; give it, or {key} in --config.") from None
         where = option if flags.get(flag) is not None else (recipe or "configuration")

@@ -23,18 +23,12 @@ def train(
         Literal["fixmatch", "flexmatch", "freematch", "softmatch"] | None,
         typer.Option(help="Which pseudo-labels count, and how much.  [default: fixmatch]"),
     ] = None,
-    detector_init: Annotated[
-        Literal["features", "random"] | None,
-        typer.Option(
-            help="How the detector starts: residual features, or random as in the paper.  [default: features]"
-        ),
-    ] = None,
     backbone: Annotated[str | None, typer.Option(help="wrn-28-2, small, or timm:NAME.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Safetensors to start the backbone from.")] = None,
     pretrained: Annotated[
         bool | None, typer.Option("--pretrained", help="Start a timm backbone from its hub's weights.")
     ] = None,
-    start: Annotated[Path | None, typer.Option(help="Run whose trained classifier to go on from.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Run whose trained classifier to start from.")] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side of what the classifier sees, in pixels.  [default: 32]")
     ] = None,
@@ -62,11 +56,10 @@ def train(
         config = "cpu"
         console.note("No GPU: training by the recipe `cpu`; --config names another.")
     flags = {
-        "labeled": labeled, "pool": pool, "run": run, "validation": validation, "method": method,
-        "rule": rule,
-        "detector_init": detector_init, "backbone": backbone, "weights": weights, "pretrained": pretrained,
-        "start": start,
-        "image_size": image_size, "num_steps": num_steps, "seed": seed, "device": device, "truth": truth,
+        "labeled": labeled, "pool": pool, "run": run, "validation": validation, "recipe.method": method,
+        "recipe.rule": rule, "network.backbone": backbone, "network.weights": weights,
+        "network.pretrained": pretrained, "network.init_from": init_from, "network.image_size": image_size,
+        "recipe.num_steps": num_steps, "seed": seed, "machine.device": device, "truth": truth,
         "resume": None if resume else False,
     }  # fmt: skip
     settings = resolve(stage.TrainConfig, flags, config)
@@ -83,10 +76,10 @@ def train(
         "unlabeled images": summary.num_unlabeled,
         "labeled images": summary.num_labeled,
         "labeled also in the pool": summary.labeled_in_pool,
-        "synthetic share, estimated": summary.share_synthetic,
+        "synthetic share, estimated": summary.estimated_share,
         **{f"marked: {what}": count for what, count in summary.marked.items()},
         "classes": ", ".join(summary.classes),
         "seconds": summary.seconds,
     }
-    console.facts(f"Trained {settings.method} into {settings.run}", shown | summary.metrics)
+    console.facts(f"Trained {settings.recipe.method} into {settings.run}", shown | summary.metrics)
     console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")

@@ -1,58 +1,56 @@
-"""Batch norm that keeps apart the images of the two heads.
+"""Batch norm with separate batch statistics for the images of the two heads.
 
-Synthetic images have other statistics than real ones, all the more where they show something else. Normalized with
-them, real images come out otherwise in training than in a test that has real images alone: where contamination does
-harm, a perfect route without this rescued next to nothing (docs/log.md). So each route has statistics of its own, and
-only those of the real one go into the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the
+Synthetic images have other statistics than real ones, all the more where they show something else. Real images that are
+normalized together with them look different in training than in a test on real images alone: where contamination does
+harm, a perfect route without this gained next to nothing (docs/log.md). So each route has statistics of its own, and
+only those of the real route enter the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the
 same for adversarial examples.
 
-What is normalized by its own batch is seen relative to it: where most synthetic images are of one class, that class is
-what they have in common, and is hidden. No harm where an image is learned from, this makes its pseudo-label wrong. So
-targets may be read as a test would read them, by the running statistics; but these are of real images, and where the
-synthetic ones are of all classes alike they read them worse than their own do (docs/log.md).
+Batch norm removes whatever most of the batch has in common. If most synthetic images show one class, it removes that
+class, and their pseudo-labels become wrong. `synthetic_targets = "running"` therefore computes pseudo-labels with the
+running statistics, as at test time. These are of real images, though, and where the synthetic images are of all classes
+alike the labels are worse than by their own statistics (docs/log.md).
 
-Shape suffixes: B images, C channels, G groups (real, synthetic; to normalize by also as tested).
+Shape suffixes: B images, C channels, G groups (real, synthetic; in the normalization also as tested).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
-from models.networks import Classifier, Heads
-from models.ranks import ALONE, Ranks, sum_over
+from models.classifier import Classifier, Heads
+from models.ranks import sum_over, world_size
 
 REAL, SYNTHETIC, AS_TESTED = range(3)
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
-    """Batch norm with statistics of its own for each group of images, over the parts of all ranks.
+    """Batch norm with statistics of its own for each group of images, over all ranks.
 
-    Images AS_TESTED take part in none and are normalized by the running statistics. Shapes do not depend on who is in
-    which group, and nothing waits for a GPU. While `group` is None all are REAL.
+    Images AS_TESTED enter no statistics and are normalized by the running ones. Shapes do not depend on the groups, and
+    nothing waits for a GPU. While `group` is None, all images are REAL.
     """
 
     group: Tensor | None = None  # (B,) int64
-    ranks: Ranks = ALONE
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or (self.group is None and self.ranks.world == 1):
+        if not self.training or (self.group is None and world_size() == 1):
             return super().forward(input)
         group_B = torch.full_like(input[:, 0, 0, 0], REAL, dtype=torch.int64) if self.group is None else self.group
         values = input.float()
         variance_BC, mean_BC = torch.var_mean(values, (2, 3), correction=0)
         is_in_GB1 = torch.stack((group_B == REAL, group_B == SYNTHETIC)).float()[..., None]
-        count_G1 = sum_over(is_in_GB1.sum(1), self.ranks)
+        count_G1 = sum_over(is_in_GB1.sum(1))
 
         def group_means(values_BC: Tensor) -> Tensor:
-            # No matrix product: autocast would round it. Nobody is normalized by the statistics of an empty group.
-            return sum_over((is_in_GB1 * values_BC).sum(1), self.ranks) / count_G1.clamp(min=1)
+            # No matrix product: autocast would round it. No image is normalized by the statistics of an empty group.
+            return sum_over((is_in_GB1 * values_BC).sum(1)) / count_G1.clamp(min=1)
 
         mean_GC = group_means(mean_BC)
-        # Around the mean: the difference of two large squares would be rounding alone where a channel hardly varies.
+        # Around the mean: where a channel hardly varies, the difference of two large squares would be rounding error.
         variance_GC = group_means(variance_BC + (mean_BC - mean_GC[group_B.clamp(max=SYNTHETIC)]).square())
         self._follow(mean_GC[REAL], variance_GC[REAL], count_G1[REAL, 0] * values[0, 0].numel())
         assert self.running_mean is not None and self.running_var is not None
@@ -76,7 +74,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
 
 
 class _SplitBatchNormAct(SplitBatchNorm):
-    """timm's batch norm, which goes on to an activation."""
+    """timm's batch norm, which includes an activation."""
 
     drop: nn.Module
     act: nn.Module
@@ -86,34 +84,33 @@ class _SplitBatchNormAct(SplitBatchNorm):
         return activated
 
 
-def split(classifier: Classifier, ranks: Ranks) -> None:
-    """Turn the batch norms into split ones, but for one process on a CPU, for which `apart` has a cheaper way."""
-    if ranks.world > 1 or next(classifier.parameters()).is_cuda:
-        split_all(classifier, ranks)
+def split(classifier: Classifier) -> None:
+    """Turn the batch norms into split ones, except for one process on a CPU, for which `apart` has a cheaper way."""
+    if world_size() > 1 or next(classifier.parameters()).is_cuda:
+        split_all(classifier)
 
 
-def synchronize(network: nn.Module, ranks: Ranks) -> None:
+def synchronize(network: nn.Module) -> None:
     """Let batch norms see the global batch. PyTorch's own synchronized batch norm runs on GPUs alone."""
-    if ranks.world == 1:
+    if world_size() == 1:
         return
     if next(network.parameters()).is_cuda:
         convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     else:
-        split_all(network, ranks)
+        split_all(network)
 
 
-def split_all(network: nn.Module, ranks: Ranks) -> None:
+def split_all(network: nn.Module) -> None:
     """Turn all batch norms into split ones."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = _SplitBatchNormAct if isinstance(module, BatchNormAct2d) else SplitBatchNorm
-            cast(SplitBatchNorm, module).ranks = ranks
 
 
 def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads:
-    """Both heads' logits of a batch in training, normalized by group: REAL, SYNTHETIC or AS_TESTED (int64).
+    """Both heads' logits of a training batch, normalized by group: REAL, SYNTHETIC or AS_TESTED (int64).
 
-    Images AS_TESTED are for targets alone: their logits may have no gradient.
+    Images AS_TESTED serve as targets alone: their logits may have no gradient.
     """
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     split_norms = [module for module in norms if isinstance(module, SplitBatchNorm)]
@@ -124,7 +121,7 @@ def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads
         for norm in split_norms:
             norm.group = None
         return heads
-    # On a CPU counts are known, and a pass for each group costs no more than one for all.
+    # On a CPU the counts are known, and a pass per group costs no more than one for all.
     rows = [(group_B == group).nonzero().squeeze(1) for group in (REAL, SYNTHETIC, AS_TESTED)]
     passes = [_pass(classifier, images_BCHW, rows[REAL])]
     with _running_statistics_kept(norms):
@@ -145,7 +142,7 @@ def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:
                 for head in (classifier.real, classifier.dummy)
             )
         )
-    # PyTorch refuses a single value for each channel, as deep networks make of a single small image.
+    # PyTorch refuses a single value per channel, to which deep networks reduce a single small image.
     heads: Heads = classifier(images_BCHW[rows if len(rows) > 1 else rows.repeat(2)])
     return Heads(*(logits[: len(rows)] for logits in heads))
 

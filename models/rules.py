@@ -1,8 +1,8 @@
-"""Which pseudo-labels count, and how much: FixMatch's rule and those that came after it.
+"""Rules that weigh pseudo-labels: FixMatch's and its successors'.
 
-A rule maps the probabilities of the weak views (M, K) to a weight (M,) in 0..1 for each unlabeled image. Some hold a
-little state, in buffers, which follows the training; under several ranks what they average is gathered first, so that
-all ranks hold the same. `fixmatch` takes one, `rsmatch` one for each head.
+A rule maps the probabilities of the weak views (M, K) to a weight (M,) in 0..1 for each unlabeled image. Some keep a
+little state in buffers; under several ranks they gather what they average, so that all ranks hold the same. FixMatch
+takes one rule, RSMatch one for each head.
 
     fixmatch   arXiv 2001.07685   one threshold tau
     flexmatch  arXiv 2110.08263   tau, lower for classes of which little has been learned yet
@@ -10,15 +10,13 @@ all ranks hold the same. `fixmatch` takes one, `rsmatch` one for each head.
     softmatch  arXiv 2301.10921   a Gaussian weight below the mean confidence, of aligned probabilities
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ranks import ALONE, Ranks, sum_over
+from models import ranks
+from models.recipe import Recipe
 
-Name = Literal["fixmatch", "flexmatch", "freematch", "softmatch"]
 FOLLOW = 1 - 0.999  # share of the new batch in FreeMatch's and SoftMatch's averages
 NUM_SIGMAS = 2.0  # SoftMatch's n_sigma
 FAIRNESS = 0.05  # weight of FreeMatch's fairness loss
@@ -27,9 +25,9 @@ FAIRNESS = 0.05  # weight of FreeMatch's fairness loss
 class FixMatch(nn.Module):
     """The weight is [max p >= tau]."""
 
-    def __init__(self, threshold: float, ranks: Ranks = ALONE) -> None:
+    def __init__(self, threshold: float) -> None:
         super().__init__()
-        self.threshold, self.ranks = threshold, ranks
+        self.threshold = threshold
 
     def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
         """Weight (M,) float32 of each image of those that count (its head's own); others come out as 0.
@@ -51,8 +49,8 @@ class FlexMatch(FixMatch):
 
     label: Tensor
 
-    def __init__(self, threshold: float, num_classes: int, num_images: int, ranks: Ranks = ALONE) -> None:
-        super().__init__(threshold, ranks)
+    def __init__(self, threshold: float, num_classes: int, num_images: int) -> None:
+        super().__init__(threshold)
         self.num_classes = num_classes
         self.register_buffer("label", torch.full((num_images,), num_classes, dtype=torch.int32))  # K: unused
 
@@ -66,7 +64,7 @@ class FlexMatch(FixMatch):
         weight = counted_M & (confidence >= self.threshold * (beta / (2 - beta))[label])
         learned = counted_M & (confidence >= self.threshold)
         updated = torch.where(learned, label.to(torch.int32), self.label[rows_M])
-        self.label[self.ranks.gather(rows_M)] = self.ranks.gather(updated)
+        self.label[ranks.gather(rows_M)] = ranks.gather(updated)
         return weight.float()
 
 
@@ -77,15 +75,15 @@ class FreeMatch(FixMatch):
     probs: Tensor
     histogram: Tensor
 
-    def __init__(self, num_classes: int, ranks: Ranks = ALONE) -> None:
-        super().__init__(0.0, ranks)
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(0.0)
         self.register_buffer("confidence", torch.tensor(1 / num_classes))
         self.register_buffer("probs", torch.full((num_classes,), 1 / num_classes))
         self.register_buffer("histogram", torch.full((num_classes,), 1 / num_classes))
 
     def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
         confidence, label = probs_MK.max(1)
-        every, counted = self.ranks.gather(probs_MK), self.ranks.gather(counted_M.float())
+        every, counted = ranks.gather(probs_MK), ranks.gather(counted_M.float())
         of_class = F.one_hot(every.argmax(1), every.shape[1]).float()
         _follow(self.confidence, every.amax(1), counted)
         _follow(self.probs, every, counted)
@@ -100,8 +98,8 @@ class FreeMatch(FixMatch):
         """
         probs = strong_MK.softmax(1)
         chosen = weight_M[:, None]
-        histogram = sum_over((F.one_hot(strong_MK.argmax(1), strong_MK.shape[1]) * chosen).sum(0), self.ranks)
-        predicted = sum_over((probs * chosen).sum(0), self.ranks)
+        histogram = ranks.sum_over((F.one_hot(strong_MK.argmax(1), strong_MK.shape[1]) * chosen).sum(0))
+        predicted = ranks.sum_over((probs * chosen).sum(0))
         expected = _normalized(self.probs / self.histogram.clamp(min=1e-6))
         actual = _normalized(predicted * torch.where(histogram > 0, 1 / histogram.clamp(min=1e-6), 0.0))
         return FAIRNESS * (expected * (actual + 1e-12).log()).sum() * (histogram.sum() > 0)
@@ -114,17 +112,17 @@ class SoftMatch(FixMatch):
     variance: Tensor
     probs: Tensor
 
-    def __init__(self, num_classes: int, ranks: Ranks = ALONE) -> None:
-        super().__init__(0.0, ranks)
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(0.0)
         self.register_buffer("mean", torch.tensor(1 / num_classes))
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("probs", torch.full((num_classes,), 1 / num_classes))
 
     def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
-        counted = self.ranks.gather(counted_M.float())
-        _follow(self.probs, self.ranks.gather(probs_MK), counted)
+        counted = ranks.gather(counted_M.float())
+        _follow(self.probs, ranks.gather(probs_MK), counted)
         confidence = _normalized(probs_MK / self.probs).amax(1)  # uniform alignment, for the weight alone
-        every = self.ranks.gather(confidence)
+        every = ranks.gather(confidence)
         mean = (every * counted).sum() / counted.sum().clamp(min=1)
         _follow(self.mean, every, counted)
         _follow(self.variance, (every - mean).square(), counted)
@@ -132,17 +130,17 @@ class SoftMatch(FixMatch):
         return counted_M * torch.exp(-below.square() * NUM_SIGMAS**2 / (2 * self.variance))
 
 
-def build(name: Name, *, threshold: float, num_classes: int, num_images: int, ranks: Ranks = ALONE) -> FixMatch:
-    """Build a rule; `num_images` is the size of the pool (FlexMatch remembers a label of each)."""
-    match name:
+def build(recipe: Recipe, num_classes: int, num_images: int) -> FixMatch:
+    """Build a recipe's rule for one head; `num_images` is the size of the pool (FlexMatch keeps a label of each)."""
+    match recipe.rule:
         case "fixmatch":
-            return FixMatch(threshold, ranks)
+            return FixMatch(recipe.confidence_threshold)
         case "flexmatch":
-            return FlexMatch(threshold, num_classes, num_images, ranks)
+            return FlexMatch(recipe.confidence_threshold, num_classes, num_images)
         case "freematch":
-            return FreeMatch(num_classes, ranks)
+            return FreeMatch(num_classes)
         case "softmatch":
-            return SoftMatch(num_classes, ranks)
+            return SoftMatch(num_classes)
 
 
 def _follow(average: Tensor, values: Tensor, counted: Tensor) -> None:

@@ -1,31 +1,46 @@
-"""Everything that can go wrong and that the user can mend.
+"""The errors that a user can fix, and how the error of a library is quoted in one of them.
 
     CurateError             one sentence: what, where, what to do next; the command line exits with 1
-      BadInput              an argument, a configuration or a source that cannot be used as it is
-      MissingArtifact       an earlier stage has not been run, or was run elsewhere
-      CorruptShard          a shard, manifest or checkpoint that is not what its mark says
-      Incompatible          two artifacts, or an artifact and a flag, that do not belong together
+      BadInput              an argument, a configuration value or a source cannot be used
+      MissingArtifact       an earlier stage has not run, or ran elsewhere
+      CorruptShard          a shard, manifest or checkpoint differs from what was recorded about it
+      Incompatible          two artifacts, or an artifact and a flag, do not belong together
 
 A faulty image is none of these: it is a value, a row among the rejects (see `pipelines.images.rejects`).
-Anything else that is raised is a bug of ours.
+Any other exception is a bug in curate.
 """
 
 
 class CurateError(Exception):
-    """Base of all errors that the user can mend; `str(error)` is the sentence to show."""
+    """Base of all errors that the user can fix; `str(error)` is the sentence to show."""
 
 
 class BadInput(CurateError):
-    """An argument, a configuration value or a source that cannot be used as it is."""
+    """An argument, a configuration value or a source cannot be used."""
 
 
 class MissingArtifact(CurateError):
-    """Something that an earlier stage should have left is not there."""
+    """Something that an earlier stage should have written is missing."""
 
 
 class CorruptShard(CurateError):
-    """A file of ours that is cut, altered or contradicts its neighbors."""
+    """A file that curate wrote is truncated, altered or contradicts its neighbors."""
 
 
 class Incompatible(CurateError):
-    """Two artifacts, or an artifact and a flag, that do not belong together."""
+    """Two artifacts, or an artifact and a flag, do not belong together."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the message of an error, unchanged; the name of its type if the message is empty."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def why(error: BaseException) -> str:
+    """What went wrong, for quoting in a message: the system's words for an OSError, otherwise the first line.
+
+    The period at the end is dropped, because the quoting sentence has its own.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error).rstrip(".")

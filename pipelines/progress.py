@@ -1,4 +1,4 @@
-"""How a stage says where it is. The stage calls `on_tick`; who draws it is not its business."""
+"""Progress reports of a stage: the stage calls `on_tick`, and whoever passed it decides how to show them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ class Tick:
     total: int | None
     unit: str
     figures: Mapping[str, float | str] = field(default_factory=dict)
-    note: str = ""  # something to say once, such as an alarm
+    note: str = ""  # a message to show once, such as an alarm
 
 
 OnTick = Callable[[Tick], None]
 
 
 def ignore(tick: Tick) -> None:
-    """An `on_tick` that shows nothing."""
+    """Show nothing: the default `on_tick`."""

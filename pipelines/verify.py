@@ -29,9 +29,8 @@ from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, verdicts
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage import locations
-from pipelines.storage.locations import AnyFolder, LocalFolder, Place
-from pipelines.storage.shards import digest_of_sidecars, read_samples
-from pipelines.storage.tar import BLOCK
+from pipelines.storage.locations import AnyFolder, LocalFolder, Location
+from pipelines.storage.shards import END_MARK, digest_of_sidecars, member_span, read_samples
 
 P = ParamSpec("P")
 
@@ -105,7 +104,7 @@ _LEFT = "is the unfinished work of a command that was killed, or of one that run
 
 
 def _caught(
-    where: Place, mend: str, check: Callable[P, Iterator[Problem]], *args: P.args, **kwargs: P.kwargs
+    where: Location, mend: str, check: Callable[P, Iterator[Problem]], *args: P.args, **kwargs: P.kwargs
 ) -> Iterator[Problem]:
     """What a check finds, and where it cannot go on, why."""
     try:
@@ -139,7 +138,7 @@ def _rejects(pool: Pool, shard: str) -> pa.Table:
 def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
     """Compare tar, manifest, rejects and counts of a shard."""
 
-    def problem(path: Place, what: str) -> Problem:
+    def problem(path: Location, what: str) -> Problem:
         return Problem(where=str(path), what=what, mend=_SHARD)
 
     manifest, tar = pool.root / f"{shard}.parquet", pool.tar(shard)
@@ -169,19 +168,20 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
         image = sample.get(row["format"], b"")
         if hashlib.sha256(image).hexdigest() != row["sha256"] or len(image) != row["num_bytes"]:
             yield problem(tar, f"the image {key} has other bytes than the manifest says")
-        elif row["offset"] != position + BLOCK:
-            yield problem(manifest, f"says that {key} lies at byte {row['offset']}, and it lies at {position + BLOCK}")
+        elif row["offset"] != (offset := member_span(position, len(image)).offset):
+            yield problem(manifest, f"says that {key} lies at byte {row['offset']}, and it lies at {offset}")
         if row["shard"] != shard or shard_of(key) != shard:
             yield problem(manifest, f"lists {key} of the shard {row['shard']}")
         sidecars.update(digest_of_sidecars((name, text) for name, text in sample.items() if name != row["format"]))
-        position += sum(BLOCK + len(data) + -len(data) % BLOCK for data in sample.values())
+        for data in sample.values():
+            position = member_span(position, len(data)).stop
     if (recorded := stats.get("sidecars_sha256")) != sidecars.hexdigest():
         what = "holds other text beside its images than was crawled" if recorded else "has no digest of its captions"
         yield problem(tar, what)
     if (missing := next(listed, None)) is not None:
         yield problem(tar, f"ends before the sample {missing['key']}")
-    if (size := locations.size(tar)) != position + 2 * BLOCK:
-        yield problem(tar, f"has {size} bytes, and its samples and end mark take {position + 2 * BLOCK}")
+    if (size := locations.size(tar)) != (whole := position + len(END_MARK)):
+        yield problem(tar, f"has {size} bytes, and its samples and end mark take {whole}")
 
 
 def _digests(pool: Pool, shard: str) -> list[str]:
@@ -297,7 +297,7 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
         return
     kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"thresholds", b"null"))
     thresholds = verdicts.load(scored.run)
-    if kept is None or thresholds is None:
+    if kept is None:
         return
     if verdicts.Thresholds(**kept) != thresholds:
         yield "was judged by other thresholds than run/thresholds.json"

@@ -7,13 +7,18 @@ import warnings
 # threads that wait for each other beside busy neighbors are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipelines import ingest, toy
+from models.classifier import Classifier
+from models.detector import Detector
+from pipelines import ingest, score, toy
+from pipelines.run import model
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     toy.make(root, num_real=600, alpha=0.5, labels_per_class=8, num_test=50)
     ingest.run(ingest.IngestConfig(sources=(str(root / "crawl"),), pool=root / "pool", jobs=1))
     return World(root)
+
+
+def save_newborn(run: Path, classes: Sequence[str] = toy.CLASSES, *, seed: int = 0) -> None:
+    """Save a model whose networks are as they were born: its scores are scores, and training would take minutes."""
+    torch.manual_seed(seed)
+    config = model.ModelConfig(
+        classes=tuple(classes), method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
+        pool="pool",
+    )  # fmt: skip
+    model.save(run / "model", config, Classifier("small", len(classes)).eval(), Detector().eval())
+
+
+@pytest.fixture(scope="session")
+def newborn(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the world's pool/ and the run/ of a newborn model that has scored it."""
+    home = tmp_path_factory.mktemp("newborn")
+    shutil.copytree(world.pool, home / "pool")
+    save_newborn(home / "run")
+    score.run(score.ScoreConfig(pool=home / "pool", run=home / "run", device="cpu"))
+    return home
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from pipelines.benchmark import mixtures
-from pipelines.benchmark.methods import METHODS
+from pipelines.benchmark.methods import ABLATION, METHODS
 from pipelines.train import TrainConfig
 
 
@@ -49,8 +49,16 @@ class BenchmarkConfig(BaseModel):
     @classmethod
     def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [name for name in names if name not in METHODS]:
-            raise ValueError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {unknown[0]!r}; known: ablation, {', '.join(METHODS)}")
         return names
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _spelled_out(cls, names: Any) -> Any:
+        """`ablation` stands for the paper's method and one of our additions after the other."""
+        if not isinstance(names, list | tuple):
+            return names
+        return tuple(each for name in names for each in (ABLATION if name == "ablation" else (name,)))
 
     @field_validator("alphas")
     @classmethod
@@ -72,8 +80,8 @@ class BenchmarkConfig(BaseModel):
     @field_validator("train")
     @classmethod
     def _without_a_rate(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if "learning_rate" in values:
-            raise ValueError("learning_rate: is part of the matrix here; give it as learning_rates = [...]")
+        if "learning_rate" in values.get("recipe", {}):
+            raise ValueError("recipe.learning_rate is part of the matrix here. Give it as learning_rates = [...].")
         return values
 
     @field_validator("contaminations")

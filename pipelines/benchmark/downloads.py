@@ -70,9 +70,7 @@ def fetch_from(dataset: Dataset, name: str, root: Path, codec: Codec | None = No
     """Fetch the data set that `dataset` describes; see `fetch`."""
     chosen = codec or dataset.codecs[0]
     if chosen not in dataset.codecs:
-        raise BadInput(
-            f"{name} is published as {dataset.codecs[0]} and not available as {chosen}. Fetch it so."
-        )
+        raise BadInput(f"{name} is published as {dataset.codecs[0]} and not available as {chosen}. Fetch it so.")
     folder = root / (name if chosen == dataset.codecs[0] else f"{name}-{chosen}")
     missing = [split for split in SPLITS if not (folder / f"{split}.parquet").is_file()]
     if missing:

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, why
 from pipelines.images.encode import encode
 from pipelines.images.rejects import Reject
 from pipelines.ingest.sources import image_column
@@ -136,7 +136,9 @@ def matched(source: Source, size: int | None = None) -> Source:
             with Image.open(io.BytesIO(source.images[index])) as opened:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadInput(f"{source.name}: image {index} cannot be decoded ({error}). Fix or remove it.") from None
+            raise BadInput(
+                f"{source.name}: image {index} cannot be decoded ({why(error)}). Fix or remove it."
+            ) from None
         if size and picture.size != (size, size):
             picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         return encode(picture, "jpg")
@@ -191,7 +193,7 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}). Fix or remove it.") from None
+        raise BadInput(f"{path} cannot be read ({why(error)}). Fix or remove it.") from None
 
 
 # Parquet
@@ -230,9 +232,7 @@ def _read_parquet(file: Path) -> tuple[pa.ChunkedArray, list[str]]:
             raise BadInput(f"{file} has no column for the class ({wanted}), only {found}. Add or rename one.")
         table = pq.read_table(file, columns=[image, label])
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(
-            f"{file} cannot be read as parquet ({str(error).splitlines()[0]}). Make or fetch it again."
-        ) from None
+        raise BadInput(f"{file} cannot be read as parquet ({why(error)}). Make or fetch it again.") from None
     images = table[image]
     if pa.types.is_struct(images.type):
         images = pc.struct_field(images, "bytes")

@@ -34,7 +34,7 @@ import torch
 from pipelines import train
 from pipelines.benchmark import measure, mixtures, plots, sources, table
 from pipelines.benchmark.config import BenchmarkConfig, Summary
-from pipelines.benchmark.methods import METHODS
+from pipelines.benchmark.methods import METHODS, merged
 from pipelines.benchmark.mixtures import Mixture
 from pipelines.compute import processes
 from pipelines.errors import Incompatible
@@ -149,15 +149,15 @@ def _settings(config: BenchmarkConfig) -> dict[str, Any]:
     return named | {"classes": sorted(set(config.classes)) if config.classes else None} | values
 
 
-def _train_config(config: BenchmarkConfig, method: str, **changes: Any) -> train.TrainConfig:
-    return train.TrainConfig(**{**config.train, **METHODS[method].changes, **changes})
+def _train_config(config: BenchmarkConfig, method: str, changes: Mapping[str, Any]) -> train.TrainConfig:
+    return train.TrainConfig(**merged(config.train, METHODS[method].changes, changes))
 
 
 def _revision(config: BenchmarkConfig, method: str) -> str:
     """Revision of what a method trains with these settings; empty for a method that no longer exists."""
     if method not in METHODS:
         return ""
-    return _train_config(config, method, labeled="").recipe(num_classes=2).revision
+    return _train_config(config, method, {"labeled": ""}).revision
 
 
 # The work: mixtures, and the runs on them
@@ -216,8 +216,8 @@ def train_start(config: BenchmarkConfig, threads: int, mixture: Mixture) -> None
     """Train the network that all methods start from, on the labeled images of a mixture."""
     torch.set_num_threads(threads)
     folder = _folder(config, mixture)
-    folders = {"labeled": folder / "seed", "pool": folder / "real", "run": folder / "start"}
-    train.run(train.TrainConfig(**((config.start or {}) | folders | {"method": "supervised", "seed": mixture.seed})))
+    own = {"labeled": folder / "seed", "pool": folder / "real", "run": folder / "start", "seed": mixture.seed}
+    train.run(train.TrainConfig(**merged(config.start or {}, own, METHODS["supervised"].changes)))
 
 
 def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
@@ -225,20 +225,19 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
     torch.set_num_threads(threads)
     method, folder = METHODS[job.method], _folder(config, job.mixture)
     target = _run_folder(config, job)
-    told = {"share_real": 1 / (1 + job.mixture.alpha)} if method.changes.get("detector_examples") == "nnpu" else {}
-    settings = _train_config(
-        config,
-        job.method,
-        **told,
-        learning_rate=job.learning_rate,
-        labeled=folder / "seed",
-        pool=folder / ("real" if method.real_only else "pool"),
-        validation=folder / "test",
-        truth=folder / "truth.parquet",
-        run=target,
-        start=folder / "start" if config.start is not None else None,
-        seed=job.mixture.seed,
-    )
+    own = {
+        "labeled": folder / "seed",
+        "pool": folder / ("real" if method.real_only else "pool"),
+        "validation": folder / "test",
+        "truth": folder / "truth.parquet",
+        "run": target,
+        "seed": job.mixture.seed,
+        "network": {"init_from": folder / "start" if config.start is not None else None},
+        "recipe": {"learning_rate": job.learning_rate},
+    }
+    if method.changes.get("controls", {}).get("detector_examples") == "nnpu":
+        own |= {"controls": {"share_real": 1 / (1 + job.mixture.alpha)}}
+    settings = _train_config(config, job.method, own)
     summary = train.run(settings)
     series = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
     followed = ("accuracy", "detector_auroc", "detector_flagged", "queue_purity", "dummy_share", "confident_share")
@@ -249,13 +248,13 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
         if config.photographs:
             shares = measure.scaled_photographs(folder, target, config.photographs, config.size)
             record["scaled_photographs"] = shares
-        record |= {"share_synthetic": summary.share_synthetic, "share_interval": summary.share_interval}
+        record |= {"share_synthetic": summary.estimated_share, "share_interval": summary.estimated_interval}
     record["series"] = [
         {name: line[name] for name in ("step", *followed) if name in line}
         for line in series
         if "accuracy" in line or "detector_auroc" in line
     ]
     if not summary.resumed_at:  # the time of an interrupted run is not known
-        speed = settings.num_steps / summary.seconds
+        speed = settings.recipe.num_steps / summary.seconds
         record |= {"seconds": round(summary.seconds, 1), "steps_per_second": round(speed, 2)}
     return record

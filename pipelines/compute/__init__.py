@@ -1,1 +1,1 @@
-"""Where work runs: processes, Ray, devices and ranks."""
+"""Processes, Ray, devices and ranks: where the work of a stage runs."""

@@ -1,4 +1,4 @@
-"""Where to compute, and with whom: device, precision, and the ranks that torchrun started."""
+"""Chooses device and precision, and joins the ranks that torchrun started."""
 
 import ctypes
 import os
@@ -9,12 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 import torch.distributed as dist
 
-from models.ranks import Ranks
 from pipelines.errors import BadInput
 
 
 def choose(wanted: str) -> torch.device:
-    """`auto`: the GPU if there is one; raises BadInput where a GPU is asked for and there is none."""
+    """Choose the device for `auto`, `cpu` or `cuda`; auto is the GPU if there is one.
+
+    Raises BadInput if `cuda` is asked for and there is no GPU.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: PyTorch sees no GPU here; use --device cpu, or check the driver.")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
@@ -29,38 +31,39 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Context in which networks compute in bf16, if `precision` is bf16, or auto and bf16 pays here."""
+    """Context in which networks compute in bf16, if `precision` is bf16, or auto and bf16 is faster on `device`."""
     wanted = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Have the C library keep what this process frees, for steps that allocate the same sizes again and again.
+    """Make the C library keep freed memory, for training steps that allocate the same sizes again and again.
 
-    glibc gives large blocks back to the system at once and gets them back as pages that the system has to clear first:
-    about a tenth of a step on a CPU (docs/benchmarks.md). The peak stays what it was. Nothing happens elsewhere.
+    glibc returns large blocks to the system at once, and gets them back as pages that the system must clear first:
+    about a tenth of a step on a CPU (docs/benchmarks.md). Peak memory does not grow. With other C libraries, or on a
+    GPU, this does nothing.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**30))  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
-        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: which does not shrink
+        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes: alone, or the first of the ranks that torchrun started."""
+    """Whether this process is the one that writes files: the only process, or the first of torchrun's ranks."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def joined(wanted: str, batch_size: int) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the ranks that torchrun started, if it did; yields this process's place among them and its device.
+def joined(wanted: str, batch_size: int) -> Iterator[torch.device]:
+    """Join the ranks that torchrun started, if it did; yield this process's device.
 
-    Raises BadInput where they cannot share batches of `batch_size` equally.
+    Raises BadInput if the ranks cannot share batches of `batch_size` equally.
     """
     device = choose(wanted)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Ranks(), device
+        yield device
         return
     if batch_size % world:
         raise BadInput(f"batch_size = {batch_size} cannot be shared by {world} ranks; choose a multiple of {world}.")
@@ -69,6 +72,6 @@ def joined(wanted: str, batch_size: int) -> Iterator[tuple[Ranks, torch.device]]
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world), device
+        yield device
     finally:
         dist.destroy_process_group()

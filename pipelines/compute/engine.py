@@ -1,12 +1,12 @@
-"""Where the tasks of a stage run: in processes of this machine, or on a Ray cluster.
+"""Runs the tasks of a stage in processes of this machine, or on a Ray cluster.
 
-Both keep the contract of `processes.in_order`: (task, function(task)) in the order of the tasks, few tasks
-ahead of the consumer. So what a stage makes does not depend on where it ran. Functions and tasks travel between
-processes: they are plain values and functions of modules, and the paths in them are absolute, for on several machines
-they must mean the same everywhere (a shared file system, or an object store).
+Both keep the contract of `processes.in_order`: (task, function(task)) in the order of the tasks, few tasks ahead of the
+consumer. So the output of a stage does not depend on where it ran. Functions and tasks are sent between processes, so
+they must be functions of modules and plain values. Paths in them must be absolute, and mean the same on every machine
+(on a shared file system or an object store).
 
-Ray schedules, starts again what a process or a machine was working on when it died, and scales its cluster by the tasks
-that wait. It is an optional extra, imported where it is used.
+Ray schedules tasks, reruns them when their process or machine dies, and scales its cluster by the number of waiting
+tasks. It is an optional extra, imported where it is used.
 """
 
 import os
@@ -21,15 +21,17 @@ from urllib.parse import urlsplit
 
 from pipelines.compute import processes
 from pipelines.compute.processes import Retry
-from pipelines.errors import BadInput, CurateError, Incompatible
+from pipelines.errors import BadInput, CurateError, Incompatible, why
 
 EngineName = Literal["local", "ray"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # tasks that wait or run, for each that the cluster has room for: those that wait make it grow
+_AHEAD = 2  # tasks waiting or running, for each that the cluster has room for: waiting tasks make it grow
 _PATIENCE_S = 10.0
-_STORE_BYTES = 128 << 20  # of shared memory for a Ray of our own: results are rows, images travel in files
+_STORE_BYTES = (
+    128 << 20
+)  # of shared memory if Ray is started here; enough, as tasks return rows and images are in files
 
 
 class Engine(Protocol):
@@ -38,20 +40,20 @@ class Engine(Protocol):
     def in_order(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], retry: Retry[Task] | None = None
     ) -> Iterator[tuple[Task, Result]]:
-        """Yield (task, function(task)) in the order of the tasks; what the function raises is raised here.
+        """Yield (task, function(task)) in the order of the tasks; an exception of the function is raised here.
 
-        With `retry` each task runs in a process that it may be the end of, see `workers.in_order`.
+        With `retry` each task runs in a process of its own that it may crash, see `processes.in_order`.
         """
         ...
 
 
 def choose(name: EngineName, *, jobs: int, address: str | None, cores: int = 1, gpus: int = 0) -> Engine:
-    """The engine of that name; `cores` and `gpus` are what a task takes of a Ray cluster."""
+    """Make the engine called `name`; `cores` and `gpus` are what one task takes of a Ray cluster."""
     return Local(jobs) if name == "local" else Ray(address, jobs=jobs, cores=cores, gpus=gpus)
 
 
 class Local:
-    """`jobs` processes of this machine; with one, this process itself."""
+    """Runs tasks in `jobs` processes of this machine; with one job, in this process."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -63,7 +65,7 @@ class Local:
 
 
 class Ray:
-    """The Ray cluster at `address` or $RAY_ADDRESS; without either one of our own, on `jobs` cores of this machine."""
+    """Runs tasks on the Ray cluster at `address` or $RAY_ADDRESS, or else on one started here, with `jobs` cores."""
 
     def __init__(self, address: str | None, *, jobs: int, cores: int, gpus: int) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS")
@@ -79,9 +81,9 @@ class Ray:
             remote = ray.remote(_in_worker()).options(
                 num_cpus=self._cores, num_gpus=self._gpus, name=getattr(function, "__name__", "curate")
             )
-            shared = ray.put(_packed(work_on))  # once, however many tasks
+            shared = ray.put(_packed(work_on))  # once for all tasks
             while True:
-                # Less than what is running where a machine was lost.
+                # After the loss of a machine, this may be less than what is running.
                 room = int(ray.cluster_resources().get("CPU", 1)) // self._cores
                 for task in islice(tasks, max(0, max(room, 1) * _AHEAD - len(running))):
                     running.append((task, remote.remote(shared, _packed(task))))
@@ -92,7 +94,7 @@ class Ray:
 
     @contextmanager
     def _cluster(self) -> Iterator[Any]:
-        """Connect to the cluster, or start one, for as long as the block runs; within a Ray program use its own."""
+        """Connect to the cluster, or start one, for the duration of the block; within a Ray program use its cluster."""
         try:
             import ray
         except ImportError:
@@ -100,7 +102,7 @@ class Ray:
         if ray.is_initialized():
             yield ray
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports its use to its makers
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         try:
             if self._address and self._address != "local":
@@ -115,9 +117,8 @@ class Ray:
                     **quiet,
                 )
         except (OSError, RuntimeError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
             raise BadInput(
-                f"--ray-address {self._address or 'local'}: no Ray cluster can be had there ({reason}); "
+                f"--ray-address {self._address or 'local'}: cannot connect to a Ray cluster there ({why(error)}); "
                 "give the address of a running one, or leave it out to start one here."
             ) from None
         try:
@@ -125,37 +126,37 @@ class Ray:
                 raise BadInput("--device cuda: Ray sees no GPU here; use --device cpu, or name a --ray-address.")
             yield ray
         finally:
-            ray.shutdown()  # and with it whatever still runs
+            ray.shutdown()  # also stops running tasks
 
 
 def _apart(function: Callable[[Task], Result], retry: Retry[Task], task: Task) -> Result:
-    """Run a task in a process of its own beside Ray's: what ends it is told to `retry`, not to Ray."""
+    """Run a task in a process of its own beside Ray's worker, so that `retry` handles its death instead of Ray."""
     ((_, result),) = processes.in_order(function, [task], 1, retry)
     return result
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT: Ray itself would ask for minutes."""
+    """Raise OSError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     parts = urlsplit(f"//{address.removeprefix('ray://')}")
     if parts.hostname and parts.port:
         create_connection((parts.hostname, parts.port), timeout=_PATIENCE_S).close()
 
 
 def _packed(value: Any) -> bytes:
-    """A value on its way to a worker, which must not read it before it knows where our packages are."""
+    """Pickle a value for a worker, which must not unpickle it before it can find our packages."""
     from ray import cloudpickle
 
     return bytes(cloudpickle.dumps(value))
 
 
 def _in_worker() -> Callable[[bytes, bytes], Any]:
-    """What Ray runs. It travels by value: its module might be found in a wrong place, see `curate/__init__.py`."""
+    """Make the function that Ray runs. It is sent by value: by name, Ray might find another `pipelines` package."""
 
     def call(function: bytes, task: bytes) -> Any:
-        import pickle  # of what our own command has just sent; no file is read so
+        import pickle  # only for what our own command has just sent, never for files
         from importlib import import_module
 
-        import_module("curate")  # nothing of it is used, but from here on `pipelines` is ours
+        import_module("curate")  # after this, `pipelines` is ours, see `curate/__init__.py`
         return pickle.loads(function)(pickle.loads(task))
 
     return call
@@ -169,10 +170,9 @@ def _result(ray: Any, reference: Any) -> Any:
             raise Incompatible(
                 f"Ray's workers cannot load curate ({error.cause}); install the same version on every machine."
             ) from None
-        raise error.cause from None  # with Ray's own traceback in its message it would be no sentence
+        raise error.cause from None  # `error` itself has a traceback in its message
     except ray.exceptions.RayError as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise CurateError(
-            f"Ray gave up a task after its retries ({reason}), most likely for want of memory; the same command goes "
-            "on from here."
+            f"Ray gave up on a task after its retries ({why(error)}), most likely for lack of memory. "
+            "Run the same command again to resume."
         ) from None

@@ -1,7 +1,7 @@
-"""Run a function over many tasks on several processes, with the results in the order of the tasks.
+"""Runs a function over many tasks in several processes, with the results in the order of the tasks.
 
-A task may be the end of its process: a decoder crashes, or the memory is gone. Whoever can say what to do then, says so
-by `retry`: the processes next to it are not disturbed, and another takes its place.
+A task may kill its process: a decoder crashes, or memory runs out. The caller's `retry` then decides what to run
+instead, in a new process; the other processes are not disturbed.
 """
 
 import os
@@ -17,8 +17,8 @@ from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from pipelines.errors import CurateError
 
-_AHEAD = 2  # tasks that wait or run, for each process
-NO_MEMORY = 71  # exit code of a process that ended itself because it was refused memory
+_AHEAD = 2  # tasks waiting or running, for each process
+NO_MEMORY = 71  # exit code of a process that stopped because it was refused memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -26,7 +26,7 @@ Retry: TypeAlias = Callable[[Task, int], Task]
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may run on."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -36,11 +36,11 @@ def in_order(
     jobs: int,
     retry: Retry[Task] | None = None,
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield (task, function(task)) in order; few tasks ahead of the consumer, so that memory stays bounded.
+    """Yield (task, function(task)) in order, few tasks ahead of the consumer, so that memory stays bounded.
 
-    `retry(task, exit code)` is called when `task` ended its process, and returns the task to run in its place (the code
-    is minus the signal, as in `multiprocessing`). Without it such an end raises CurateError, and with one job
-    everything happens in this process.
+    If `task` kills its process, `retry(task, exit code)` returns the task to run instead (the code is minus the number
+    of the signal, as in `multiprocessing`). Without `retry`, the death of a process raises CurateError, and with one
+    job everything runs in this process. An exception of the function is raised here.
     """
     if jobs == 1 and retry is None:
         for task in tasks:
@@ -61,13 +61,13 @@ def in_order(
             else:
                 _collect(running, idle, retry or _give_up)
     finally:
-        # Whatever ends us (done, an error, Ctrl-C), nobody waits for results any more.
+        # At the end, and also after an error or Ctrl-C, nobody waits for results any more.
         for process in [*idle, *(run.process for run in running if run.process)]:
             process.end()
 
 
 class _Run(Generic[Task, Result]):
-    """A task on its way: waiting, in a process, or done."""
+    """A task with its state: waiting, in a process, or done."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -90,7 +90,7 @@ def _assign(
     function: Callable[[Task], Result],
     jobs: int,
 ) -> None:
-    """Give the tasks that wait to processes that do, in order; start processes while there are fewer than `jobs`."""
+    """Give waiting tasks to idle processes, in order; start processes while there are fewer than `jobs`."""
     num_busy = sum(run.process is not None for run in running)
     for run in running:
         if num_busy == jobs:
@@ -106,7 +106,7 @@ def _collect(
     idle: list["_Process[Task, Result]"],
     retry: Retry[Task],
 ) -> None:
-    """Wait until at least one process has a result or has ended."""
+    """Wait until at least one process has a result or has died."""
     busy = {run.process.pipe: run for run in running if run.process}
     for pipe in connection.wait(list(busy)):
         run = busy[pipe]  # type: ignore[index]
@@ -121,30 +121,30 @@ def _collect(
 
 def _give_up(task: Any, exit_code: int) -> NoReturn:
     raise CurateError(
-        "A worker process died, most likely for want of memory; the same command goes on from here, "
-        "with fewer --jobs it takes less."
+        "A worker process died, most likely for lack of memory. Run the same command again to resume; fewer --jobs "
+        "take less memory."
     )
 
 
 class _Process(Generic[Task, Result]):
-    """A process that runs one task after the other, and the end of the pipe that leads to it."""
+    """A process that runs one task after the other, with our end of the pipe to it."""
 
     def __init__(self, function: Callable[[Task], Result]) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(function, theirs), daemon=True)
         self._process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe closes when the process dies
 
     def send(self, task: Task) -> None:
-        with suppress(BrokenPipeError):  # it has ended while idle, which `receive` will find out
+        with suppress(BrokenPipeError):  # it died while idle, which `receive` will notice
             self.pipe.send(task)
 
     def receive(self) -> Any:
         return self.pipe.recv()
 
     def end(self) -> int:
-        """End the process if it has not ended by itself; return its exit code."""
+        """Terminate the process if it is still running; return its exit code."""
         self.pipe.close()
         self._process.terminate()
         self._process.join()
@@ -153,25 +153,25 @@ class _Process(Generic[Task, Result]):
 
 
 def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
-    """Run tasks until the pipe ends. Ctrl-C is the parent's business, and a killed parent must not be outlived."""
+    """Run tasks until the pipe closes. The parent handles Ctrl-C; if the parent is killed, this process exits, too."""
     signal(SIGINT, SIG_IGN)
-    signal(SIGALRM, SIG_DFL)  # a timer that runs out ends this process, whatever holds the interpreter up
+    signal(SIGALRM, SIG_DFL)  # a timer that runs out kills this process, even while C code keeps the interpreter
     Thread(target=_leave_with_parent, daemon=True).start()
     while True:
         try:
             task = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset if the parent had not read the last result
             return
         try:
             outcome = function(task)
         except MemoryError:
-            os._exit(NO_MEMORY)  # as if the system had ended us for it, which it might do the next time
+            os._exit(NO_MEMORY)  # as if the system had killed this process, which it might do the next time
         except Exception as error:
             error.add_note(f"In a worker process:\n{traceback.format_exc()}")
             outcome = error
         try:
             pipe.send(outcome)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return  # the parent was killed
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, first_line
 
 _ALLOWED = {
     "BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE",
@@ -51,7 +51,7 @@ class Where:
             try:
                 answer = cursor.sql(f"SELECT ({self._condition}\n) AS met FROM images").to_arrow_table()["met"]
             except duckdb.Error as error:
-                raise self._refusal(str(error).splitlines()[0]) from None
+                raise self._refusal(first_line(error)) from None
         if answer.type not in (pa.bool_(), pa.null()):
             raise self._refusal(f"it is a value ({answer.type}), not a condition; compare it with something")
         return np.asarray(answer.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
@@ -96,7 +96,7 @@ class Where:
         try:
             row = self._connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
         except duckdb.Error as error:
-            raise self._refusal(str(error).splitlines()[0]) from None
+            raise self._refusal(first_line(error)) from None
         assert row is not None
         tree = json.loads(row[0])
         if tree["error"] or len(tree["statements"]) != 1:

@@ -48,7 +48,7 @@ from pipelines.run.duplicates import Groups, best_first
 from pipelines.run.scores import SCHEMA, ScoredPool
 from pipelines.storage import locations, locks
 from pipelines.storage.atomic import replacing, save_array, sync, write_json
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -208,7 +208,7 @@ def _rank(scored: ScoredPool, limit: int, selection: _Selection) -> Ranking:
 # The writing
 
 
-def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Place, on_tick: OnTick) -> Summary:
+def _write(scored: ScoredPool, config: ExportConfig, selection: _Selection, work: Location, on_tick: OnTick) -> Summary:
     dropped, per_class = Counter[str](), Counter[str]()
     uids, num_shards, num_bytes = [], 0, 0
     jobs = min(config.jobs, -(-scored.pool.num_images // config.shard_size))
@@ -294,7 +294,7 @@ def _plan(
 
 
 @contextmanager
-def _opened(out: Place) -> Iterator[Place]:
+def _opened(out: Location) -> Iterator[Location]:
     """Yield where to write; at the end it is `out`, whole."""
     if isinstance(out, UPath):
         _refuse_others(out, out)
@@ -306,7 +306,7 @@ def _opened(out: Place) -> Iterator[Place]:
         _replace(out.resolve(), work)
 
 
-def _clear(work: Place) -> None:
+def _clear(work: Location) -> None:
     """Remove an earlier export from a store, which cannot rename; a mark says what the place is until it is whole."""
     if isinstance(work, UPath):
         write_json(work / _BEGUN, {"stage": "export"})
@@ -339,7 +339,7 @@ def _working_folder(out: Path) -> Iterator[Path]:
             raise
 
 
-def _refuse_others(out: Place, called: Place) -> None:
+def _refuse_others(out: Location, called: Location) -> None:
     """Raise BadInput where `out` holds anything but an export, whole or begun."""
     found = locations.names(out)
     strange = [name for name in found if not _OURS.fullmatch(name)]
@@ -348,7 +348,7 @@ def _refuse_others(out: Place, called: Place) -> None:
         raise BadInput(f"{called}: {what}; name another folder with --out.")
 
 
-def _is_export(out: Place) -> bool:
+def _is_export(out: Location) -> bool:
     try:
         return bool(json.loads(locations.read(out / "run.json"))["stage"] == "export")
     except (OSError, ValueError, KeyError, TypeError):

@@ -15,12 +15,10 @@ import pyarrow as pa
 
 from pipelines.errors import CorruptShard, Incompatible
 from pipelines.pool.manifest import KEY_DIGITS, Pool
-from pipelines.storage import locations
 from pipelines.storage.atomic import replacing
 from pipelines.storage.json_text import to_json
-from pipelines.storage.locations import Place
-from pipelines.storage.shards import ShardWriter, read_samples_at
-from pipelines.storage.tar import BLOCK
+from pipelines.storage.locations import Location
+from pipelines.storage.shards import ShardWriter, end_of_samples, read_samples_at, sample_spans
 
 KEPT_SCHEMA = pa.schema(
     [
@@ -61,8 +59,7 @@ class Piece(NamedTuple):
     @classmethod
     def of(cls, shard: str, rows: pa.Table, taken: npt.NDArray[np.int64]) -> Self:
         """Take the rows numbered `taken` of all rows of a shard, in its order."""
-        start = rows["offset"].to_numpy() - BLOCK  # a sample begins with its image
-        stop = np.append(start[1:], _TO_THE_END)
+        start, stop = sample_spans(rows["offset"].to_numpy(), _TO_THE_END)
         return cls(shard, rows.drop_columns(["probs"]).take(taken), start[taken], stop[taken])
 
 
@@ -84,7 +81,7 @@ class Task(NamedTuple):
         return sum(sum(piece.rows["num_bytes"].to_pylist()) for piece in self.pieces)
 
 
-def pack(pool: Place, work: Place, classes: tuple[str, ...], task: Task) -> pa.Table:
+def pack(pool: Location, work: Location, classes: tuple[str, ...], task: Task) -> pa.Table:
     """Write the tar of a shard below `work`; return its rows, KEPT_SCHEMA.
 
     Raises CorruptShard where the pool does not hold what its manifest says, Incompatible for a label of another model.
@@ -109,7 +106,7 @@ def _samples(pool: Pool, task: Task) -> Iterator[tuple[dict[str, Any], dict[str,
         tar = pool.tar(piece.shard)
         spans = [(start, stop - start) for start, stop in zip(piece.start.tolist(), piece.stop.tolist(), strict=True)]
         if piece.stop[-1] == _TO_THE_END:
-            spans[-1] = (spans[-1][0], _end(tar) - spans[-1][0])
+            spans[-1] = (spans[-1][0], end_of_samples(tar) - spans[-1][0])
         for row, (key, sample) in zip(piece.rows.to_pylist(), read_samples_at(tar, spans), strict=True):
             if key != row["key"] or len(sample.get(row["format"], b"")) != row["num_bytes"]:
                 raise CorruptShard(
@@ -117,14 +114,6 @@ def _samples(pool: Pool, task: Task) -> Iterator[tuple[dict[str, Any], dict[str,
                     "shard's files and ingest its source again."
                 )
             yield row, sample
-
-
-def _end(tar: Place) -> int:
-    """Where the samples of a shard of ours end."""
-    try:
-        return locations.size(tar) - 2 * BLOCK
-    except FileNotFoundError:
-        raise CorruptShard(f"{tar}: is missing although its shard is marked as done; make it again.") from None
 
 
 def uid_of(metadata: bytes | None, sha256: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, first_line
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # all that a model may consist of
 
@@ -25,10 +25,9 @@ def loading(model: str, what: str) -> Iterator[None]:
                 f"curate generate needs {error.name or error}; pip install 'curate[generate]' brings it."
             ) from None
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # each library has its own
-            why = next(iter(str(error).splitlines()), type(error).__name__)
             raise BadInput(
-                f"{model}: cannot be loaded as {what} ({why}); give a folder or a name on the Hugging Face hub that "
-                "holds one as safetensors."
+                f"{model}: cannot be loaded as {what} ({first_line(error)}); give a folder or a name on the Hugging "
+                "Face hub that holds one as safetensors."
             ) from error
 
 

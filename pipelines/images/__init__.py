@@ -1,1 +1,1 @@
-"""One image: what its bytes are, what it looks like, what it declares, why it is rejected."""
+"""Single images: format, looks, declared origin, and reasons for rejection."""

@@ -1,8 +1,8 @@
-"""One candidate image, from bytes to what the manifest says of it, or to the reason why it is rejected.
+"""Checks one candidate image: from its bytes to its columns in the manifest, or to the reason why it is rejected.
 
-Formats are told by the bytes, never by the name. The whole of the image's data is decoded, so that what is kept can be
-read later, but JPEGs only as far as that takes: luma at an eighth to full scale, which reads the entire entropy-coded
-stream at less than half the price. Of animations the first frame counts.
+The format is recognized by the bytes, never by the name. All of the image's data is decoded, so that every image in the
+pool can be read later. Of a JPEG only the luma is decoded, at one eighth of its scale or more: that still reads the
+entire entropy-coded stream, in less than half the time. Of an animation only the first frame is decoded.
 """
 
 import re
@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
-from pipelines.images.formats import FORMATS, _is_cut, _what_else, sniff
+from pipelines.images.formats import FORMATS, describe_other, is_truncated, sniff
 from pipelines.images.phash import SIDE, phash
 from pipelines.images.provenance import NOTHING, cannot_declare, declared
 from pipelines.images.rejects import Reason, Reject
 
-_HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this before they are hashed
+_HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this size before hashing
 _START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # JPEG markers: baseline, extended, progressive
 _START_OF_SCAN = 0xDA
 _TABLES = (0xDB, 0xC4, 0xDD)  # quantization, Huffman codes, restart interval
@@ -33,7 +33,7 @@ _OBJECT = re.compile(r"\s*<\S+ object at 0x[0-9a-f]+>")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What an image may measure; read from its header, before anything is decoded."""
+    """Limits on the size of an image, checked against its header before anything is decoded."""
 
     min_side: int
     max_pixels: int
@@ -41,7 +41,7 @@ class Limits:
 
 
 class Accepted(NamedTuple):
-    """What the manifest says of an image that was decoded without an error."""
+    """Columns of the manifest for an image that decodes without an error."""
 
     format: str
     width: int
@@ -52,9 +52,9 @@ class Accepted(NamedTuple):
 
 
 def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | Reject:
-    """Validate one candidate, whatever its bytes are; `metadata` is the JSON that the crawl keeps beside it, if any.
+    """Check one candidate, whatever its bytes are; `metadata` is the crawl's JSON beside it, if any.
 
-    Call within `foreign_images`. Raises nothing on account of the bytes.
+    Call this within `foreign_images`. Nothing in the bytes makes it raise.
     """
     if not content:
         return Reject(Reason.EMPTY, "0 bytes")
@@ -62,7 +62,7 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
         return Reject(Reason.TOO_MANY_BYTES, f"{len(content)} bytes, over the limit of {limits.max_bytes}")
     format_ = sniff(content)
     if format_ is None:
-        return Reject(Reason.NOT_AN_IMAGE, _what_else(content))
+        return Reject(Reason.NOT_AN_IMAGE, describe_other(content))
     if format_ not in FORMATS:
         return Reject(Reason.UNSUPPORTED_FORMAT, format_)
     if format_ == "jpg" and (accepted := _examine_plain_jpeg(content, metadata, limits)):
@@ -75,20 +75,20 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
             hash_ = _decode_and_hash(image)
             try:
                 origin = declared(image, content, metadata)
-            except Exception:  # broken EXIF or XMP: the image itself is fine, it just declares nothing
+            except Exception:  # broken EXIF or XMP: the image itself is fine, and declares nothing
                 origin = NOTHING
             return Accepted(format_, width, height, hash_, *origin)
     except MemoryError:
-        raise  # says something about this machine, not about the image
-    except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
-        reason = Reason.TRUNCATED if _is_cut(format_, content) or "truncated" in str(error) else Reason.CORRUPT
+        raise  # a problem of this machine, not of the image
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        reason = Reason.TRUNCATED if is_truncated(format_, content) or "truncated" in str(error) else Reason.CORRUPT
         return Reject(reason, _in_a_line(f"{format_}: {error}"))
 
 
 def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | None:
-    """Accept a JPEG that is sound and carries no EXIF or the like; None, for Pillow to look at, if it is anything else.
+    """Accept a sound JPEG without EXIF or the like; return None for anything else, which Pillow then examines.
 
-    Most of a crawl is such files, and Pillow's own reading of their headers is 45 µs of 140.
+    Most files of a crawl are such JPEGs, and parsing their headers takes Pillow 45 of 140 µs.
     """
     try:
         size = _plain_jpeg_size(content)
@@ -106,7 +106,7 @@ def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) 
 
 
 def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8-bit grey or color in which no segment can declare an origin; else None."""
+    """(width, height) of a JPEG in 8-bit gray or color in which no segment can declare an origin; None for others."""
     size, at = None, 2
     while content[at] == 0xFF:
         marker, start = content[at + 1], at + 4
@@ -133,7 +133,7 @@ def _judge_size(width: int, height: int, limits: Limits) -> Reject | None:
 
 
 def _judge_tiles(image: Image.Image, limits: Limits) -> Reject | None:
-    """Reject a TIFF of which a single tile, however small the image, takes more memory than the largest image."""
+    """Reject a TIFF in which one tile takes more memory than the largest image, however small the TIFF itself is."""
     if not isinstance(image, TiffImageFile):
         return None
     width, height = (image.tag_v2.get(tag) for tag in (TILEWIDTH, TILELENGTH))
@@ -144,9 +144,10 @@ def _judge_tiles(image: Image.Image, limits: Limits) -> Reject | None:
 
 @contextmanager
 def foreign_images() -> Iterator[None]:
-    """Set Pillow up for bytes that nobody vouches for; around many calls of `examine`, for it costs as much as one.
+    """Set Pillow up for untrusted bytes. Enter this once around many calls of `examine`: it takes as long as one call.
 
-    Its warnings (palettes, EXIF, decompression bombs) are about the images, and our limits replace its own.
+    Pillow's warnings (palettes, EXIF, decompression bombs) are silenced, and its limit on pixels is lifted, because
+    `Limits` replaces it.
     """
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
@@ -159,9 +160,9 @@ def foreign_images() -> Iterator[None]:
 
 
 def _decode_and_hash(image: Image.Image) -> int:
-    """Decode all of the image's data, its luma no larger than it takes, and hash that."""
+    """Decode all of the image's data, but its luma no larger than the hash needs, and return the hash."""
     width, height = image.size
-    image.draft("L", (SIDE, SIDE))  # only JPEG has such a shortcut; others ignore it
+    image.draft("L", (SIDE, SIDE))  # only JPEG can decode at a reduced scale; other formats ignore this
     scale = round(width / image.width)
     luma = image if image.mode == "L" else image.convert("L")
     shrink = max(min(luma.size) // _HASHED_SIDE, 1)
@@ -171,12 +172,12 @@ def _decode_and_hash(image: Image.Image) -> int:
 
 
 def _hash(luma: Image.Image, width: int, height: int, scale: int) -> int:
-    # Half the price of np.asarray.
+    # Twice as fast as np.asarray.
     pixels_HW = np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
     return phash(pixels_HW, (height / scale, width / scale))
 
 
 def _in_a_line(text: str) -> str:
-    """Flatten and shorten a decoder's message; it may quote the file's own bytes, or our memory's addresses."""
+    """Flatten and shorten a decoder's message, which may quote bytes of the file or addresses of objects in memory."""
     text = _OBJECT.sub("", text)
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:200]

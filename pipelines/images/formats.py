@@ -1,4 +1,4 @@
-"""Image formats, told by the bytes and never by the name."""
+"""Recognizes image formats by the bytes of a file, never by its name."""
 
 FORMATS = {  # extension of the pool's members -> Pillow's name
     "jpg": "JPEG",
@@ -16,7 +16,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 
 
 def sniff(content: bytes) -> str | None:
-    """Tell an image's format by its first bytes, as a file extension; None where it is no image."""
+    """Recognize the format by the first bytes: the file extension, also of formats not in `FORMATS`, or None."""
     if content.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -47,11 +47,11 @@ def sniff(content: bytes) -> str | None:
     return "svg" if content.lstrip()[:1] == b"<" and b"<svg" in content[:1024] else None
 
 
-def _is_cut(format_: str, content: bytes) -> bool:
-    """Whether a file that does not decode lacks its end."""
+def is_truncated(format_: str, content: bytes) -> bool:
+    """Whether the end is missing from a file that does not decode, as far as its format shows it."""
     match format_:
         case "jpg":
-            return b"\xff\xd9" not in content[-64:]  # some cameras pad after the end mark
+            return b"\xff\xd9" not in content[-64:]  # some cameras pad after the end marker
         case "png":
             return b"IEND" not in content[-64:]
         case "gif":
@@ -64,8 +64,8 @@ def _is_cut(format_: str, content: bytes) -> bool:
             return False
 
 
-def _what_else(content: bytes) -> str:
-    """Describe bytes that are no image, as what crawls usually get instead of one."""
+def describe_other(content: bytes) -> str:
+    """Describe bytes that are not an image: what crawls usually get instead of one."""
     head = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")):
         return "HTML"

@@ -1,8 +1,8 @@
-"""Perceptual hash: near copies of an image differ in few of its 64 bits, whatever their size and compression.
+"""Perceptual hash of 64 bits: near copies of an image differ in few bits, whatever their size and compression.
 
-The usual DCT hash (Zauner 2010, and `imagehash.phash`): luma at 32 × 32 by Lanczos, the 8 × 8 lowest frequencies of
-its DCT, one bit for each that is above their median. Resizing and DCT are both linear, so each axis takes one small
-cached matrix instead of an image operation: 15 µs an image, and no thumbnail has to wait for a batch.
+This is the usual DCT hash (Zauner 2010, and `imagehash.phash`): resize the luma to 32 × 32 with Lanczos, take the
+8 × 8 lowest frequencies of its DCT, and set a bit for each that is above their median. Resizing and DCT are linear, so
+each axis needs one small cached matrix instead of an image operation: 15 µs per image, without batching.
 """
 
 from functools import lru_cache
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 SIDE = 32  # the hash looks at SIDE × SIDE pixels
 _BITS = 8  # per axis
 _LANCZOS_LOBES = 3
-_NOISE = 1e-6  # where an image is flat, the last bits of a float must not toss a coin
+_NOISE = 1e-6  # in a flat image, rounding errors must not decide the bits
 
 
 def phash(luma_HW: NDArray[np.uint8], extent: tuple[float, float] | None = None) -> int:
-    """64-bit hash of a grey image of any size; row by row from the lowest frequency, the first in the highest bit.
+    """64-bit hash of a gray image of any size. Bits are row by row from the lowest frequency, which is the highest bit.
 
-    `extent` is the (height, width) of the image in pixels of `luma_HW` where it does not fill the last of them: 260
-    lines decoded at an eighth are 32.5, in an array of 33.
+    `extent` is the (height, width) of the image, measured in pixels of `luma_HW`, if it does not fill the last row or
+    column: 260 lines decoded at one eighth are 32.5 lines, in an array of 33.
     """
     height, width = extent or luma_HW.shape
     rows, columns = _low_frequencies(luma_HW.shape[0], height), _low_frequencies(luma_HW.shape[1], width)
@@ -33,7 +33,7 @@ def phash(luma_HW: NDArray[np.uint8], extent: tuple[float, float] | None = None)
 
 @lru_cache(maxsize=1024)
 def _low_frequencies(size: int, extent: float) -> NDArray[np.float64]:
-    """(8, size): the first 8 DCT-II frequencies of a line of `size` pixels after its `extent` is resized to 32."""
+    """(8, size) matrix from a line of `size` pixels to the first 8 DCT-II frequencies of its `extent` at 32 pixels."""
     frequency, position = np.ogrid[:_BITS, :SIDE]
     dct = 2 * np.cos(np.pi * frequency * (2 * position + 1) / (2 * SIDE))
     low: NDArray[np.float64] = dct @ _lanczos(size, extent)
@@ -41,9 +41,9 @@ def _low_frequencies(size: int, extent: float) -> NDArray[np.float64]:
 
 
 def _lanczos(size: int, extent: float) -> NDArray[np.float64]:
-    """(32, size): Pillow's Lanczos resampling of a line to 32 pixels, as a matrix."""
+    """(32, size) matrix: Pillow's Lanczos resampling of a line to 32 pixels."""
     scale = extent / SIDE
-    stretch = max(scale, 1.0)  # the kernel widens where pixels get fewer, so that nothing aliases
+    stretch = max(scale, 1.0)  # when shrinking, the kernel widens to prevent aliasing
     center = (np.arange(SIDE) + 0.5)[:, None] * scale
     pixel = np.arange(size)[None, :]
     distance = (pixel + 0.5 - center) / stretch

@@ -1,7 +1,7 @@
-"""What an image file says of its own origin: a camera, a generator, or nothing.
+"""Reads what an image file declares about its own origin: a camera, a generator, or nothing.
 
-These are declarations, kept apart from any score: they can be forged or stripped, and most of the web's images carry
-none. What says "synthetic" wins over what says "camera", for generators copy camera tags but cameras copy no prompts.
+Declarations are kept apart from scores: they can be forged or stripped, and most images on the web have none. A
+declaration of "synthetic" wins over one of "camera", because generators copy camera tags but cameras copy no prompts.
 """
 
 import json
@@ -13,9 +13,9 @@ from PIL import Image
 
 
 class Declared(NamedTuple):
-    """`what` is "synthetic", "camera" or None; `by` names the place that says so, such as "png:parameters".
+    """`what` is "synthetic", "camera" or None; `by` names the field that declares it, such as "png:parameters".
 
-    A C2PA manifest alone is (None, "c2pa"): it is worth a look, and says nothing yet.
+    A C2PA manifest alone is (None, "c2pa"): worth a look, but not a declaration by itself.
     """
 
     what: str | None = None
@@ -57,22 +57,22 @@ _EXIF_IFD, _EXIF_USER_COMMENT = 0x8769, 0x9286
 
 
 def declared(image: Image.Image | None, content: bytes, metadata: bytes | None) -> Declared:
-    """What a loaded image, its file and its img2dataset JSON declare; None for a file that is known to declare nothing.
+    """Declaration in a loaded image, its file and its img2dataset JSON; pass `image` as None if the file has none.
 
-    May raise what Pillow raises on broken EXIF.
+    May raise whatever Pillow raises on broken EXIF.
     """
     camera = NOTHING
     for found in _evidence(image, content, metadata):
         if found.what == "synthetic":
             return found
-        # A camera is more than a bare manifest, and the first of its kind is enough.
+        # A camera counts more than a bare C2PA manifest; of each kind, the first counts.
         if camera.what is None and (found.what or not camera.by):
             camera = found
     return camera
 
 
 def cannot_declare(marker: int, segment: bytes) -> bool:
-    """Whether `declared` would find nothing in this APP or COM segment of a JPEG: it need not be parsed then."""
+    """Whether `declared` can find nothing in this APP or COM segment of a JPEG, so that it need not be parsed."""
     if marker in _JPEG_DECLARING:
         return False
     return marker != _JPEG_COMMENT or b"Steps: " not in segment.replace(b"\0", b"")  # it may be UTF-16
@@ -86,7 +86,7 @@ def _evidence(image: Image.Image | None, content: bytes, metadata: bytes | None)
 
 
 def _of_image(image: Image.Image, content: bytes) -> Iterator[Declared]:
-    # Most files carry nothing: each place is looked into only where it is there.
+    # Most files have none of these, so each is parsed only if it is there.
     info = image.info
     if image.format == "PNG":
         yield from _of_png(info)
@@ -137,11 +137,11 @@ def _of_exif(exif: Image.Exif) -> Iterator[Declared]:
 
 
 def _of_img2dataset(metadata: bytes) -> Iterator[Declared]:
-    """img2dataset drops EXIF from the image, but keeps it as a JSON string of exifread's names in its JSON."""
+    """img2dataset drops EXIF from the image, but keeps it in its JSON: as a string of JSON, with exifread's names."""
     try:
         tags = json.loads(json.loads(metadata)["exif"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return  # someone else's "exif"
+        return  # not img2dataset's "exif"
     if not isinstance(tags, dict):
         return
     yield from _of_tags(
@@ -154,30 +154,32 @@ def _of_img2dataset(metadata: bytes) -> Iterator[Declared]:
     )
 
 
-def _of_tags(place: str, *, make: str, model: str, software: str, description: str, comment: str) -> Iterator[Declared]:
-    group, sub = ("Image ", "EXIF ") if place.startswith("json") else ("", "")
+def _of_tags(
+    source: str, *, make: str, model: str, software: str, description: str, comment: str
+) -> Iterator[Declared]:
+    group, sub = ("Image ", "EXIF ") if source.startswith("json") else ("", "")
     yield from _of_software(software)
     if _has_parameters(comment):
-        yield Declared("synthetic", f"{place}{sub}UserComment")
+        yield Declared("synthetic", f"{source}{sub}UserComment")
     if _MIDJOURNEY_JOB.search(description) or _has_parameters(description):
-        yield Declared("synthetic", f"{place}{group}ImageDescription")
+        yield Declared("synthetic", f"{source}{group}ImageDescription")
     for name, value in (("Make", make), ("Model", model)):
         if value:
             # ComfyUI writes its graph into these two tags of WebP files.
             what = "synthetic" if _COMFYUI_TAG.match(value) else "camera"
-            yield Declared(what, f"{place}{group}{name}")
+            yield Declared(what, f"{source}{group}{name}")
 
 
 def _has_parameters(text: str) -> bool:
-    # In two steps: one expression for both is quadratic in a comment that says "Steps: 1 " a million times.
+    # Two searches: a single expression would be quadratic in a comment that repeats "Steps: 1 " a million times.
     steps = _STEPS.search(text)
     return steps is not None and _AFTER_STEPS.search(text, steps.end()) is not None
 
 
 def _plain(value: object) -> str:
-    """Text of a tag in whatever encoding: what we look for is ASCII, so UTF-16 need only lose its zeros.
+    """Text of a tag in any encoding: the patterns are ASCII, so for UTF-16 it is enough to drop the zeros.
 
-    Of an absurd one only the beginning counts.
+    A text of absurd length is truncated.
     """
     if isinstance(value, bytes):
         value = value[:_MAX_TEXT].decode("latin-1")

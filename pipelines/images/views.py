@@ -1,8 +1,9 @@
-"""From an image's bytes to the two views that training and scoring see, both uint8 RGB.
+"""Decodes an image to the two views that training and scoring see, both uint8 RGB.
 
-- The classifier's image: shorter side resized to `image_size`, center cropped to a square.
-- The detector's tile: a crop at native resolution, never resized (resizing destroys the traces it reads); its place is
-  a function of the file's bytes, so that every pass, and an image from outside the pool, sees the same pixels.
+- The classifier's image: the shorter side resized to `image_size`, center-cropped to a square.
+- The detector's tile: a crop at native resolution, never resized, because resizing destroys the traces it looks for.
+  The position of the crop is a function of the file's bytes, so that every pass sees the same pixels, also of an image
+  from outside the pool.
 """
 
 import io
@@ -24,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """A batch of images (B, 3, S, S) and their native tiles (B, 3, T, T), uint8; one tensor where they coincide."""
+    """A batch of images (B, 3, S, S) and their native tiles (B, 3, T, T), uint8; one tensor if they are equal."""
 
     images: Tensor
     tiles: Tensor
@@ -33,7 +34,7 @@ class Views:
         return len(self.images)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Views":
-        """Apply `function` to both, once to what they share."""
+        """Apply `function` to both views, only once if they share a tensor."""
         images = function(self.images)
         return Views(images, images if self.tiles is self.images else function(self.tiles))
 
@@ -46,17 +47,17 @@ class Decoder:
     detector_size: int
 
     def decode(self, key: str, data: bytes) -> tuple[Pixels, Pixels]:
-        """Decode one image to (3, S, S) and (3, T, T); raises CorruptShard for bytes that are not an image."""
+        """Decode one image to (3, S, S) and (3, T, T). Raises CorruptShard for bytes that are not an image."""
         picture = _picture(key, data)
         native = np.asarray(picture)
         return _planes(_square(picture, native, self.image_size)), _planes(_tile(native, self.detector_size, data))
 
     def decode_tile(self, key: str, data: bytes) -> Pixels:
-        """Decode one image to its (3, T, T) tile alone."""
+        """Decode one image to its (3, T, T) tile only. Raises CorruptShard as `decode` does."""
         return _planes(_tile(np.asarray(_picture(key, data)), self.detector_size, data))
 
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
-        """Decode many, on `threads`."""
+        """Decode many images on `threads`."""
         pairs = list(threads.map(self.decode, keys, data))
         images = torch.from_numpy(np.stack([image for image, _ in pairs]))
         if self.image_size == self.detector_size and all(np.array_equal(image, tile) for image, tile in pairs):
@@ -69,10 +70,10 @@ def _picture(key: str, data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as opened:
             return _upright(opened).convert("RGB")
     except MemoryError:
-        raise  # says something about this machine, not about the image
-    except Exception as error:  # Pillow's decoders raise nearly anything on foreign bytes
+        raise  # a problem of this machine, not of the image
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise CorruptShard(
-            f"image {key} cannot be decoded ({error}); ingest the crawl again: ingest rejects such files."
+            f"image {key} cannot be decoded ({error}); ingest the crawl again, which rejects such files."
         ) from None
 
 
@@ -96,8 +97,8 @@ def _tile(native: Pixels, size: int, data: bytes) -> Pixels:
     if height < size or width < size:
         native = np.pad(native, missing, mode="symmetric")
         height, width = native.shape[:2]
-    place = zlib.crc32(data)
-    top, left = place % (height - size + 1), (place >> 16) % (width - size + 1)
+    position = zlib.crc32(data)
+    top, left = position % (height - size + 1), (position >> 16) % (width - size + 1)
     return native[top : top + size, left : left + size]
 
 

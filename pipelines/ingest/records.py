@@ -1,6 +1,6 @@
-"""Read the records of a unit of the crawl: each is an image's bytes with its sidecars, or why there are none.
+"""Reads the records of a unit of the crawl: each is an image's bytes with its sidecars, or the reason why it has none.
 
-Archives are not trusted to be whole: what img2dataset's own metadata promise and the tar does not hold is a reject too.
+Archives may be incomplete: an image that img2dataset's metadata lists and the tar does not hold is a reject, too.
 """
 
 import errno
@@ -17,10 +17,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, first_line, why
 from pipelines.images.formats import sniff
 from pipelines.images.rejects import Reason, Reject
-from pipelines.ingest.sources import File, FilesUnit, ParquetUnit, TarUnit, Unit, join, open_source
+from pipelines.ingest.listing import join, open_source
+from pipelines.ingest.sources import File, FilesUnit, ParquetUnit, TarUnit, Unit
 from pipelines.storage.tar import is_unsafe, read_tar
 
 _IMAGE_SUFFIXES = {
@@ -28,11 +29,11 @@ _IMAGE_SUFFIXES = {
     *("jp2", "j2k", "jxl", "ico", "svg", "ppm", "pgm", "pbm", "psd"),
 }
 _METADATA_SUFFIXES = {"json", "txt", "cls"}
-_NOTES = re.compile(r"__[^/]*__($|/)")  # members that WebDataset keeps for itself
+_NOTES = re.compile(r"__[^/]*__($|/)")  # members that WebDataset reserves for itself
 _ROWS_AT_ONCE = 64
-_MAX_AT_ONCE = 1000  # members of one sample that wait for its end
+_MAX_AT_ONCE = 1000  # members of one sample in memory
 _MAX_LABEL = 4096  # characters of a path in a parquet file
-_MAX_UNREAD = 100_000  # rejects for what is only promised: numbers in metadata may be anything
+_MAX_UNREAD = 100_000  # rejects for images that are only listed: numbers in metadata may be absurd
 
 
 class Record(NamedTuple):
@@ -44,7 +45,7 @@ class Record(NamedTuple):
 
 
 def read(unit: Unit, max_bytes: int) -> Iterator[Record]:
-    """Yield the records of a unit, in its own order; BadInput where the source as a whole cannot be reached."""
+    """Yield the records of a unit, in its own order. Raises BadInput if the source as a whole cannot be read."""
     try:
         match unit:
             case FilesUnit():
@@ -55,8 +56,8 @@ def read(unit: Unit, max_bytes: int) -> Iterator[Record]:
                 yield from _read_tar(unit, max_bytes)
     except OSError as error:
         raise BadInput(
-            f"{unit.source}: cannot be read ({error.strerror or error}); "
-            f"what is in the pool stays, and the same command goes on from here."
+            f"{unit.source}: cannot be read ({why(error)}). The pool keeps what it has; "
+            "run the same command again to resume."
         ) from error
 
 
@@ -64,7 +65,7 @@ def read(unit: Unit, max_bytes: int) -> Iterator[Record]:
 
 
 class _Sample:
-    """The members of one WebDataset sample while they pass by, no more of them at once than `max_bytes`."""
+    """The members of one WebDataset sample as they are read, at most `max_bytes` of images and of sidecars at once."""
 
     def __init__(self, key: str, max_bytes: int) -> None:
         self.key = key
@@ -78,16 +79,16 @@ class _Sample:
 
     @property
     def is_full(self) -> bool:
-        """Whether the images should go on before the sample's end: no real one is like that."""
+        """Whether to yield the images before the end of the sample. Real samples are never that large."""
         return self._num_bytes["images"] > self._max_bytes or len(self.images) >= _MAX_AT_ONCE
 
     def add(self, name: str, suffix: str, content: bytes | Reject) -> bool:
-        """Take a member; False where it was cut and leaves no record."""
+        """Add a member; return False if it is truncated and leaves no record."""
         self.first = self.first or name
         self.num_members += 1
         ending = suffix.rpartition(".")[2]
         if isinstance(content, Reject):
-            # A cut caption takes nothing from an image that is there; all else must be on record.
+            # A truncated caption does not affect the image; any other loss must be on record.
             if ending in _METADATA_SUFFIXES and content.reason is Reason.INCOMPLETE_ARCHIVE:
                 return False
             self.images.append((name, content))
@@ -101,7 +102,7 @@ class _Sample:
         return True
 
     def records(self) -> Iterator[Record]:
-        """Yield what has passed by, and let it go."""
+        """Yield the records so far, and drop their images from memory."""
         for name, content in self.images:
             self._has_records = True
             yield Record(name, content, self.sidecars)
@@ -114,7 +115,7 @@ class _Sample:
 
 def _read_tar(unit: TarUnit | Unit, max_bytes: int) -> Iterator[Record]:
     shard = unit.source.removesuffix(".tar")
-    promised = _promised_keys(f"{shard}.parquet")  # less what passes by
+    promised = _promised_keys(f"{shard}.parquet")  # minus those found
     sample = _Sample("", max_bytes)
     num_records = 0
     end: Reject | None = None
@@ -139,7 +140,7 @@ def _read_tar(unit: TarUnit | Unit, max_bytes: int) -> Iterator[Record]:
                 promised.pop(stem, None)
             if not sample.add(name, suffix.lower(), content):
                 assert isinstance(content, Reject)
-                end = content  # no image was cut, but the tar was
+                end = content  # no image is truncated, but the tar is
     for record in sample.records():
         num_records += 1
         yield record
@@ -147,7 +148,7 @@ def _read_tar(unit: TarUnit | Unit, max_bytes: int) -> Iterator[Record]:
 
 
 def _missing(shard: str, promised: dict[str, None] | None, num_records: int, end: Reject | None) -> Iterator[Record]:
-    """Yield what img2dataset wrote and the tar does not hold; by key, else by number, else that it was cut at all."""
+    """Yield rejects for what img2dataset wrote and the tar lacks: by key, else by number, else one for the tar."""
     if promised is not None:
         for key in promised:
             yield Record(key, Reject(Reason.MISSING, "in the shard's parquet, not in its tar"), {})
@@ -162,9 +163,9 @@ def _missing(shard: str, promised: dict[str, None] | None, num_records: int, end
 
 
 def _promised_keys(path: str) -> dict[str, None] | None:
-    """Keys that img2dataset says it wrote into a shard; None where its parquet is not there or was never finished.
+    """Keys that img2dataset lists as written to a shard.
 
-    None, too, where a parquet of that name is somebody else's.
+    None if its parquet is missing or unfinished, or if the parquet of that name was not written by img2dataset.
     """
     try:
         with open_source(path) as file:
@@ -191,7 +192,7 @@ def _read_parquet(unit: ParquetUnit) -> Iterator[Record]:
     row = 0
     with open_source(unit.source) as file:
         try:
-            # Buffered, for a whole column of images at once could be more than the memory.
+            # Buffered, because a whole column of images might not fit into memory.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20)
             others = _plain_columns(parquet.schema_arrow, unit.column)
             columns = [unit.column, *others]
@@ -204,12 +205,12 @@ def _read_parquet(unit: ParquetUnit) -> Iterator[Record]:
                     row += 1
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno:
-                raise  # the disk's, not Arrow's about what it read
-            yield from unread(unit, row, f"the parquet file is damaged: {str(error).splitlines()[0]}")
+                raise  # an error of the disk, not of Arrow about the content
+            yield from unread(unit, row, f"the parquet file is damaged: {first_line(error)}")
 
 
 def unread(unit: Unit, row: int, detail: str) -> Iterator[Record]:
-    """Yield rejects for what cannot be read of a unit from `row` on: row by row where their number is known."""
+    """Yield rejects for the unreadable rest of a unit from `row` on: one per row if their number is known, else one."""
     reject = Reject(Reason.INCOMPLETE_ARCHIVE, detail)
     if not isinstance(unit, ParquetUnit):
         yield Record("", reject, {})
@@ -219,7 +220,7 @@ def unread(unit: Unit, row: int, detail: str) -> Iterator[Record]:
 
 
 def _plain_columns(schema: pa.Schema, image: str) -> list[str]:
-    """Columns that go into a JSON sidecar: numbers, truth values and text."""
+    """Columns that go into a JSON sidecar: numbers, booleans and text."""
     types = pa.types
     return [
         field.name
@@ -240,7 +241,7 @@ def _plain_columns(schema: pa.Schema, image: str) -> list[str]:
 
 
 def _images(column: pa.Array) -> tuple[list[bytes | None], list[str | None]]:
-    """Bytes and path of each row; the path is a label of the source's, no place that we would go to."""
+    """Bytes and path of each row; the path is only a label, and never opened."""
     if not pa.types.is_struct(column.type):
         return column.to_pylist(), [None] * len(column)
     fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
@@ -249,7 +250,7 @@ def _images(column: pa.Array) -> tuple[list[bytes | None], list[str | None]]:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Values of a column as Python's, text also where it is not the UTF-8 that its type promises."""
+    """Values of a column as Python objects; text may be invalid UTF-8, in spite of its type."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column.to_pylist()  # type: ignore[no-any-return]
     texts = column.cast(pa.large_binary()).to_pylist()
@@ -263,7 +264,7 @@ def _in_a_line(path: str) -> str:
 def _row_record(name: str, image: bytes | None, values: dict[str, Any]) -> Record:
     if image is None:
         return Record(name, Reject(Reason.MISSING, "no bytes in the image column"), {})
-    # JSON knows neither NaN nor infinity.
+    # JSON has neither NaN nor infinity.
     clean = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
@@ -289,7 +290,7 @@ def _read_files(unit: FilesUnit, max_bytes: int) -> Iterator[Record]:
 
 
 def _read_file(folder: str, file: File, max_bytes: int) -> bytes | Reject:
-    """Read one file of a folder; what is wrong with it alone is a Reject, what is wrong with the disk an OSError."""
+    """Read one file of a folder. A fault of the file is returned as a Reject; one of the disk is raised as OSError."""
     if is_unsafe(file.name):
         return Reject(Reason.UNSAFE_NAME, "control characters in the name")
     path = join(folder, file.name)
@@ -300,7 +301,7 @@ def _read_file(folder: str, file: File, max_bytes: int) -> bytes | Reject:
             system, inner = fsspec.core.url_to_fs(path)
             if file.num_bytes:
                 return bytes(system.cat_file(inner))
-            with system.open(inner, "rb") as stream:  # empty, or of unknown size: no end of it may come
+            with system.open(inner, "rb") as stream:  # empty, or of unknown size, maybe endless
                 return bytes(stream.read(max_bytes + 1))
         if not stat.S_ISREG(Path(path).stat().st_mode):
             return Reject(Reason.NOT_A_FILE, "a pipe, a socket or a device")

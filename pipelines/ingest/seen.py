@@ -1,4 +1,4 @@
-"""Which image bytes a pool holds already, and under which key: on disk, so that memory does not grow with the pool."""
+"""Remembers which images a pool holds, by digest: on disk, so that memory does not grow with the pool."""
 
 import errno
 import os
@@ -8,34 +8,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_DIGEST_BYTES = 16  # of the 32 of SHA-256: among 2^32 images, two differ in content but not in these once in 2^65 pools
+_DIGEST_BYTES = 16  # of SHA-256's 32: with probability 2^-65, two different images of a pool of 2^32 share these
 _CACHE_KIB = 16 * 1024
 _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 
 
 class Digests:
-    """Maps the SHA-256 of an image to the key of the first one with it; scratch, rebuilt from the manifests."""
+    """Maps the SHA-256 of an image to the key of the first one with it. A scratch file, rebuilt from the manifests."""
 
     def __init__(self, path: Path) -> None:
-        # Nobody else reads it and no run reads it after a crash, so it needs no journal and no sync.
+        # No other process reads it, nor does any run after a crash, so it needs no journal and no sync.
         self._database = sqlite3.connect(path, isolation_level=None)
         for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute("CREATE TABLE images (digest BLOB PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID")
-        self._database.execute("BEGIN")  # one transaction, never committed: six times as fast as one an image
+        self._database.execute("BEGIN")  # one transaction, never committed: six times as fast as one per image
 
     def add(self, digest: bytes, key: str) -> bool:
-        """Remember an image; False where its bytes are known under another key."""
+        """Remember an image; return False if its bytes are known under another key."""
         row = (digest[:_DIGEST_BYTES], key)
         return self._database.execute("INSERT OR IGNORE INTO images VALUES (?, ?)", row).rowcount == 1
 
     def add_all(self, digests: Iterable[bytes], keys: Iterable[str]) -> None:
-        """Remember many images at once; the first with its bytes stays."""
+        """Remember many images at once; of equal ones, the first is kept."""
         rows = ((digest[:_DIGEST_BYTES], key) for digest, key in zip(digests, keys, strict=True))
         self._database.executemany("INSERT OR IGNORE INTO images VALUES (?, ?)", rows)
 
     def key(self, digest: bytes) -> str:
-        """Key of the first image with these bytes, which must be known."""
+        """Key of the first image with this digest, which must be known."""
         found = self._database.execute("SELECT key FROM images WHERE digest = ?", (digest[:_DIGEST_BYTES],)).fetchone()
         return str(found[0])
 
@@ -46,7 +46,7 @@ class Digests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file; OSError where it was the disk that refused."""
+        """Close the file. An error of SQLite that the disk caused is raised as OSError."""
         self._database.close()
         if isinstance(error, sqlite3.OperationalError) and (number := _ERRNO.get(error.sqlite_errorcode & 0xFF)):
             raise OSError(number, os.strerror(number)) from error

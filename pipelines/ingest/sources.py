@@ -1,51 +1,48 @@
-"""Find what a crawl consists of: folders, tars and parquet files, as units of which each becomes one pool shard.
+"""Divides a crawl of folders, tars and parquet files into units, each of which becomes one shard of the pool.
 
-Units come in an order that depends on the names alone, and carry a fingerprint of what they hold, so that a later
-run knows which of them are in the pool already. Nothing but listings and parquet footers is read here.
+The order of the units depends on names alone. Each unit has a fingerprint of its content, so that a later run knows
+which units are in the pool already. Nothing but listings and parquet footers is read here.
 """
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import braceexpand
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, why
+from pipelines.ingest.listing import Entry, join, list_folder, local_entry, look_up, open_source
 from pipelines.pool.manifest import MAX_SHARDS
-from pipelines.storage.locations import Place, why
+from pipelines.storage.locations import Location, without_file_scheme
 
 SIDECARS = (".txt", ".json")
 _ARCHIVES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
-_STAMPS = ("ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created")
-_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """A piece of the crawl that becomes one pool shard; equal `identity` is equal content."""
+    """A piece of the crawl that becomes one shard of the pool; units of equal `identity` have equal content."""
 
     source: str  # the tar, the parquet file or the folder: an absolute path or a URL
-    part: str  # which part of it; empty where it is all
+    part: str  # which part of the source; empty for all of it
     fingerprint: str
     num_bytes: int
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What a pool remembers of the units it is made from."""
+        """What a pool records about the units it is made from."""
         return self.source, self.part, self.fingerprint
 
 
 class TarUnit(Unit):
-    """A tar, with the parquet and `_stats.json` of img2dataset where they lie beside it."""
+    """A tar, with the parquet and `_stats.json` of img2dataset if these are beside it."""
 
     __slots__ = ()
 
@@ -76,22 +73,23 @@ class FilesUnit(Unit):
 
 
 Find = Unit | str
-"""A unit, or a sentence about something that was left aside."""
+"""A unit, or a sentence about something that is skipped."""
 
 
-def find(sources: Sequence[str], *, shard_size: int, pool: Place) -> Iterator[Find]:
-    """Yield the units of all sources in order, and notes on what is left aside; never anything of `pool` itself.
+def find(sources: Sequence[str], *, shard_size: int, pool: Location) -> Iterator[Find]:
+    """Yield the units of all sources in order, and notes on what is skipped; never anything within `pool`.
 
-    A source is a folder, a tar, a parquet file, a brace pattern of these, or @FILE with one of these a line; local
-    or an fsspec URL. Raises BadInput for a source that cannot be used.
+    A source is a folder, a tar, a parquet file, a brace pattern of these, or @FILE with one of these per line. Each may
+    be a local path or an fsspec URL. Folders and parquet files are divided into units of about `shard_size` images.
+    Raises BadInput for a source that cannot be used.
     """
     inside = str(pool.resolve())
     for source in _expand(sources):
         if not source.strip():
-            raise BadInput("The name of a source is empty; name a folder, a .tar or .parquet file, or @FILE.")
-        entry = _look(source)
+            raise BadInput("The name of a source is empty; give a folder, a .tar or .parquet file, or @FILE.")
+        entry = look_up(source)
         if entry.path == inside or entry.path.startswith(inside + "/"):
-            raise BadInput(f"{source}: is the pool itself; name the crawl that goes into it.")
+            raise BadInput(f"{source}: is the pool itself; name the crawl to be ingested.")
         if entry.is_folder:
             yield from _folder_units(entry.path, shard_size, inside)
         elif _suffix(entry.name) == ".tar":
@@ -102,39 +100,26 @@ def find(sources: Sequence[str], *, shard_size: int, pool: Place) -> Iterator[Fi
                     raise BadInput(found)
                 yield found
         elif _suffix(entry.name) in _ARCHIVES:
-            raise BadInput(f"{source}: is compressed; unpack it, or name uncompressed .tar shards.")
+            raise BadInput(f"{source}: is compressed; unpack it, or give uncompressed .tar shards.")
         else:
             raise BadInput(f"{source}: is neither a folder nor a .tar or .parquet file; name the folder that holds it.")
 
 
-def open_source(path: str) -> BinaryIO:
-    """Open a local path or an fsspec URL for reading; never a shell's pipe."""
-    if "://" not in path:
-        return Path(path).open("rb", buffering=_BUFFER_BYTES)
-    system, inner = fsspec.core.url_to_fs(path)
-    return cast(BinaryIO, system.open(inner, "rb"))
-
-
 def has_changed(unit: Unit) -> bool:
-    """Whether a unit's source is another by now than when it was found, or gone.
+    """Whether the source of a unit has changed or disappeared since the unit was found.
 
-    Of files below a remote folder this is not asked: it would take a request for each of them.
+    Files below a remote folder are not checked: that would take one request per file.
     """
     try:
         if not isinstance(unit, FilesUnit):
-            entry = _look(unit.source)
+            entry = look_up(unit.source)
             return unit.fingerprint != f"{entry.num_bytes}-{entry.stamp}"
         if "://" in unit.source:
             return False
-        now = [(file, _local_entry(Path(join(unit.source, file.name)))) for file in unit.files]
+        now = [(file, local_entry(Path(join(unit.source, file.name)))) for file in unit.files]
         return unit.fingerprint != _fingerprint((file, entry.num_bytes, entry.stamp) for file, entry in now)
     except (OSError, BadInput):
         return True
-
-
-def join(folder: str, name: str) -> str:
-    """Path or URL of `name` below `folder`."""
-    return f"{folder.rstrip('/')}/{name}"
 
 
 # Sources
@@ -146,8 +131,8 @@ def _expand(sources: Sequence[str]) -> Iterator[str]:
             yield from _expand_braces(source)
             continue
         try:
-            with open_source(_local(source[1:])) as file:
-                lines = file.read().decode("utf-8-sig").splitlines()  # some editors begin with a mark
+            with open_source(without_file_scheme(source[1:])) as file:
+                lines = file.read().decode("utf-8-sig").splitlines()  # some editors start files with a BOM
         except (OSError, ValueError) as error:
             raise BadInput(f"{source}: the list of sources cannot be read ({why(error)}).") from None
         for line in map(str.strip, lines):
@@ -166,97 +151,31 @@ def _expand_braces(source: str) -> Iterator[str]:
     except ValueError as error:
         raise BadInput(f"{source}: is not a brace pattern such as {{00000..00099}}.tar ({error}).") from None
     if len(names) > MAX_SHARDS:
-        raise BadInput(f"{source}: names more than {MAX_SHARDS} files, the most a pool has shards for.")
+        raise BadInput(f"{source}: names more than {MAX_SHARDS} files, and a pool holds at most that many shards.")
     yield from names
-
-
-class _Entry(NamedTuple):
-    path: str  # absolute, or a URL
-    name: str
-    is_folder: bool
-    num_bytes: int
-    stamp: str  # changes when the content does
-
-
-def _look(source: str) -> _Entry:
-    """Find one source, or say in a sentence why not."""
-    if source.startswith("pipe:"):
-        raise BadInput(f"{source}: curate runs no commands; download the shards first, or give their URL.")
-    path = _local(source)
-    try:
-        if "://" not in path:
-            return _local_entry(Path(path).expanduser().resolve())
-        system, inner = fsspec.core.url_to_fs(path)
-        return _remote_entry(system, system.info(inner))
-    except Exception as error:  # each store's driver raises its own kinds: no such bucket, no credentials, no driver
-        hint = "; install curate[s3]" if isinstance(error, ImportError) and path.startswith("s3:") else ""
-        if isinstance(error, FileNotFoundError) and set(path) & set("*?["):
-            hint = "; name several by braces, such as {00000..00099}.tar, or leave the pattern to the shell"
-        # Some drivers say the URL alone, and why in what they raised it for.
-        reason = why(error.__cause__ if str(error) == path and isinstance(error.__cause__, Exception) else error)
-        raise BadInput(f"{source}: cannot be read ({reason}){hint}.") from error
-
-
-def _local(source: str) -> str:
-    """Turn file:// URLs into paths: local files need no file system of fsspec's."""
-    if source.startswith(("file://", "local://")):
-        return str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
-    return source
-
-
-# Listings, local and remote
-
-
-def _list(folder: str) -> list[_Entry]:
-    """Entries of a folder by name, hidden ones left out."""
-    if "://" not in folder:
-        with os.scandir(folder) as listing:
-            entries = [_local_entry(Path(entry.path), entry) for entry in listing if not entry.name.startswith(".")]
-    else:
-        system, inner = fsspec.core.url_to_fs(folder)
-        entries = [_remote_entry(system, info) for info in system.ls(inner, detail=True)]
-        # Object stores may list a folder as an empty object within itself.
-        entries = [entry for entry in entries if not entry.name.startswith(".") and entry.path != folder]
-    return sorted(entries, key=lambda entry: entry.name)
-
-
-def _local_entry(path: Path, entry: os.DirEntry[str] | None = None) -> _Entry:
-    try:
-        status = entry.stat() if entry else path.stat()
-    except OSError:
-        if not path.is_symlink():
-            raise
-        status = path.lstat()  # a link to nowhere or to itself: a record of the crawl, to be rejected
-    return _Entry(str(path), path.name, stat.S_ISDIR(status.st_mode), status.st_size, str(status.st_mtime_ns))
-
-
-def _remote_entry(system: Any, info: dict[str, Any]) -> _Entry:
-    path = str(system.unstrip_protocol(info["name"])).rstrip("/")
-    stamp = next((str(info[name]) for name in _STAMPS if info.get(name)), "")
-    return _Entry(path, path.rpartition("/")[2], info["type"] == "directory", int(info.get("size") or 0), stamp)
 
 
 # Units
 
 
-def _tar_unit(entry: _Entry) -> TarUnit:
+def _tar_unit(entry: Entry) -> TarUnit:
     return TarUnit(
         source=entry.path, part="", fingerprint=f"{entry.num_bytes}-{entry.stamp}", num_bytes=entry.num_bytes
     )
 
 
-def _parquet_units(entry: _Entry, shard_size: int) -> Iterator[Find]:
-    """Yield runs of row groups of about `shard_size` rows; or one note, where the file holds no images."""
+def _parquet_units(entry: Entry, shard_size: int) -> Iterator[Find]:
+    """Yield runs of row groups of about `shard_size` rows, or one note if the file holds no images."""
     try:
         with open_source(entry.path) as file:
             parquet = pq.ParquetFile(file)
             column = image_column(parquet.schema_arrow)
             rows = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two from names that are no UTF-8
-        yield f"{entry.path}: left aside, it cannot be read as parquet ({why(error)})."
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two for names that are not UTF-8
+        yield f"{entry.path}: skipped, it cannot be read as parquet ({why(error)})."
         return
     if column is None:
-        yield f"{entry.path}: left aside, it has no column of image bytes ({', '.join(_IMAGE_COLUMNS[:4])}, ...)."
+        yield f"{entry.path}: skipped, it has no column of image bytes ({', '.join(_IMAGE_COLUMNS[:4])}, ...)."
         return
     start, groups, first_row = 0, list[int](), 0
     for group, num_rows in enumerate(rows):
@@ -277,9 +196,9 @@ def _parquet_units(entry: _Entry, shard_size: int) -> Iterator[Find]:
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Name of the column that holds image bytes: Hugging Face's struct of bytes and path, or plain binary.
+    """Name of the column with image bytes: Hugging Face's struct of bytes and path, or plain binary; None without one.
 
-    A name that two columns share is none of theirs: no reader could tell which is meant.
+    A name that two columns share is ignored, because it is ambiguous.
     """
 
     def holds_bytes(kind: pa.DataType) -> bool:
@@ -323,7 +242,7 @@ def _files_unit(root: str, start: int, run: list[tuple[File, str]]) -> FilesUnit
 
 
 def _fingerprint(files: Iterable[tuple[File, int, str]]) -> str:
-    """Digest of files with their sizes and stamps."""
+    """Fingerprint of files with their sizes, stamps and sidecars."""
     digest = hashlib.sha256()
     for file, num_bytes, stamp in files:
         digest.update(os.fsencode("\0".join((file.name, str(num_bytes), stamp, *file.sidecars, "\n"))))
@@ -331,9 +250,9 @@ def _fingerprint(files: Iterable[tuple[File, int, str]]) -> str:
 
 
 def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | tuple[File, str]]:
-    """Yield what a folder holds, depth first by name: units, notes, and (candidate, its stamp) for loose files."""
+    """Yield the content of a folder, depth first by name: units, notes, and (candidate, stamp) for loose files."""
     try:
-        entries = _list(join(root, below) if below else root)
+        entries = list_folder(join(root, below) if below else root)
     except OSError as error:
         raise BadInput(f"{join(root, below)}: cannot be listed ({why(error)}).") from None
     files = {entry.name for entry in entries if not entry.is_folder}
@@ -347,7 +266,7 @@ def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | 
             if entry.path == pool:
                 continue
             if "://" not in entry.path and Path(entry.path).is_symlink():
-                yield f"{entry.path}: left aside, it is a link to a folder; name its target as a source of its own."
+                yield f"{entry.path}: skipped, it is a link to a folder; name its target as another source."
                 continue
             yield from _walk(root, f"{name}/", shard_size, pool)
         elif _suffix(entry.name) == ".tar":
@@ -357,7 +276,7 @@ def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | 
         elif _suffix(entry.name) == ".parquet":
             yield from _parquet_units(entry, shard_size)
         elif _suffix(entry.name) in _ARCHIVES:
-            yield f"{entry.path}: left aside, it is compressed; unpack it first."
+            yield f"{entry.path}: skipped, it is compressed; unpack it first."
         elif entry.name not in sidecars:
             own = sorted({_stem(entry.name) + end for end in SIDECARS} | {entry.name + end for end in SIDECARS})
             found = tuple(below + sidecar for sidecar in own if sidecar in sidecars)
@@ -365,7 +284,7 @@ def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | 
 
 
 def _is_metadata(name: str, files: set[str], folders: set[str]) -> bool:
-    """Whether a file is what img2dataset writes about a shard: X.parquet or X_stats.json beside X.tar or folder X."""
+    """Whether a file is img2dataset's record of a shard: X.parquet or X_stats.json beside X.tar or folder X."""
     for end in ("_stats.json", ".parquet"):
         shard = name.removesuffix(end)
         if shard != name and (f"{shard}.tar" in files or shard in folders):
@@ -374,7 +293,7 @@ def _is_metadata(name: str, files: set[str], folders: set[str]) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path a file costs more than its listing
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each file takes longer than its listing
 
 
 def _stem(name: str) -> str:

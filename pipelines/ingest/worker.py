@@ -1,11 +1,11 @@
-"""Sift one unit of the crawl: what can be kept goes into a tar, what cannot is listed with its reason.
+"""Sifts one unit of the crawl: images to keep go into a tar, all other records are listed with their reasons.
 
-This is the part of ingest that runs in parallel; it knows one unit only, so duplicates of other units are still in.
+This is the part of ingest that runs in parallel. It sees only its unit, so duplicates of other units are still in it.
 
-Decoders are C on foreign bytes: one may crash, or never come back, and nothing within its process can stop it. So a
-timer ends the process (`signal.setitimer`: the system's, which needs no turn of the interpreter), a mark in a file says
-where it was, and the unit is sifted again by another process. Only what ends two in a row is at fault: a
-computer that was asleep, or neighbors that took the memory, cost no image.
+Decoders are C code on untrusted bytes. One may crash or hang, and Python code in the same process cannot stop it. So
+each worker records in a file which row it is decoding, and sets a kernel timer (`signal.setitimer`) that kills the
+process if decoding hangs. The unit is then sifted again in a new process. A row is rejected only if it kills two
+processes in a row, so that a suspended laptop or a memory shortage costs no image.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ from pipelines.images.rejects import Reason, Reject
 from pipelines.ingest.records import Record, read, unread
 from pipelines.ingest.sources import Unit
 from pipelines.pool.manifest import key_of
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 from pipelines.storage.shards import ShardWriter, digest_of_sidecars
 
-_SUFFIX = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")  # of a sidecar that can be a member of a tar of ours
-# What `webdataset` and its like would unpickle, and so run, for whoever reads our shards: it stays out.
+_SUFFIX = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")  # suffixes of sidecars that may go into a shard
+# Kept out, because `webdataset` and similar readers would unpickle these, and so run their code.
 _PICKLES = {"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"}
 _UNREADABLE = "reading on from here ends the process, tried twice"
 
 
 class Kept(NamedTuple):
-    """A row of the manifest in the making, and where its sample lies in the tar."""
+    """A future row of the manifest, and where its sample lies in the tar."""
 
     row: int  # among the unit's records
     key: str
@@ -57,48 +57,48 @@ class Kept(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A row of the rejects in the making."""
+    """A future row of the rejects."""
 
     row: int
     member: str
     reason: Reason
     detail: str
-    digest: bytes = b""  # of a duplicate, to name the image that it repeats
+    digest: bytes = b""  # of a duplicate, to find the image that it repeats
 
 
 class Sifted(NamedTuple):
-    """A unit as a shard that waits to be committed: the tar, its rows and its rejects, kept + rejected = read."""
+    """A unit as a shard that is not committed yet: its tar, rows and rejects; kept + rejected = read."""
 
-    tar: Place
+    tar: Location
     num_read: int
     kept: list[Kept]
     rejected: list[Rejected]
 
 
 class Task(NamedTuple):
-    """A unit to be sifted as shard `number`, with what is known of it from processes that it has ended."""
+    """A unit to be sifted as shard `number`, with what is known from processes that died of it."""
 
     number: int
     unit: Unit
-    lost: Mapping[int, Reject]  # rows not to decode, and why
-    stop: int | None = None  # the row from which on the source cannot be read
-    has_ended: bool = False  # a process, once
-    ended_at: int | None = None  # where in the unit, as `_Mark` says it; None before its beginning
+    fatal: Mapping[int, Reject]  # rows not to decode, because they kill the process
+    stop: int | None = None  # the first row that kills the process while it is read
+    has_died: bool = False  # a process, once since the last change of `fatal` or `stop`
+    died_at: int | None = None  # its row, as in `progress_file`; None before the first row
 
 
 def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
-    """Read one unit and write what can be kept of it, to a tar below `work`.
+    """Read one unit and write the images to keep to a tar in the folder `work`.
 
-    SIGALRM ends this process if one image takes more than `max_seconds`; `after_the_end` then says what to do.
+    SIGALRM kills this process if one image takes longer than `max_seconds`; then run what `after_death` returns.
     """
     kept: list[Kept] = []
     rejected: list[Rejected] = []
     digests = set[bytes]()
-    lost = dict[bytes, Reject]()
+    fatal = dict[bytes, Reject]()  # by digest
     num_read = 0
     path = work / f"{task.number:05d}.tar"
-    with ShardWriter(path) as tar, foreign_images(), _silence(), _Mark(_mark_of(work, task.number)) as mark:
-        for row, (member, content, sidecars) in mark.over(islice(read(task.unit, limits.max_bytes), task.stop)):
+    with ShardWriter(path) as tar, foreign_images(), _silence(), _Progress(progress_file(work, task.number)) as at:
+        for row, (member, content, sidecars) in at.over(islice(read(task.unit, limits.max_bytes), task.stop)):
             num_read += 1
             if isinstance(content, Reject):
                 rejected.append(Rejected(row, member, *content))
@@ -107,10 +107,10 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
             if digest in digests:
                 rejected.append(Rejected(row, member, Reason.DUPLICATE, "", digest))
                 continue
-            if row in task.lost:
-                lost[digest] = task.lost[row]  # for its copies, too
-            mark.examining(row)
-            found = lost.get(digest) or _examine_in_time(content, sidecars.get("json"), limits, max_seconds)
+            if row in task.fatal:
+                fatal[digest] = task.fatal[row]  # also rejects its copies
+            at.examining(row)
+            found = fatal.get(digest) or _examine_in_time(content, sidecars.get("json"), limits, max_seconds)
             if isinstance(found, Reject):
                 rejected.append(Rejected(row, member, *found))
                 continue
@@ -120,8 +120,8 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
             beside = [(suffix, text) for suffix, text in sidecars.items() if _may_stand_beside(suffix)]
             for suffix, text in beside:
                 tar.add(f"{key}.{suffix}", text)
-            place = (offset, len(content), start, tar.position)
-            kept.append(Kept(row, key, member, *found, digest, *place, digest_of_sidecars(beside)))
+            span = (offset, len(content), start, tar.position)
+            kept.append(Kept(row, key, member, *found, digest, *span, digest_of_sidecars(beside)))
     if task.stop is not None:
         for row, (member, content, _) in enumerate(unread(task.unit, task.stop, _UNREADABLE), num_read):
             num_read += 1
@@ -137,7 +137,7 @@ def _may_stand_beside(suffix: str) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what C libraries print away from the terminal: libtiff has a line for each bad code word of a file."""
+    """Discard what C libraries print on stderr: libtiff prints a line for each bad code word of a file."""
     before = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:
@@ -156,11 +156,11 @@ def _examine_in_time(content: bytes, metadata: bytes | None, limits: Limits, sec
         setitimer(ITIMER_REAL, 0)
 
 
-# Where a process ended, and what is to be done about it
+# Processes that die
 
 
-class _Mark:
-    """Where in its unit this process is, in a file, so that it is known should the process end there."""
+class _Progress:
+    """A file with the row that this process is at, which is still there after the process has died."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -173,7 +173,7 @@ class _Mark:
         self._word[0] = row
 
     def over(self, records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
-        """Number the records, with the mark on each while it is read."""
+        """Number the records, and note each while it is read."""
         row = 0
         self._word[0] = ~row
         for record in records:
@@ -191,36 +191,38 @@ class _Mark:
             self._path.unlink()
 
 
-def _mark_of(work: Path, number: int) -> Path:
-    return work / f"{number:05d}.mark"
+def progress_file(work: Path, number: int) -> Path:
+    """File that says, as a native 64-bit integer, which row the unit of shard `number` is at: decoded, or ~ read."""
+    return work / f"{number:05d}.progress"
 
 
-def after_the_end(work: Path, max_seconds: float, task: Task, exit_code: int) -> Task:
-    """Say how to go on where `task` has ended its process: once as before, the second time without what ended it.
+def after_death(work: Path, max_seconds: float, task: Task, exit_code: int) -> Task:
+    """Return the task to run after `task` has killed its process.
 
-    Raises CurateError where it ended before it came to anything, twice.
+    The first time it is the same task, the second time the task without the row that killed both processes. Raises
+    CurateError if both died before the first row.
     """
-    path = _mark_of(work, task.number)
-    ended_at = int.from_bytes(path.read_bytes(), byteorder, signed=True) if path.exists() else None
+    path = progress_file(work, task.number)
+    died_at = int.from_bytes(path.read_bytes(), byteorder, signed=True) if path.exists() else None
     path.unlink(missing_ok=True)
-    if not task.has_ended or ended_at != task.ended_at:
-        return task._replace(has_ended=True, ended_at=ended_at)
-    again = task._replace(has_ended=False, ended_at=None)
-    if ended_at is None:
+    if not task.has_died or died_at != task.died_at:
+        return task._replace(has_died=True, died_at=died_at)
+    again = task._replace(has_died=False, died_at=None)
+    if died_at is None:
         raise CurateError(
-            f"{task.unit.source}: the process that was to read it died twice ({_how(exit_code)}); "
-            f"the same command goes on from here, with fewer --jobs it takes less memory."
+            f"{task.unit.source}: two processes died before reading it ({_cause_of_death(exit_code)}). "
+            "Run the same command again to resume; fewer --jobs take less memory."
         )
-    if ended_at < 0:
-        return again._replace(stop=~ended_at)
+    if died_at < 0:
+        return again._replace(stop=~died_at)
     if exit_code == -SIGALRM:
         reject = Reject(Reason.TOO_SLOW, f"not decoded within {max_seconds:g} s, tried twice")
     else:
-        reject = Reject(Reason.CRASHED, f"decoding it ends the process ({_how(exit_code)}), tried twice")
-    return again._replace(lost={**task.lost, ended_at: reject})
+        reject = Reject(Reason.CRASHED, f"decoding it ends the process ({_cause_of_death(exit_code)}), tried twice")
+    return again._replace(fatal={**task.fatal, died_at: reject})
 
 
-def _how(exit_code: int) -> str:
+def _cause_of_death(exit_code: int) -> str:
     if exit_code == NO_MEMORY:
         return "no memory left"
     return Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"

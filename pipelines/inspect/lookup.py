@@ -30,7 +30,7 @@ from pipelines.pool.manifest import shard_of
 from pipelines.progress import OnTick, ignore
 from pipelines.run.neighbors import Facts, Index
 from pipelines.run.scores import ScoredPool
-from pipelines.storage.locations import place
+from pipelines.storage.locations import locate
 from pipelines.storage.shards import read_spans
 
 _KEY = re.compile(r"\d{9,}")
@@ -242,7 +242,7 @@ def content_of(item: Item) -> bytes:
     if item.tar is None:
         return Path(item.source, item.member).read_bytes()
     assert item.offset is not None and item.num_bytes is not None
-    (content,) = read_spans(place(item.tar), [(item.offset, item.num_bytes)])
+    (content,) = read_spans(locate(item.tar), [(item.offset, item.num_bytes)])
     return content
 
 

@@ -29,7 +29,7 @@ from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, ignore
 from pipelines.run.duplicates import Groups, Positions, best_first
 from pipelines.run.scores import ScoredPool
-from pipelines.storage.locations import place
+from pipelines.storage.locations import locate
 from pipelines.storage.shards import read_spans
 
 _SHOWN = 24  # images of a group on the page
@@ -115,5 +115,5 @@ def _page(summary: Summary) -> str:
 
 
 def _content(copy: Copy) -> bytes:
-    (content,) = read_spans(place(copy.tar), [(copy.offset, copy.num_bytes)])
+    (content,) = read_spans(locate(copy.tar), [(copy.offset, copy.num_bytes)])
     return content

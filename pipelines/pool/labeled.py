@@ -15,7 +15,7 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
-from pipelines.errors import BadInput, CorruptShard
+from pipelines.errors import BadInput, CorruptShard, why
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.manifest import read_parquet
 
@@ -53,7 +53,7 @@ def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -
     try:
         data = [path.read_bytes() for path, _ in named]
     except OSError as error:
-        raise BadInput(f"{source}: {error.filename} cannot be read ({error.strerror}). Fix or remove it.") from None
+        raise BadInput(f"{source}: {error.filename} cannot be read ({why(error)}). Fix or remove it.") from None
     try:
         with ThreadPoolExecutor() as threads:
             views = decoder.batch([str(path) for path, _ in named], data, threads)
@@ -93,7 +93,7 @@ def _listed(source: Path) -> list[tuple[Path, str]]:
         try:
             table = pyarrow.csv.read_csv(source)
         except (pa.ArrowException, OSError) as error:
-            raise BadInput(f"{source} is not a CSV with a header ({error}). Fix it, or give a parquet.") from None
+            raise BadInput(f"{source} is not a CSV with a header ({why(error)}). Fix it, or give a parquet.") from None
     else:
         raise BadInput(f"{source} is not a labeled set. Give a folder with one folder per class, a .csv or a .parquet.")
     paths = _column(source, table, PATH_COLUMNS)

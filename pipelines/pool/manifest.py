@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from pipelines.errors import CorruptShard, MissingArtifact
+from pipelines.errors import CorruptShard, MissingArtifact, why
 from pipelines.storage import locations
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 KEY_DIGITS = 5  # of the shard in a key; the row follows, in four digits or more
 MAX_SHARDS = 10**KEY_DIGITS
@@ -58,7 +58,7 @@ REJECT_SCHEMA = pa.schema(
 INGESTS = "run.json"  # in a pool: what was ingested, and when; a folder with such a file is a pool
 
 
-def is_pool(root: Place) -> bool:
+def is_pool(root: Location) -> bool:
     """Whether `root` is a pool, even an empty one."""
     try:
         values = json.loads(locations.read(root / INGESTS))
@@ -81,10 +81,10 @@ def shard_of(key: str) -> str:
 class Pool:
     """The finished shards of a pool, in the order of their names. The pool is on a disk or in an object store."""
 
-    root: Place
+    root: Location
 
     @classmethod
-    def open(cls, root: Place) -> "Pool":
+    def open(cls, root: Location) -> "Pool":
         """Open an ingested pool. MissingArtifact if there is none, or it holds no image."""
         pool = cls(root)
         if not pool.shards:
@@ -113,7 +113,7 @@ class Pool:
         """Number of kept images."""
         return sum(self.counts)
 
-    def tar(self, shard: str) -> Place:
+    def tar(self, shard: str) -> Location:
         """Path of a shard's tar."""
         return self.root / f"{shard}.tar"
 
@@ -121,7 +121,7 @@ class Pool:
         """Read a shard's `_stats.json`. CorruptShard if it is not what ingest wrote."""
         return _parsed(self._stats(shard), locations.read(self._stats(shard)))
 
-    def _stats(self, shard: str) -> Place:
+    def _stats(self, shard: str) -> Location:
         return self.root / f"{shard}_stats.json"
 
     def digest(self, shard: str) -> str:
@@ -140,7 +140,7 @@ class Pool:
         return (self.rows(shard, columns) for shard in self.shards)
 
 
-def _parsed(path: Place, content: bytes) -> dict[str, Any]:
+def _parsed(path: Location, content: bytes) -> dict[str, Any]:
     try:
         stats = json.loads(content)
     except ValueError:
@@ -150,7 +150,7 @@ def _parsed(path: Place, content: bytes) -> dict[str, Any]:
     return stats
 
 
-def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a parquet file of ours. CorruptShard if it is missing or truncated."""
     try:
         file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
@@ -158,5 +158,6 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise CorruptShard(f"{path} is missing, although its shard has a done file. Make the shard again.") from None
     except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptShard(f"{path} cannot be read ({reason}). Remove the shard's files and make it again.") from None
+        raise CorruptShard(
+            f"{path} cannot be read ({why(error)}). Remove the shard's files and make it again."
+        ) from None

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from upath import UPath
 
 from pipelines.pool.manifest import Pool
-from pipelines.storage.locations import Place
-from pipelines.storage.shards import read_spans, read_spans_across
+from pipelines.storage.shards import read_spans_across
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,11 @@ class Rows:
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Read the original bytes of `rows`. CorruptShard if a shard is truncated or missing."""
-        shards = self.shard[rows]
-        root = self.pool.root
-        if isinstance(root, UPath):  # all at once: each request waits for the network
-            tars: list[Place] = [root / f"{self.pool.shards[number]}.tar" for number in shards.tolist()]
-            spans_across = zip(tars, self.offset[rows].tolist(), self.num_bytes[rows].tolist(), strict=True)
-            return list(read_spans_across(spans_across))
+        order = np.argsort(self.shard[rows], kind="stable").tolist()  # each shard is opened once
+        sorted_rows = [rows[i] for i in order]
+        tars = [self.pool.tar(self.pool.shards[number]) for number in self.shard[sorted_rows].tolist()]
+        spans = zip(tars, self.offset[sorted_rows].tolist(), self.num_bytes[sorted_rows].tolist(), strict=True)
         result = [b""] * len(rows)
-        for number in np.unique(shards).tolist():
-            positions = np.flatnonzero(shards == number).tolist()
-            spans = [(int(self.offset[rows[i]]), int(self.num_bytes[rows[i]])) for i in positions]
-            path = self.pool.tar(self.pool.shards[number])
-            for position, data in zip(positions, read_spans(path, spans), strict=True):
-                result[position] = data
+        for i, data in zip(order, read_spans_across(spans), strict=True):
+            result[i] = data
         return result

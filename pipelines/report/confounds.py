@@ -26,8 +26,8 @@ from pipelines.images.check import Accepted, Limits, examine, foreign_images
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.evaluation import auroc
-from pipelines.storage.shards import read_spans_across
-from pipelines.storage.tar import BLOCK, MAX_MEMBER_BYTES, read_tar
+from pipelines.storage.shards import read_spans_across, sample_start
+from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
 
 if TYPE_CHECKING:
     from pipelines.run.scorer import Scorer
@@ -246,12 +246,14 @@ def _opened(pool: Pool, rows: pa.Table, on_tick: OnTick) -> Iterator[dict[str, A
 def read_rows(pool: Pool, rows: pa.Table) -> Iterator[tuple[bytes, dict[str, bytes]]]:
     """Image and sidecars by suffix of each row of `pipelines.report.statistics`, in the order of `rows`."""
     listed = rows.select(["key", "shard", "offset", "num_bytes", "stop", "format"]).to_pylist()
-    lies = ((pool.tar(row["shard"]), row["offset"] - BLOCK, row["stop"] - row["offset"] + BLOCK) for row in listed)
-    for row, span in zip(listed, read_spans_across(lies), strict=True):
+    starts = [sample_start(row["offset"]) for row in listed]
+    spans = [(pool.tar(row["shard"]), start, row["stop"] - start) for row, start in zip(listed, starts, strict=True)]
+    for row, start, span in zip(listed, starts, read_spans_across(spans), strict=True):
         members = read_tar(io.BytesIO(span), MAX_MEMBER_BYTES)
         sample = {name.partition(".")[2]: data for name, data in members if name.startswith(f"{row['key']}.")}
         sample.pop(row["format"], None)
-        yield span[BLOCK : BLOCK + row["num_bytes"]], {k: v for k, v in sample.items() if isinstance(v, bytes)}
+        image = row["offset"] - start
+        yield span[image : image + row["num_bytes"]], {k: v for k, v in sample.items() if isinstance(v, bytes)}
 
 
 def _domain(sidecars: dict[str, bytes]) -> str | None:

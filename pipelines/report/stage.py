@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 
 from pipelines.errors import BadInput, CorruptShard
 from pipelines.images.check import foreign_images
+from pipelines.images.rejects import Reason
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.report import charts, confounds
@@ -40,7 +41,7 @@ from pipelines.report.statistics import BINS, Survey, survey
 from pipelines.run.scores import ScoredPool
 from pipelines.storage import locations
 from pipelines.storage.atomic import replacing
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 if TYPE_CHECKING:
     from pipelines.run.scorer import Scorer
@@ -59,22 +60,6 @@ PIXELS = 48  # up to here pictures are kept as they are, to be looked at by the 
 TEXT = 160  # characters of a file's name or a caption
 _ITEMS = 20  # of a list in a configuration
 
-_REASONS = {
-    "missing": "promised by the crawl's own metadata, not in its archive",
-    "incomplete_archive": "the archive is cut or damaged there",
-    "unreadable": "the file may not be opened",
-    "unsafe_name": "a name that would leave its folder, or with control characters",
-    "not_a_file": "a link, a device or the like",
-    "empty": "no byte in it",
-    "not_an_image": "something else, such as an error page",
-    "unsupported_format": "an image, of a format that is not decoded",
-    "truncated": "cut before its end",
-    "corrupt": "does not decode",
-    "too_small": "under the limit for a side",
-    "too_many_pixels": "over the limit for pixels",
-    "too_many_bytes": "over the limit for bytes",
-    "duplicate": "the same bytes as an image that is in the pool",
-}
 _CHARTS: tuple[tuple[str, str, dict[str, str], float | None], ...] = (
     ("classifier", "Loss of the classifier", {
         "sup_real": "labeled, real head", "self_real": "pseudo-labels, real head",
@@ -188,7 +173,7 @@ def _next(config: ReportConfig, has_scores: bool) -> str:
     return f"curate train --labeled SEED {places}, then curate score {places}"
 
 
-def _json(path: Place) -> dict[str, Any]:
+def _json(path: Location) -> dict[str, Any]:
     """A JSON object of ours, empty where there is none."""
     try:
         values = json.loads(locations.read(path))
@@ -233,11 +218,11 @@ def _render(
         num_images=pool.num_images,
         num_unscored=num_unscored,
         num_shards=len(pool.shards),
-        reasons=_REASONS,
+        reasons={reason.value: reason.meaning for reason in Reason},
         classes=sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         listed=CLASSES_LISTED,
         threshold=scored.threshold if scored and found.scores is not None else None,
-        estimate=scored.model if scored and scored.model.get("share_interval") else None,
+        estimate=scored.model if scored and scored.model.get("estimated_interval") else None,
         histograms=_histograms(scored, found, audit),
         galleries=_galleries(pool, scored, found),
         thumbnail=THUMBNAIL,

@@ -12,12 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.scores import ScoredPool
-from pipelines.storage import locations
-from pipelines.storage.tar import BLOCK
+from pipelines.storage.shards import end_of_samples, sample_spans
 
 BINS = 50  # of the histograms over 0..1
 EXAMPLES = 3  # rejected records kept of each reason
@@ -174,17 +172,12 @@ def survey(
 
 
 def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Iterator[pa.Table]:
-    """Rows of one shard after the other, with `row`, their place in it, and `stop`, where their sample ends."""
+    """Rows of one shard after the other, with `row`, their position in it, and `stop`, where their sample ends."""
     for shard in shards:
         rows = scored.rows(shard, (*_OF_POOL, *_OF_SCORES)) if scored else pool.rows(shard, _OF_POOL)
-        try:
-            size = locations.size(pool.tar(shard))
-        except FileNotFoundError:
-            raise CorruptShard(f"{pool.tar(shard)}: is missing although its shard is marked as done.") from None
-        # A sample ends where the header of the next image begins.
-        ends = np.append(rows["offset"].to_numpy()[1:] - BLOCK, size)[: rows.num_rows]
+        _, stops = sample_spans(rows["offset"].to_numpy(), end_of_samples(pool.tar(shard)))
         rows = rows.append_column("row", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
-        yield rows.append_column("stop", pa.array(ends, pa.int64())).replace_schema_metadata(None)
+        yield rows.append_column("stop", pa.array(stops, pa.int64())).replace_schema_metadata(None)
 
 
 def _count(found: Survey, rows: pa.Table, threshold: float) -> None:

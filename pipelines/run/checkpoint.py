@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with every tensor a resume needs, and JSON in its header; no pickles.
+"""Checkpoints: one safetensors file with every tensor that a resume needs, and JSON in its header; no pickles.
 
-Batches, augmentation and rates are pure functions of (seed, step), so no random or sampler state is among them.
+Batches, augmentation and rates are pure functions of (seed, step), so a checkpoint holds no random or sampler state.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipelines.errors import CorruptShard
 from pipelines.storage.atomic import make_folder, replacing
 
-_ERRNO = re.compile(r"\(os error (\d+)\)")  # in what safetensors says of an I/O error
+_ERRNO = re.compile(r"\(os error (\d+)\)")  # in safetensors' text of an I/O error
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -30,26 +30,26 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write contiguous tensors on the CPU as safetensors, atomically; OSError where the disk refuses."""
-    for left in path.parent.glob(".tmp*"):  # the library's own temporary files, where a kill left one
+    for left in path.parent.glob(".tmp*"):  # temporary files of the library that a kill has left
         left.unlink()
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)
         except safetensors.SafetensorError as error:
-            if found := _ERRNO.search(str(error)):  # the library's own kind of error, for what is the disk's
+            if found := _ERRNO.search(str(error)):  # the library hides errors of the disk behind its own
                 raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
             raise
 
 
 def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote; raises CorruptShard where it cannot be read."""
+    """Read what `save` wrote; CorruptShard where it cannot be read."""
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             state = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 (not a mapping)
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CorruptShard(
-            f"{path}: is not a readable checkpoint ({error}); remove it to train from the start."
+            f"{path} is not a readable checkpoint ({error}). Remove it to train from the start."
         ) from None
 
 
@@ -66,7 +66,7 @@ def pack(name: str, part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor
 
 
 def unpack(name: str, tensors: Mapping[str, Tensor], part: nn.Module | torch.optim.Optimizer) -> None:
-    """Give a module or an optimizer the tensors that `pack` named; everything must be there."""
+    """Load the tensors that `pack` named into a module or an optimizer; none may be missing."""
     own = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
     if isinstance(part, nn.Module):
         part.load_state_dict(own)
@@ -77,7 +77,7 @@ def unpack(name: str, tensors: Mapping[str, Tensor], part: nn.Module | torch.opt
         number, field = key.split("/")
         like = parameters[int(number)]
         if tensor.shape == like.shape:
-            # Fused optimizers walk through memory: a buffer must lie there as its parameter does (channels last).
+            # Fused optimizers go through memory in order: a buffer needs its parameter's layout (channels last).
             tensor = torch.empty_like(like).copy_(tensor)
         state.setdefault(int(number), {})[field] = tensor
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})

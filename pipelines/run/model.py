@@ -1,6 +1,6 @@
-"""What training leaves for others in run/model/, and how to load it.
+"""The trained model in run/model/: what it holds, and how to write and load it.
 
-config.json              classes, sizes, threshold, method: all that is needed to use the weights
+config.json              classes, sizes, method: everything needed to use the weights
 classifier.safetensors   EMA weights of backbone and both heads
 detector.safetensors     EMA weights of the detector
 classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone
@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.networks import Classifier, Detector
-from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
+from models.classifier import Classifier
+from models.detector import Detector
+from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.scores import model_digest
@@ -38,14 +39,14 @@ README = """# A classifier and a real/synthetic detector, trained by curate
 
 `classifier.safetensors` and `detector.safetensors` hold the weights by parameter name (EMA of training, method
 `{method}`, backbone `{backbone}`, {num_steps} steps). The detector takes native-resolution crops of
-{detector_size} pixels and gives a logit; an image counts as synthetic where its probability reaches {threshold}.
-Scores are an estimate learned without one synthetic label: look at some images (`curate inspect`) before deleting any.
+{detector_size} pixels and gives a logit; an image counts as synthetic where its probability reaches 0.5.
+Scores are estimates, learned without one synthetic label. Look at images (`curate inspect`) before you delete any.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What run/model/config.json holds."""
+    """Contents of run/model/config.json."""
 
     classes: tuple[str, ...]
     method: str
@@ -53,23 +54,28 @@ class ModelConfig:
     image_size: int
     detector_size: int
     num_steps: int
-    threshold: float
     pool: str
-    routing: str = "detector"  # of rsmatch: who told synthetic images in training
-    equalize_spectrum: bool = True  # whether the detector is kept from seeing how an image was scaled
-    share_synthetic: float | None = None  # of the pool, estimated: the threshold leaves as much above it
-    share_interval: tuple[float, float] | None = None  # 95 %
+    has_detector: bool = True  # whether a detector was trained; baselines and oracles train none
+    equalize_spectrum: bool = True  # this and the next two are the detector's inputs: see `models.detector`
+    residual_planes: bool = True
+    residual_features: bool = True
+    estimated_share: float | None = None  # of the pool that is synthetic: a probability of 0.5 leaves it above
+    estimated_interval: tuple[float, float] | None = None  # 95 % confidence
     held_out: tuple[float, ...] = ()  # prob_synthetic of labeled real images that the detector has never seen
 
-    @property
-    def has_detector(self) -> bool:
-        """Whether a detector was trained; the baselines and controls train none."""
-        return self.method == "rsmatch" and self.routing == "detector"
+    def build(self) -> tuple[Classifier, Detector]:
+        """Build the networks, with weights still to be loaded."""
+        detector = Detector(
+            equalize=self.equalize_spectrum,
+            residual_planes=self.residual_planes,
+            residual_features=self.residual_features,
+        )
+        return Classifier(self.backbone, len(self.classes)), detector
 
 
 @dataclass(frozen=True)
 class Model:
-    """Trained networks with their configuration; `digest` tells one training from another."""
+    """Trained networks with their configuration; `digest` identifies the training."""
 
     config: ModelConfig
     classifier: Classifier
@@ -78,7 +84,7 @@ class Model:
 
     @property
     def decoder(self) -> Decoder:
-        """How images become what the networks take."""
+        """Turns image files into what the networks take."""
         return Decoder(self.config.image_size, self.config.detector_size)
 
 
@@ -93,14 +99,14 @@ class _RealHead(nn.Module):
 
 
 def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: Detector) -> None:
-    """Write run/model/; config.json last, as the mark that the rest is there and of one training."""
+    """Write run/model/; config.json comes last and says that the rest is complete and of one training."""
     make_folder(folder)
     (folder / "config.json").unlink(missing_ok=True)
     sync(folder)
     for name, network in (("classifier", classifier), ("detector", detector)):
         tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
-    # On the CPU: an archive of a GPU's tensors would load where there is one alone.
+    # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
     program = _export(copy.deepcopy(classifier).cpu(), config.image_size)
     with replacing(folder / "classifier.pt2") as temporary:
         temporary.write_bytes(program)
@@ -113,7 +119,7 @@ def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: De
 def _export(classifier: Classifier, size: int) -> bytes:
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings():  # the exporter warns of its own internals
+    with warnings.catch_warnings():  # the exporter warns about its own internals
         warnings.simplefilter("ignore")
         logging.getLogger("torch.export").setLevel(logging.ERROR)
         program = torch.export.export(_RealHead(classifier).eval(), (example,), dynamic_shapes=({0: batch},))
@@ -126,64 +132,64 @@ def load(run: Path, device: torch.device) -> Model:
     """Load run/model/; MissingArtifact where training has not finished."""
     folder = run / "model"
     if not (folder / "config.json").is_file():
-        raise MissingArtifact(f"{run}: holds no trained model; run `curate train --labeled SEED --run {run}` first.")
+        raise MissingArtifact(f"{run} holds no trained model. Run `curate train --labeled SEED --run {run}` first.")
     try:
         values = json.loads((folder / "config.json").read_bytes())
         config = ModelConfig(**{**values, "classes": tuple(values["classes"]), "held_out": tuple(values["held_out"])})
-        classifier = Classifier(config.backbone, len(config.classes))
-        detector = Detector(equalize=config.equalize_spectrum)
+        classifier, detector = config.build()
         for name, network in (("classifier", classifier), ("detector", detector)):
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         digest = model_digest(run)
         assert digest is not None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptShard(f"{folder}: cannot be loaded ({reason}); train again with `--run {run}`.") from None
+        raise CorruptShard(
+            f"{folder} cannot be loaded ({first_line(error)}). Train again with `--run {run}`."
+        ) from None
     return Model(config, classifier, detector, digest)
 
 
-def start_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:
-    """Give backbone and heads the weights of a trained run; a dummy head that was not trained there is a copy of the
-    real one.
+def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:
+    """Give backbone and heads the weights of a trained run; an untrained dummy head becomes a copy of the real one.
 
-    Raises MissingArtifact where training has not finished, Incompatible where backbone or classes are others.
+    Raises MissingArtifact where training has not finished, Incompatible where backbone or classes differ.
     """
     trained = load(run, torch.device("cpu"))
     if (trained.config.backbone, trained.config.classes) != (backbone, classes):
         raise Incompatible(
-            f"{run}: its classifier is {trained.config.backbone} of {len(trained.config.classes)} classes "
-            f"({', '.join(trained.config.classes)}); start from one with the same --backbone and the same classes."
+            f"{run}: the classifier is {trained.config.backbone} with {len(trained.config.classes)} classes "
+            f"({', '.join(trained.config.classes)}). --init-from needs a run with the same --backbone and classes."
         )
     classifier.load_state_dict(trained.classifier.state_dict())
     if trained.config.method != "rsmatch":
         classifier.dummy.load_state_dict(trained.classifier.real.state_dict())
 
 
-def start_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
-    """Give the backbone weights from a safetensors file, or (None) those that timm's hub has for it.
+def init_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
+    """Give the backbone weights from a safetensors file, or, without one, the weights of timm's hub.
 
-    Raises BadInput where the file does not fit, the backbone has none, or no hub can be reached.
+    Raises BadInput where the file does not fit, the backbone has no weights, or no hub can be reached.
     """
     if weights is not None:
         try:
             tensors = load_file(weights)
         except (OSError, safetensors.SafetensorError) as error:
-            raise BadInput(f"--weights {weights}: is not a readable safetensors file ({error}).") from None
+            raise BadInput(f"--weights {weights} is not a readable safetensors file ({error}).") from None
     elif name.startswith("timm:"):
         try:
             tensors = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise BadInput(
-                f"--pretrained: the weights of {name} cannot be fetched ({reason}); "
-                "download them elsewhere and give --weights FILE."
+                f"--pretrained: the weights of {name} cannot be downloaded ({first_line(error)}). "
+                "Download them elsewhere and give --weights FILE."
             ) from None
     else:
-        raise BadInput(f"--pretrained: {name} has no published weights; use a timm: backbone, or --weights FILE.")
+        raise BadInput(f"--pretrained: {name} has no published weights. Use a timm: backbone, or --weights FILE.")
     try:
         missing, _ = classifier.backbone.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
-        raise BadInput(f"--weights {weights}: does not fit {name} ({str(error).splitlines()[1].strip()})") from None
+        raise BadInput(f"--weights {weights} does not fit {name} ({str(error).splitlines()[1].strip()})") from None
     if missing:
-        raise BadInput(f"--weights {weights}: has no {missing[0]!r} ({len(missing)} missing); is it of {name}?")
+        raise BadInput(
+            f"--weights {weights} lacks {missing[0]!r} ({len(missing)} tensors missing). Are these weights of {name}?"
+        )

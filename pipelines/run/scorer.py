@@ -22,14 +22,14 @@ class Scores:
     embeddings: npt.NDArray[np.float32]  # (N, D), of the classifier's backbone
     prob_synthetic: npt.NDArray[np.float32] | None  # (N,), 0..1
     synthetic: npt.NDArray[np.bool_] | None  # (N,)
-    verdict: npt.NDArray[np.str_] | None  # (N,), one of `calibration.VERDICTS`
+    verdict: npt.NDArray[np.str_] | None  # (N,), one of `verdicts.VERDICTS`
     pseudo_label: list[str]
     confidence: npt.NDArray[np.float32]  # (N,), probability of the pseudo-label
     probs: npt.NDArray[np.float32]  # (N, K)
 
 
 class Scorer:
-    """A trained model that takes images as bytes."""
+    """A trained model with its thresholds."""
 
     def __init__(self, trained: model.Model, device: torch.device, thresholds: verdicts.Thresholds) -> None:
         self.model, self.thresholds, self.device = trained, thresholds, device
@@ -37,14 +37,13 @@ class Scorer:
 
     @classmethod
     def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto") -> "Scorer":
-        """Load run/model/ and the thresholds of the last `curate score`; MissingArtifact before training's end."""
+        """Load run/model/ and run/thresholds.json; MissingArtifact before the end of training."""
         chosen = devices.choose(device)
         trained = model.load(run, chosen)
-        default = verdicts.choose(trained.config.threshold, trained.config.held_out, None)
-        return cls(trained, chosen, verdicts.load(run) or default)
+        return cls(trained, chosen, verdicts.load(run))
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
-        """Score images given as the bytes of their files; CorruptShard names the one that cannot be decoded."""
+        """Score images given as file contents; CorruptShard names one that cannot be decoded."""
         names = keys or [f"number {i}" for i in range(len(data))]
         return self.score_views(self.model.decoder.batch(names, data, self._threads))
 

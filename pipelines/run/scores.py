@@ -24,7 +24,7 @@ from pipelines.run import marks as marks_file
 from pipelines.run import verdicts
 from pipelines.run.marks import Mark
 from pipelines.storage import locations
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -39,7 +39,7 @@ SCORE_SCHEMA = pa.schema(
 )
 
 
-def model_digest(run: Place) -> str | None:
+def model_digest(run: Location) -> str | None:
     """Digest of the networks of a run, by which scores know what made them; None where it has none."""
     digest = hashlib.sha256()
     try:
@@ -68,7 +68,7 @@ class ScoredPool:
     marks: Mapping[str, Mark] = field(default_factory=dict)  # by sha256
 
     @classmethod
-    def open(cls, pool: Place, run: Path) -> "ScoredPool":
+    def open(cls, pool: Location, run: Path) -> "ScoredPool":
         """Open a pool, and a run with its marks; MissingArtifact where no shard of it is scored; see `check`."""
         scored = cls(Pool.open(pool), run, marks_file.read(run).current)
         if not scored.shards:
@@ -100,7 +100,7 @@ class ScoredPool:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """What the run says of its model: classes, threshold and more."""
+        """What the run says of its model: classes, sizes and more."""
         path = self.run / "model" / "config.json"
         try:
             model = json.loads(path.read_bytes())
@@ -114,8 +114,7 @@ class ScoredPool:
     @property
     def threshold(self) -> float:
         """Probability from which the scores call an image synthetic."""
-        chosen = verdicts.load(self.run)
-        return chosen.synthetic_from if chosen else float(self.model["threshold"])
+        return verdicts.load(self.run).synthetic_from
 
     @property
     def classes(self) -> tuple[str, ...]:

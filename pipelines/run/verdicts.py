@@ -1,9 +1,9 @@
-"""From a detector's probabilities to verdicts: where real ends and synthetic begins, and how sure that is.
+"""From a detector's probabilities to verdicts: real, unsure or synthetic.
 
-Two thresholds bear on it. The *cut*, a probability of 0.5, leaves above it the share of the pool that training
+Two thresholds decide. `SYNTHETIC_FROM`, a probability of 0.5, leaves the share of the pool above it that training
 estimated to be synthetic. The *limit* is the split-conformal threshold that at most a given share of real images
-exceeds; it comes from labeled real images which the detector has never seen (`TrainConfig.held_out`). Above both an
-image is synthetic, below both it is real, in between it is unsure.
+exceeds; it is calibrated on labeled real images that the detector has never seen (`held_out` of the recipe). An image
+above both is synthetic, an image below both is real, and one between them is unsure.
 """
 
 import json
@@ -15,21 +15,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, MissingArtifact
 from pipelines.storage.atomic import write_json
 
-DEFAULT_RATE = 0.05  # of the unsure band, where none is asked for
+SYNTHETIC_FROM = 0.5  # the saved detector's logit is 0 at its own threshold
+DEFAULT_RATE = 0.05  # false-positive rate of the limit, where none is asked for
 VERDICTS = ("real", "unsure", "synthetic")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Probabilities that part the verdicts; see the module."""
+    """Probabilities that separate the verdicts; see the module."""
 
-    synthetic_from: float  # what `synthetic` means: the cut, or the limit where one is asked for
-    sure_from: float  # synthetic beyond doubt
-    real_below: float  # real beyond doubt
-    max_false_positive_rate: float | None  # of the limit; None where held-out images are too few for any
+    synthetic_from: float  # of `synthetic` in the scores: SYNTHETIC_FROM, or the limit where one is asked for
+    sure_from: float  # from here the verdict is synthetic
+    real_below: float  # below, the verdict is real
+    max_false_positive_rate: float | None  # of the limit; None where too few images are held out for any
     num_held_out: int
 
     def verdicts(self, prob_synthetic_N: npt.NDArray[np.float32]) -> npt.NDArray[np.str_]:
@@ -39,15 +40,15 @@ class Thresholds:
 
     @property
     def statement(self) -> str:
-        """What holds for the limit, in a sentence."""
+        """The guarantee of the limit, in a sentence."""
         if self.max_false_positive_rate is None:
             return (
-                f"The detector was kept from {self.num_held_out} labeled images, too few to limit how many real images "
-                f"are lost to {DEFAULT_RATE:.0%}: nothing is called unsure."
+                f"Only {self.num_held_out} labeled images are held out from the detector, too few to limit the loss of "
+                f"real images to {DEFAULT_RATE:.0%}. Nothing is called unsure."
             )
         return (
-            f"By {self.num_held_out} real images that the detector has never seen: of real images like these, at most "
-            f"{self.max_false_positive_rate:.1%} are above the limit, on average over such held-out sets."
+            f"Calibrated on {self.num_held_out} real images that the detector has never seen: on average over such "
+            f"sets, at most {self.max_false_positive_rate:.1%} of real images like these are above the limit."
         )
 
 
@@ -55,43 +56,48 @@ def limit(held_out: Sequence[float], rate: float) -> float:
     """Split-conformal threshold: a new real image's probability exceeds it with probability at most `rate`.
 
     With n exchangeable held-out images it is the ceil((n + 1)(1 - rate))-th smallest of their probabilities (Vovk et
-    al. 2005; Bates et al. 2023, for outlier detection): the realized rate of one held-out set follows a beta
-    distribution around n-dependent steps of 1 / (n + 1). Raises BadInput where n is too small for the rate.
+    al. 2005; Bates et al. 2023 for outlier detection). The rate of one held-out set follows a beta distribution, and
+    its expectation goes in steps of 1 / (n + 1). Raises BadInput where n is too small for the rate.
     """
     rank = math.ceil((len(held_out) + 1) * (1 - rate) - 1e-9)
     if rank > len(held_out):
         raise BadInput(
-            f"--max-false-positive-rate {rate}: with {len(held_out)} held-out real images the smallest rate is "
-            f"{1 / (len(held_out) + 1):.3f}; ask for that, or train with more labeled images or a larger held_out."
+            f"--max-false-positive-rate {rate} is too small for {len(held_out)} held-out real images. The smallest "
+            f"possible rate is {1 / (len(held_out) + 1):.3f}: ask for that, or train with more labeled images or a "
+            "larger held_out."
         )
-    # The next number above it: what equals a held-out image's probability is not called synthetic.
+    # The next number above it, so that a probability equal to a held-out image's is not called synthetic.
     return float(np.nextafter(np.float32(sorted(held_out)[rank - 1]), np.float32(2)))
 
 
-def choose(cut: float, held_out: Sequence[float], rate: float | None) -> Thresholds:
-    """Choose a model's thresholds; `rate` None takes the cut for `synthetic`, and the limit for the band alone."""
+def choose(held_out: Sequence[float], rate: float | None) -> Thresholds:
+    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone."""
     if rate is None and (len(held_out) + 1) * DEFAULT_RATE < 1:
         return Thresholds(
-            synthetic_from=cut, sure_from=cut, real_below=cut, max_false_positive_rate=None, num_held_out=len(held_out)
+            synthetic_from=SYNTHETIC_FROM,
+            sure_from=SYNTHETIC_FROM,
+            real_below=SYNTHETIC_FROM,
+            max_false_positive_rate=None,
+            num_held_out=len(held_out),
         )
     at = limit(held_out, rate or DEFAULT_RATE)
     return Thresholds(
-        synthetic_from=cut if rate is None else at,
-        sure_from=max(cut, at),
-        real_below=min(cut, at),
+        synthetic_from=SYNTHETIC_FROM if rate is None else at,
+        sure_from=max(SYNTHETIC_FROM, at),
+        real_below=min(SYNTHETIC_FROM, at),
         max_false_positive_rate=rate or DEFAULT_RATE,
         num_held_out=len(held_out),
     )
 
 
 def save(run: Path, thresholds: Thresholds) -> None:
-    """Write run/thresholds.json, by which later commands judge."""
+    """Write run/thresholds.json: at the end of training, and by each `curate score`."""
     write_json(run / "thresholds.json", asdict(thresholds))
 
 
-def load(run: Path) -> Thresholds | None:
-    """Read them; None before the first `curate score`."""
+def load(run: Path) -> Thresholds:
+    """Read run/thresholds.json; MissingArtifact where it is missing or damaged."""
     try:
         return Thresholds(**json.loads((run / "thresholds.json").read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
-        return None
+        raise MissingArtifact(f"{run}/thresholds.json is missing or damaged. Run `curate score` again.") from None

@@ -49,11 +49,11 @@ class Summary:
     num_shards: int
     num_scored_before: int  # shards that were skipped
     seconds: float
-    synthetic_share: float | None  # called synthetic; this and the next: None without a detector
+    called_share: float | None  # called synthetic; this and the next two are None without a detector
     verdicts: dict[str, int] | None  # images by verdict
     thresholds: Thresholds | None
-    share_synthetic: float | None  # of the pool that was trained on, estimated, with its 95 % interval
-    share_interval: tuple[float, float] | None
+    estimated_share: float | None  # of the pool that was trained on
+    estimated_interval: tuple[float, float] | None
     mean_confidence: float
     pseudo_labels: dict[str, int]  # images by class
     truth: dict[str, float] | None

@@ -2,13 +2,13 @@
 
 in      pool/, run/model/
 out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool
-again   shards that this model has scored are skipped; after a new training, or where the pool's shard is another, all
-        are scored anew
+again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
+        they are scored again
 
-A score is a function of the image and the model alone: its place in a batch or a pool does not matter. So a shard can
-be scored anywhere: as a task of a Ray cluster (`engine`), or by one of N calls that know nothing of each other
-(`shard_index` of `num_shards`, as in a Slurm array), each of which takes every N-th shard. A call for all shards then
-finds them scored, sums up, and scores what a lost call has left.
+A score depends on the image and the model alone, not on its position in a batch or a pool. So a shard can be scored
+anywhere: as a task of a Ray cluster (`engine`), or by one of N independent calls (`shard_index` of `num_shards`, as in
+a Slurm array), each of which takes every N-th shard. A final call without an index summarizes, and scores what a lost
+call has left.
 """
 
 import json
@@ -46,7 +46,7 @@ def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
 
     Raises MissingArtifact without a pool or a model, Incompatible where another process writes into the run.
     """
-    # Calls that share a pool share the run too, each with shards of its own.
+    # Calls that share a pool also share the run; each has its own shards.
     with locks.held(config.run) if config.num_shards == 1 else locks.refusals(config.run):
         return _run(config, on_tick)
 
@@ -58,16 +58,16 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
-    thresholds = verdicts.choose(trained.config.threshold, trained.config.held_out, config.max_false_positive_rate)
+    thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate)
     for folder in ("scores", "embeddings"):
         make_folder(config.run / folder)
-    if config.shard_index == 0:  # for all that share the pool: they would say the same
+    if config.shard_index == 0:  # for all calls that share the pool: their thresholds are equal
         verdicts.save(config.run, thresholds)
     scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], trained.digest)}
     for number in mine:
         path = config.run / "scores" / f"{pool.shards[number]}.parquet"
         if number in scored:
-            _judge_again(path, thresholds)
+            _update_verdicts(path, thresholds)
         else:
             path.unlink(missing_ok=True)  # scores of two models never mix
     total, done = sum(pool.counts[number] for number in mine), sum(pool.counts[number] for number in scored)
@@ -96,7 +96,7 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
 def _score_shard(
     scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
 ) -> None:
-    """Score one shard of a pool into a run; `on_images` hears of every batch."""
+    """Score one shard of a pool into a run; calls `on_images` with the size of every batch."""
     rows = Rows.of_shard(pool, number)
     parts = []
     chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
@@ -122,7 +122,7 @@ def _scorer(run: Path, device: Literal["auto", "cuda", "cpu"], thresholds: verdi
     trained = model.load(run, chosen)
     if trained.digest != digest:
         raise Incompatible(
-            f"{run}/model: is another model on one of Ray's machines; put the run where all of them see it."
+            f"{run}/model differs between Ray's machines. Put the run on a file system that all of them share."
         )
     return Scorer(trained, chosen, thresholds)
 
@@ -131,12 +131,12 @@ def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
     path = run / "scores" / f"{shard}.parquet"
     if not path.exists():
         return False
-    mark = pq.read_schema(path).metadata or {}
-    return mark.get(b"model") == digest.encode() and mark.get(b"shard") == pool.digest(shard).encode()
+    origin = pq.read_schema(path).metadata or {}
+    return origin.get(b"model") == digest.encode() and origin.get(b"shard") == pool.digest(shard).encode()
 
 
 def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
-    """Write a shard's embeddings, then its scores, whose presence marks the shard as done."""
+    """Write a shard's embeddings, then its scores, whose presence says that the shard is done."""
     trained = scorer.model
     width = trained.classifier.num_features
     embeddings = _joined([part.embeddings for part in parts], (0, width))
@@ -155,19 +155,19 @@ def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Score
         "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
-    mark = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _mark(scorer.thresholds)}
+    origin = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _as_text(scorer.thresholds)}
     with replacing(run / "scores" / f"{shard}.parquet") as temporary:
-        pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(mark)), temporary)
+        pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(origin)), temporary)
 
 
-def _mark(thresholds: verdicts.Thresholds) -> str:
+def _as_text(thresholds: verdicts.Thresholds) -> str:
     return json.dumps(asdict(thresholds))
 
 
-def _judge_again(path: Path, thresholds: verdicts.Thresholds) -> None:
-    """Bring the verdicts of a scored shard to other thresholds; its probabilities are the model's and stay."""
-    mark = pq.read_schema(path).metadata
-    if mark.get(b"thresholds") == _mark(thresholds).encode():
+def _update_verdicts(path: Path, thresholds: verdicts.Thresholds) -> None:
+    """Replace the verdicts of a scored shard by those of other thresholds; the model's probabilities stay."""
+    origin = pq.read_schema(path).metadata
+    if origin.get(b"thresholds") == _as_text(thresholds).encode():
         return
     table = read_parquet(path)
     if table["prob_synthetic"].null_count < max(1, len(table)):
@@ -179,7 +179,8 @@ def _judge_again(path: Path, thresholds: verdicts.Thresholds) -> None:
             field = SCORE_SCHEMA.field(name)
             table = table.set_column(SCORE_SCHEMA.get_field_index(name), field, pa.array(values).cast(field.type))
     with replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({**mark, b"thresholds": _mark(thresholds).encode()}), temporary)
+        origin = {**origin, b"thresholds": _as_text(thresholds).encode()}
+        pq.write_table(table.replace_schema_metadata(origin), temporary)
 
 
 def _joined(parts: Sequence[npt.NDArray[Any] | None], empty: tuple[int, ...] = (0,)) -> npt.NDArray[Any]:
@@ -218,11 +219,11 @@ def _summarize(
         num_shards=len(mine),
         num_scored_before=before,
         seconds=time.monotonic() - started,
-        synthetic_share=synthetic / max(num_images, 1) if has_detector else None,
+        called_share=synthetic / max(num_images, 1) if has_detector else None,
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,
-        share_synthetic=trained.config.share_synthetic,
-        share_interval=trained.config.share_interval,
+        estimated_share=trained.config.estimated_share,
+        estimated_interval=trained.config.estimated_interval,
         mean_confidence=confidence / max(num_images, 1),
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,

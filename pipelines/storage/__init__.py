@@ -1,1 +1,1 @@
-"""Files, tars and shards: on a disk or on an object store."""
+"""Files, tars and shards, on a disk or on an object store."""

@@ -1,4 +1,7 @@
-"""Files appear whole or not at all: written under a temporary name, synced, renamed; on an object store, put whole."""
+"""Atomic writes: a file appears complete or not at all.
+
+On a disk it is written under a temporary name, synced and renamed; to an object store it is uploaded as a whole.
+"""
 
 import errno
 import fcntl
@@ -16,17 +19,17 @@ from upath import UPath
 
 from pipelines.storage import locations
 from pipelines.storage.json_text import to_json
-from pipelines.storage.locations import Place
+from pipelines.storage.locations import Location
 
 CANNOT_LOCK = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 
 
 @contextmanager
-def replacing(path: Place) -> Iterator[Path]:
+def replacing(path: Location) -> Iterator[Path]:
     """Yield a temporary local path; on success it becomes `path`, on failure it is removed.
 
-    It lies beside `path` to be synced and renamed, or for a store among the system's temporary files to be put there.
-    Who replaces the same file meanwhile waits; what a killed process left under the temporary name is overwritten.
+    On a disk it is beside `path`; for a store it is in the system's temporary folder. Two processes that replace the
+    same file take turns. What a killed process left under the temporary name is overwritten.
     """
     if isinstance(path, UPath):
         with TemporaryDirectory(prefix="curate-") as scratch:
@@ -35,7 +38,7 @@ def replacing(path: Place) -> Iterator[Path]:
             locations.put(made, path)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    descriptor = _alone(temporary)
+    descriptor = _open_exclusively(temporary)
     try:
         yield temporary
         publish(temporary, path)
@@ -46,8 +49,8 @@ def replacing(path: Place) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _alone(temporary: Path) -> int:
-    """Descriptor of a temporary file, which keeps others from it until it is closed."""
+def _open_exclusively(temporary: Path) -> int:
+    """Open a temporary file and return its descriptor, which locks others out until it is closed."""
     while True:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -58,19 +61,19 @@ def _alone(temporary: Path) -> int:
                 raise
         if is_still(temporary, descriptor):
             return descriptor
-        os.close(descriptor)  # who had it has just renamed or removed it
+        os.close(descriptor)  # the previous holder has just renamed or removed it
 
 
 def is_still(path: Path, descriptor: int) -> bool:
-    """Whether `path` is the name of what was opened."""
+    """Whether `path` still names the file or folder behind an open `descriptor`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def publish(temporary: Place, path: Place) -> None:
-    """Rename a finished file, its bytes on the disk before its name and its name before we return."""
+def publish(temporary: Location, path: Location) -> None:
+    """Rename a finished file. Its content is on the disk before its new name is, and that before this returns."""
     if isinstance(path, UPath):
         assert isinstance(temporary, UPath)
         locations.move(temporary, path)
@@ -90,23 +93,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and what is missing above it, their names on the disk when this returns; what is there stays."""
-    if path.exists():
+def make_folder(path: Location) -> None:
+    """Make a folder and its missing parents, synced to the disk; keep one that exists. A store has no folders."""
+    if isinstance(path, UPath) or path.exists():
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync(path.parent)
 
 
-def write_json(path: Place, value: Any) -> None:
+def write_json(path: Location, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(value) + "\n", encoding="utf-8")
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array as .npy under the name given; by way of memory, for NumPy would not say why the disk refuses."""
+    """Write an array as .npy to exactly `path`; through memory, because NumPy hides why a disk refuses a write."""
     encoded = io.BytesIO()
     np.save(encoded, array, allow_pickle=False)
     path.write_bytes(encoded.getbuffer())

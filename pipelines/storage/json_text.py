@@ -1,11 +1,14 @@
-"""JSON as any reader takes it."""
+"""JSON text that every reader accepts.
+
+The command line imports this at startup, so it imports neither NumPy nor fsspec, as its neighbors do.
+"""
 
 import json
 from typing import Any
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """JSON of `value`. Numbers that it does not have, NaN and the infinite ones, become null."""
+    """Encode `value` as JSON. NaN and the infinities, which JSON does not have, become null."""
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:

@@ -1,14 +1,19 @@
-"""Where a folder of ours lies: on a disk, as a Path, or on an object store, as a UPath, which joins and reads like one.
+"""Locations of files and folders: a Path on a disk, or a UPath on an object store, which joins and reads like a Path.
 
-A file for a store is made on the local disk and then put there whole: a store shows an object when all of it has
-arrived, and not before. Ranges are read side by side. The drivers of fsspec (s3fs, gcsfs, adlfs) try again what a
-network loses, and take endpoint and credentials from the environment; what they give up is one sentence here.
+The functions here take either, so that callers need not ask which one they have.
+
+A file for a store is made on the local disk and uploaded as a whole: a store shows an object only when all of it has
+arrived. Ranges are read in parallel. The drivers of fsspec (s3fs, gcsfs, adlfs) retry what the network loses, and take
+endpoint and credentials from the environment. What they finally raise becomes a one-sentence error.
 """
 
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from errno import ENOENT
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, BinaryIO, TypeAlias
 
@@ -16,71 +21,83 @@ import fsspec
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
 from upath import UPath
 
-from pipelines.errors import BadInput, CurateError
+from pipelines.errors import BadInput, CurateError, why
 
-Place: TypeAlias = Path | UPath
+Location: TypeAlias = Path | UPath
+Range: TypeAlias = tuple[Location, int, int]  # file, offset, number of bytes
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # also where a Path has made one slash of two
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # one slash, because a Path merges two into one
 _BUFFER_BYTES = 1 << 20
 _FETCHED_BYTES = 64 << 20  # in memory at once
-_MAX_GAP = 64 << 10  # bytes that are read in vain rather than asked for around
+_MAX_GAP = 64 << 10  # bytes between two ranges that are cheaper to read than a second request
 _MAX_REQUEST = 8 << 20
 
 
-def place(text: str | Path | UPath) -> Place:
-    """A local path, or the object store that a URL names."""
-    if not isinstance(text, str | Path | UPath):
+def locate(text: str | Path | UPath) -> Location:
+    """Turn a path or URL into a location. A file:// URL becomes a local path.
+
+    Raises ValueError for other types (pydantic turns it into its own error), BadInput for a URL without a driver.
+    """
+    if isinstance(text, UPath):
+        return text
+    if not isinstance(text, str | Path):
         raise ValueError("Input is no path")
-    if isinstance(text, UPath) or "://" not in str(text):
-        return text if isinstance(text, UPath) else Path(text)
-    url = str(text)
-    if url.startswith(("file://", "local://")):
-        return Path(fsspec.implementations.local.LocalFileSystem._strip_protocol(url))
-    with explained(url):
-        # A listing that the driver remembers would hide what other machines write.
-        return UPath(url.rstrip("/"), use_listings_cache=False)
+    path_or_url = without_file_scheme(str(text))
+    if "://" not in path_or_url:
+        return Path(path_or_url)
+    with explained(path_or_url):
+        # Without a cache of listings: it would hide what other machines write.
+        return UPath(path_or_url.rstrip("/"), use_listings_cache=False)
+
+
+def without_file_scheme(source: str) -> str:
+    """Turn a file:// URL into a path, for which no driver is needed; return anything else unchanged."""
+    if source.startswith(("file://", "local://")):
+        return str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
+    return source
 
 
 def _local(path: Path) -> Path:
     if _URL.match(str(path)):
         url = _URL.sub(lambda start: f"{start[0].rstrip('/')}//", str(path), count=1)
         raise BadInput(
-            f"--run {url}: is not on a disk; a run stays local or on a shared file system, only --pool and the --out "
-            "of export may be URLs."
+            f"--run {url}: is not on a disk. A run must be on a local disk or a shared file system; only --pool, and "
+            "--out of export, may be URLs."
         )
     return path
 
 
-AnyFolder = Annotated[Place, PlainValidator(place), PlainSerializer(str, when_used="json")]
+AnyFolder = Annotated[Location, PlainValidator(locate), PlainSerializer(str, when_used="json")]
 LocalFolder = Annotated[Path, AfterValidator(_local)]
 
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Turn what a store's driver raises into one sentence: each has kinds of its own for bucket, key and network."""
+    """Turn whatever a store's driver raises into BadInput; each driver has its own exceptions for bucket, key, network.
+
+    FileNotFoundError and CurateError pass.
+    """
     try:
         yield
     except (CurateError, FileNotFoundError):
         raise
     except Exception as error:
-        hint = "; install curate[s3]" if isinstance(error, ImportError) and str(where).startswith("s3:") else ""
         raise BadInput(
-            f"{where}: cannot be reached ({why(error)}){hint}; what is there stays, the same command goes on from here."
+            f"{where}: cannot be reached ({why(error)}){driver_hint(error, where)}. What is there is kept; "
+            "run the same command again to resume."
         ) from error
 
 
-def why(error: Exception) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+def driver_hint(error: Exception, where: object) -> str:
+    """Addition to a message about `where`: which extra to install if its driver is missing, else nothing."""
+    return "; install curate[s3]" if isinstance(error, ImportError) and str(where).startswith("s3:") else ""
 
 
 # Reading
 
 
-def names(folder: Place) -> list[str]:
-    """Names of what lies in a folder, sorted; none where there is no folder."""
+def names(folder: Location) -> list[str]:
+    """List the names in a folder, sorted; empty if there is no such folder."""
     try:
         if not isinstance(folder, UPath):
             return sorted(os.listdir(folder))  # noqa: PTH208 - names, not paths
@@ -93,24 +110,24 @@ def names(folder: Place) -> list[str]:
     return sorted(name.rpartition("/")[2] for name in inside if name != folder.path.strip("/"))
 
 
-def exists(path: Place) -> bool:
-    """Whether there is a file."""
+def exists(path: Location) -> bool:
+    """Whether a file exists."""
     if not isinstance(path, UPath):
         return path.exists()
     with explained(path):
         return bool(path.fs.exists(path.path))
 
 
-def size(path: Place) -> int:
-    """Bytes of a file; FileNotFoundError where there is none."""
+def size(path: Location) -> int:
+    """Size of a file in bytes. Raises FileNotFoundError."""
     if not isinstance(path, UPath):
         return path.stat().st_size
     with explained(path):
         return int(path.fs.info(path.path)["size"])
 
 
-def read(path: Place) -> bytes:
-    """All bytes of a small file; FileNotFoundError where there is none."""
+def read(path: Location) -> bytes:
+    """Read a small file as a whole. Raises FileNotFoundError."""
     if not isinstance(path, UPath):
         return path.read_bytes()
     with explained(path):
@@ -118,8 +135,8 @@ def read(path: Place) -> bytes:
 
 
 @contextmanager
-def opened(path: Place) -> Iterator[BinaryIO]:
-    """Open a large file to read it from its beginning on; FileNotFoundError where there is none."""
+def opened(path: Location) -> Iterator[BinaryIO]:
+    """Open a large file, to be read from its start to its end. Raises FileNotFoundError."""
     if isinstance(path, UPath):
         with explained(path), path.fs.open(path.path, "rb") as file:
             yield file
@@ -128,8 +145,8 @@ def opened(path: Place) -> Iterator[BinaryIO]:
             yield file
 
 
-def read_all(paths: Sequence[Place]) -> list[bytes]:
-    """All bytes of many small files of one folder, in order."""
+def read_all(paths: Sequence[Location]) -> list[bytes]:
+    """Read many small files of one folder as a whole, in the order given. Raises FileNotFoundError."""
     if not paths or not isinstance(paths[0], UPath):
         return [path.read_bytes() for path in paths]
     inner, whole = [path.path for path in paths if isinstance(path, UPath)], [None] * len(paths)
@@ -137,39 +154,58 @@ def read_all(paths: Sequence[Place]) -> list[bytes]:
         return [bytes(found) for found in paths[0].fs.cat_ranges(inner, whole, whole, on_error="raise")]
 
 
-def read_ranges(spans: Iterable[tuple[UPath, int, int]]) -> Iterator[bytes]:
-    """Yield the bytes at each (file, offset, num_bytes), in the order asked for; fewer where a file ends before.
+def read_ranges(ranges: Iterable[Range]) -> Iterator[bytes]:
+    """Yield the bytes of each range, in the order given; fewer bytes if a file ends before.
 
-    Neighbors in a file are asked for at once. FileNotFoundError where a file is not there.
+    Ranges that follow each other in a file share an open file, or a request to the store. All must be on the same disk
+    or store. Raises FileNotFoundError with the name of the missing file.
     """
-    waiting, num_bytes = list[tuple[UPath, int, int]](), 0
-    for span in spans:
-        waiting.append(span)
-        num_bytes += span[2]
-        if num_bytes >= _FETCHED_BYTES:
+    for is_remote, some in groupby(ranges, key=lambda asked: isinstance(asked[0], UPath)):
+        read_some = _read_from_store if is_remote else _read_from_disk
+        yield from read_some(some)
+
+
+def _read_from_disk(ranges: Iterable[Range]) -> Iterator[bytes]:
+    for path, of_file in groupby(ranges, key=itemgetter(0)):
+        with path.open("rb") as file:
+            for _, offset, num_bytes in of_file:
+                yield os.pread(file.fileno(), num_bytes, offset)
+
+
+def _read_from_store(ranges: Iterable[Range]) -> Iterator[bytes]:
+    waiting, total = list[tuple[UPath, int, int]](), 0
+    for path, offset, num_bytes in ranges:
+        assert isinstance(path, UPath)
+        waiting.append((path, offset, num_bytes))
+        total += num_bytes
+        if total >= _FETCHED_BYTES:
             yield from _fetch(waiting)
-            waiting, num_bytes = [], 0
+            waiting, total = [], 0
     if waiting:
         yield from _fetch(waiting)
 
 
-def _fetch(spans: Sequence[tuple[UPath, int, int]]) -> Iterator[bytes]:
+def _fetch(ranges: Sequence[tuple[UPath, int, int]]) -> Iterator[bytes]:
     requests = list[tuple[UPath, int, int]]()  # file, start, stop
-    places = list[tuple[int, int]]()  # of each span: its request, and where in that
-    for path, offset, num_bytes in spans:
+    positions = list[tuple[int, int]]()  # of each range: its request, and the offset within that
+    for path, offset, num_bytes in ranges:
         stop = offset + num_bytes
         if requests:
             last, first, end = requests[-1]
             if path == last and end <= offset <= end + _MAX_GAP and stop - first <= _MAX_REQUEST:
                 requests[-1] = (last, first, stop)
-                places.append((len(requests) - 1, offset - first))
+                positions.append((len(requests) - 1, offset - first))
                 continue
         requests.append((path, offset, stop))
-        places.append((len(requests) - 1, 0))
-    with explained(spans[0][0]):
-        files, starts, stops = (list(column) for column in zip(*requests, strict=True))
-        found = files[0].fs.cat_ranges([file.path for file in files], starts, stops, on_error="raise")
-    for (number, start), (_, _, num_bytes) in zip(places, spans, strict=True):
+        positions.append((len(requests) - 1, 0))
+    files, starts, stops = (list(column) for column in zip(*requests, strict=True))
+    try:
+        with explained(files[0]):
+            found = files[0].fs.cat_ranges([file.path for file in files], starts, stops, on_error="raise")
+    except FileNotFoundError:
+        missing = next((file for file in files if not exists(file)), files[0])
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(missing)) from None
+    for (number, start), (_, _, num_bytes) in zip(positions, ranges, strict=True):
         yield bytes(found[number][start : start + num_bytes])
 
 
@@ -177,7 +213,7 @@ def _fetch(spans: Sequence[tuple[UPath, int, int]]) -> Iterator[bytes]:
 
 
 def put(file: Path, path: UPath) -> None:
-    """Put a local file on a store, whole."""
+    """Upload a local file to a store, as a whole."""
     try:
         with explained(path):
             path.fs.put_file(str(file), path.path)
@@ -186,14 +222,14 @@ def put(file: Path, path: UPath) -> None:
 
 
 def move(source: UPath, path: UPath) -> None:
-    """Rename an object within its store, which copies it; FileNotFoundError where it is gone."""
+    """Rename an object within its store, by copying it. Raises FileNotFoundError if it is gone."""
     with explained(path):
         path.fs.cp_file(source.path, path.path)
         path.fs.rm_file(source.path)
 
 
-def remove(path: Place) -> None:
-    """Remove a file, or a folder of a store with all that is in it, if it is there."""
+def remove(path: Location) -> None:
+    """Remove a file if it exists; on a store also a folder with everything in it."""
     if not isinstance(path, UPath):
         path.unlink(missing_ok=True)
         return

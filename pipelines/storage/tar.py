@@ -1,8 +1,9 @@
-"""Foreign tar archives, read with suspicion: no archive raises, hangs or takes all memory.
+"""A reader of tar archives that trusts nothing: no archive raises, hangs or takes all memory.
 
-Python's tarfile takes 30 µs a member, which is more than hashing a small image costs, so plain headers, nearly all of
-them, are read here. Of the others it reads the block alone: what it does with the extensions before one (a call in a
-call for each, their size taken on trust, an expression quadratic in theirs) can be made to take hours or all memory.
+Python's tarfile takes 30 µs a member, more than hashing a small image, so plain headers (nearly all of them) are parsed
+here. For the other headers, tarfile parses the block alone. It must not see the extensions before a block: it recurses
+for each, trusts their sizes and matches them with a quadratic regular expression, so that a hostile archive could make
+it take hours or all memory.
 """
 
 import os
@@ -15,36 +16,42 @@ from typing import BinaryIO, NamedTuple
 from pipelines.images.rejects import Reason, Reject
 
 BLOCK = 512
-MAX_MEMBER_BYTES = 8**11 - 1  # what the size field of a USTAR header can say
+MAX_MEMBER_BYTES = 8**11 - 1  # the largest number in the size field of a USTAR header
 ZEROS = bytes(BLOCK)
 BUFFER_BYTES = 1 << 20
-BLANK_CHECKSUM = b" " * 8  # the checksum field, as it counts itself
+BLANK_CHECKSUM = b" " * 8  # the checksum counts its own field as blanks
 _MAX_EXTENSIONS = 16  # before one member
 _MAX_EXTENSION_BYTES = 1 << 20  # long names and pax headers; a hostile size must not become an allocation
 _EXTENSION_TYPES = (b"L", b"K", b"x", b"g", b"X")
-_MAX_NAME = 4096  # bytes, as of a path on Linux
+_MAX_NAME = 4096  # bytes, as for a path on Linux
 _ADLER_PRIME = 65521
-_MAX_OFFSET = 1 << 62  # what any file system can address
-_WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)  # whatever size
-_SPARSE_GOES_ON, _SPARSE_MAP_GOES_ON = 482, 504  # flags in a GNU sparse header, and in the blocks after it
+_MAX_OFFSET = 1 << 62  # more than any file system can address
+_WITHOUT_DATA = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.FIFOTYPE,
+)  # whatever their size field
+_SPARSE_CONTINUES, _SPARSE_MAP_CONTINUES = 482, 504  # flags in a GNU sparse header, and in the blocks after it
 _NAMELESS = "(no name)"
 _UNSAFE = "absolute, empty, endless, or with .. or control characters in it"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Member(NamedTuple):
-    """A file in a foreign tar: its name, and its bytes or why they cannot be had."""
+    """A file in a tar: its name, and its content or the reason why it cannot be read."""
 
     name: str
     content: bytes | Reject
 
 
 def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
-    """Yield the files of a tar in order, folders left out; whatever the archive holds, nothing is raised for it.
+    """Yield the files of a tar in order, without folders. Nothing in the archive makes it raise.
 
-    With each file that can be had, the stream stands at the end of its bytes.
-    A file that is cut, too large, not regular or unsafely named comes as a Reject. Where the archive ends
-    without its end mark, or goes on with something else than a header, a last Member without a name says so.
+    A file that is truncated, over `max_bytes`, not regular or unsafely named comes as a Reject. If the archive ends
+    without its end mark, or has something else where a header should be, a last Member without a name reports it.
+    When a file with content is yielded, the stream is at the end of that content.
     """
     position = 0
     while True:
@@ -87,12 +94,12 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
 class _Header(NamedTuple):
     name: str
     size: int  # of the data
-    start: int  # of the data, counted from the header
+    start: int  # of the data, from the header
     kind: str  # "file", "folder" or "other"
 
 
 def _plain_header(block: bytes) -> _Header | None:
-    """Read the header of a regular file with a short name; None where it is anything else."""
+    """Parse the header of a regular file with a short name; None for anything else."""
     name = block[: block.index(0)] if 0 in block[:100] else block[:100]
     if block[156] not in b"0\0" or name.endswith(b"/"):
         return None
@@ -101,8 +108,7 @@ def _plain_header(block: bytes) -> _Header | None:
         checksum = int(block[148:156].strip(b" \0"), 8)
     except ValueError:
         return None
-    # The checksum counts its own field as blanks. Adler-32's lower half is one more than the sum of all bytes, modulo
-    # a prime, at a tenth of what sum() takes.
+    # The lower half of Adler-32 is one more than the sum of all bytes, modulo a prime, in a tenth of the time of sum().
     expected = checksum - sum(BLANK_CHECKSUM) + sum(block[148:156])
     if size < 0 or (expected + 1) % _ADLER_PRIME != zlib.adler32(block) & 0xFFFF:
         return None
@@ -112,9 +118,9 @@ def _plain_header(block: bytes) -> _Header | None:
 
 
 def _any_header(stream: BinaryIO, block: bytes) -> _Header | None:
-    """Read what may come before a member (long names, pax records) and then its own header; None if that is neither.
+    """Parse the extensions before a member (long names, pax records) and its own header; None if these are malformed.
 
-    The stream stands behind `block`, and is left at the member's data.
+    The stream is just after `block`, and is left at the member's data.
     """
     start, records = BLOCK, dict[bytes, bytes]()
     for _ in range(_MAX_EXTENSIONS):
@@ -131,7 +137,7 @@ def _any_header(stream: BinaryIO, block: bytes) -> _Header | None:
             records[b"path"] = extension.partition(b"\0")[0]
         elif info.type in (b"x", b"X"):
             records |= _pax_records(extension)
-        # The rest says nothing that we ask for: where links lead, and what shall go for all members to come.
+        # The others are not needed: targets of links, and defaults for all later members.
         block = stream.read(BLOCK)
         start += info.size + -info.size % BLOCK + BLOCK
     return None
@@ -140,7 +146,7 @@ def _any_header(stream: BinaryIO, block: bytes) -> _Header | None:
 def _extended(
     stream: BinaryIO, block: bytes, info: tarfile.TarInfo, start: int, records: dict[bytes, bytes]
 ) -> _Header | None:
-    """Put together a header and what was said before it."""
+    """Combine a header with the extensions before it."""
     try:
         size = int(records.get(b"size", info.size))
     except ValueError:
@@ -150,11 +156,11 @@ def _extended(
     path = records.get(b"GNU.sparse.name", records.get(b"path"))
     name = _text(os.fsencode(info.name) if path is None else path)
     is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse.") for key in records)
-    more = info.type == tarfile.GNUTYPE_SPARSE and block[_SPARSE_GOES_ON]
-    while more:  # blocks with the rest of the map; the data follows as it is stored, without its holes
+    more = info.type == tarfile.GNUTYPE_SPARSE and block[_SPARSE_CONTINUES]
+    while more:  # blocks with the rest of the map; the data follows without its holes
         block = stream.read(BLOCK)
         start += len(block)
-        more = len(block) == BLOCK and block[_SPARSE_MAP_GOES_ON]
+        more = len(block) == BLOCK and block[_SPARSE_MAP_CONTINUES]
     if info.isdir():
         return _Header(name, 0, start, "folder")
     if info.isreg() and not is_sparse:
@@ -163,7 +169,7 @@ def _extended(
 
 
 def _pax_records(extension: bytes) -> dict[bytes, bytes]:
-    """Read records such as `20 path=a/name.jpg` and a line's end, each with its length before it, up to a bad one."""
+    """Parse records such as `20 path=a/name.jpg` and a line feed, each after its length; stop at a malformed one."""
     records, at = dict[bytes, bytes](), 0
     while (blank := extension.find(b" ", at, at + 8)) > 0:
         digits = extension[at:blank]
@@ -176,12 +182,12 @@ def _pax_records(extension: bytes) -> dict[bytes, bytes]:
 
 
 def _text(name: bytes) -> str:
-    """Decode a name so that it can always be written again, to parquet or to a terminal; cut it where it is absurd."""
+    """Decode a name to text that can always be encoded again, for parquet or a terminal; truncate an absurd one."""
     return name[: _MAX_NAME + 1].decode("utf-8", "backslashreplace")
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name would leave the folder it is unpacked in, would not print as one line, or fits no file system."""
+    """Whether a name escapes the folder it is unpacked in, does not print as one line, or fits no file system."""
     return (
         name == _NAMELESS
         or len(name) > _MAX_NAME

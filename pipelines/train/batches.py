@@ -1,4 +1,4 @@
-"""Which rows a batch holds, and its random numbers: pure functions of seed and step."""
+"""The rows of each batch, and its random numbers, as pure functions of seed and step."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Order:
-    """Endless shuffled epochs over `num` items, cut into batches: batch `step` is a pure function of seed and step."""
+    """Endless shuffled epochs over `num` items, cut into batches."""
 
     def __init__(self, num: int, batch_size: int, seed: int) -> None:
         self._num, self._batch_size, self._seed = num, batch_size, seed
@@ -33,6 +33,6 @@ class Order:
 
 
 def generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """A generator that depends on (seed, step) alone, so that no random state needs to be saved."""
+    """Generator that depends on (seed, step) alone, so that no random state needs to be saved."""
     mixed = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(mixed & (2**63 - 1))

@@ -1,7 +1,7 @@
-"""What a person's marks add to a training: labeled images, and examples that the detector trusts.
+"""What a person's marks add to a training: labeled images, and examples for the detector.
 
-Of the images of the pool, those marked real and labeled join the labeled set and leave the unlabeled part. The others
-that are marked real or synthetic stay unlabeled, and are examples for the detector (`models.trusted.Trusted`).
+Images of the pool that are marked real and labeled join the labeled set and leave the unlabeled part. The others that
+are marked real or synthetic stay unlabeled and are examples for the detector (`models.marked.Marked`).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from models.trusted import Trusted
+from models.marked import Marked
 from pipelines.errors import BadInput
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.labeled import Labeled
@@ -25,32 +25,30 @@ from pipelines.run.marks import Mark
 
 @dataclass(frozen=True)
 class Training:
-    """A labeled set and the unlabeled rows of a pool, after marks had their say; what they labeled comes last."""
+    """A labeled set and the unlabeled rows of a pool with marks applied; images that marks labeled come last."""
 
     examples: Labeled
     rows: Rows
-    trusted: Trusted | None = None  # indices into `rows`
-    digest: str | None = None  # of the marks that were used, None where none was
-    counts: dict[str, int] = field(
-        default_factory=dict
-    )  # images by what their marks made of them: labeled, real, synthetic
+    marked: Marked | None = None  # indices into `rows`
+    fingerprint: str | None = None  # of the marks that were used; None where none was
+    counts: dict[str, int] = field(default_factory=dict)  # images that marks made labeled, real or synthetic
 
     @property
     def num_labeled_by_marks(self) -> int:
-        """How many of the labeled images are from the pool."""
+        """How many of the labeled images marks have labeled."""
         return self.counts.get("labeled", 0)
 
 
 def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training:
-    """Add the marks of `run` to a labeled set and a pool.
+    """Apply the marks of `run` to a labeled set and a pool.
 
-    Raises BadInput for a label that is no class of the labeled set, and for an image of it that is marked synthetic.
+    Raises BadInput for a label that is no class of the labeled set, and for a labeled image that is marked synthetic.
     """
-    said = {sha256: mark for sha256, mark in marks.read(run).current.items() if mark.verdict != "skip"}
-    for mark in said.values():
+    current = {sha256: mark for sha256, mark in marks.read(run).current.items() if mark.verdict != "skip"}
+    for mark in current.values():
         _check(mark, examples, marks.path(run))
     rows = Rows.of_pool(pool, without=examples.digests)
-    by_key = _by_key(pool, said)
+    by_key = _by_key(pool, current)
     if not (found := _found(rows, by_key)):
         return Training(examples, rows)
     labeled = [(row, mark) for row, mark in found if mark.label is not None]
@@ -65,7 +63,7 @@ def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training
     return Training(
         examples,
         rows,
-        Trusted(real, synthetic, len(examples.labels)),
+        Marked(real, synthetic, len(examples.labels)),
         hashlib.sha256(json.dumps(used).encode()).hexdigest()[:16],
         {"labeled": len(labeled), "real": len(real), "synthetic": len(synthetic)},
     )
@@ -74,25 +72,25 @@ def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training
 def _check(mark: Mark, examples: Labeled, file: Path) -> None:
     if mark.label is not None and mark.label not in examples.classes:
         raise BadInput(
-            f"{file}: {mark.key} is labeled {mark.label!r}, which is no class of the labeled set "
-            f"({', '.join(examples.classes)}); label it anew in `curate review`, or add that class."
+            f"{file}: {mark.key} is labeled {mark.label!r}, which is not a class of the labeled set "
+            f"({', '.join(examples.classes)}). Label it again in `curate review`, or add that class."
         )
     if mark.verdict == "synthetic" and mark.sha256 in examples.digests:
         raise BadInput(
-            f"{file}: {mark.key} is marked synthetic, but the labeled set holds it as a real image; "
-            "take it out there, or mark it anew in `curate review`."
+            f"{file}: {mark.key} is marked synthetic, but the labeled set holds it as a real image. Remove it "
+            "there, or mark it again in `curate review`."
         )
 
 
-def _by_key(pool: Pool, said: Mapping[str, Mark]) -> dict[str, Mark]:
-    """Marks of images of the pool, by the keys they have there now."""
-    if not said:
+def _by_key(pool: Pool, current: Mapping[str, Mark]) -> dict[str, Mark]:
+    """Marks of images in the pool, by their present keys."""
+    if not current:
         return {}
     tables = pool.tables(["key", "sha256"])
     pairs = (
         pair for table in tables for pair in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
     )
-    return {key: said[sha256] for key, sha256 in pairs if sha256 in said}
+    return {key: current[sha256] for key, sha256 in pairs if sha256 in current}
 
 
 def _found(rows: Rows, by_key: Mapping[str, Mark]) -> list[tuple[int, Mark]]:

@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs: metrics.jsonl, alarms, accuracy and, against a known truth, the AUROC."""
+"""Metrics of a running training: metrics.jsonl, alarms, accuracy and, against a known truth, the detector's AUROC."""
 
 import json
 import math
@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models import csqueue
-from models.rsmatch import Recipe, RSMatch
+from models.methods import Method
+from models.recipe import Recipe
+from models.rsmatch import RSMatch
 from pipelines.pool import labeled, pixels, truth
 from pipelines.run import evaluation
 from pipelines.storage.atomic import replacing, sync
+from pipelines.train.data import Facts
 
 EVALUATE_BATCH = 500
-TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is followed
+TRUTH_SAMPLE = 5_000  # images of the pool on which the AUROC is measured during training
 
 
 class MetricsLog:
-    """metrics.jsonl: one flat object per log step; lines after the checkpoint that we resume from are dropped."""
+    """metrics.jsonl: one flat object per log step. A resume drops the lines after its checkpoint."""
 
     def __init__(self, path: Path, keep_until: int) -> None:
         self._path = path
@@ -34,7 +36,7 @@ class MetricsLog:
             try:
                 values = json.loads(line)
             except ValueError:
-                break  # a line that a kill cut short: all that follows was after the checkpoint
+                break  # a kill cut this line short; everything after it is newer than the checkpoint
             if values["step"] <= keep_until:
                 kept.append(line)
                 self.last = values
@@ -53,9 +55,9 @@ class MetricsLog:
 
 
 def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    """Means of figures that `count` steps summed up, as Python numbers: here the host waits for the device.
+    """Means of figures that `count` steps have summed, as Python numbers. The host waits for the device here.
 
-    By name, so that a line of the log is the same text where a checkpoint gave part of the sums.
+    Sorted by name, so that a line of the log has the same text when a checkpoint held part of the sums.
     """
     figures: dict[str, float] = {}
     for name, value in sorted(sums.items()):
@@ -67,17 +69,17 @@ def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
 
 
 class Watch:
-    """Alarms that a person can act on, each raised once."""
+    """Alarms that a person can act on. Each is raised once."""
 
-    def __init__(self, recipe: Recipe, classes: tuple[str, ...]) -> None:
-        self._recipe, self._classes = recipe, classes
+    def __init__(self, recipe: Recipe, routing_start: int, classes: tuple[str, ...]) -> None:
+        self._classes = classes
+        self._silent_until = routing_start + recipe.num_steps // 10  # early figures mean little
         self.raised: dict[str, None] = {}
 
     def check(self, step: int, figures: dict[str, float]) -> Iterator[str]:
-        """Yield what is new at a log step."""
-        first = self._recipe.routing_start if self._recipe.method == "rsmatch" else self._recipe.warmup_steps
-        if step <= first + self._recipe.num_steps // 10:
-            return  # early figures mean little
+        """Yield the alarms that are new at a log step."""
+        if step <= self._silent_until:
+            return
         for alarm in self._alarms(figures):
             if alarm not in self.raised:
                 self.raised[alarm] = None
@@ -87,13 +89,14 @@ class Watch:
         share = figures.get("dummy_share")
         if share is not None and share < 0.01:
             yield (
-                "Under 1 % of the pool goes to the dummy head: the pool is clean, or the detector found nothing. "
-                "Look at the most synthetic images with `curate inspect`; train with --method fixmatch if it is clean."
+                "Under 1 % of the pool is routed to the dummy head. Either the pool is clean, or the detector found "
+                "nothing. Look at the most synthetic images with `curate inspect`; if the pool is clean, train with "
+                "--method fixmatch."
             )
         if share is not None and share > 0.99:
             yield (
-                "Over 99 % of the pool goes to the dummy head: the labeled images differ from all of the pool, often "
-                "in size or file format. Take labeled images that went through the same pipeline as the crawl."
+                "Over 99 % of the pool is routed to the dummy head. The labeled images differ from the whole pool, "
+                "often in size or file format. Use labeled images that went through the same pipeline as the crawl."
             )
         for k, name in enumerate(self._classes):
             among = figures.get(f"pseudo_label_share/{k}")
@@ -101,23 +104,23 @@ class Watch:
                 return
             if among > 0.9:
                 yield (
-                    f"Pseudo-labels have collapsed to the class {name!r}: give more labeled images per class, or lower "
+                    f"Pseudo-labels have collapsed to the class {name!r}. Add labeled images to each class, or lower "
                     "learning_rate in --config."
                 )
             if among < 0.02 / len(self._classes):
                 yield (
-                    f"The labeled class {name!r} is hardly found in the pool: "
-                    "check its labeled images, or leave it out."
+                    f"The pool holds hardly any image of the labeled class {name!r}. Check its labeled images, or "
+                    "leave the class out."
                 )
 
 
 class Evaluation:
-    """Accuracy on the validation set and, where a truth is known, what detector, queue and pseudo-labels are worth."""
+    """Accuracy on the validation set and, where a truth is known, the quality of detector, queue and pseudo-labels."""
 
     def __init__(
         self,
         images: pixels.Images,
-        facts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+        facts: Facts | None,
         validation: labeled.Labeled | None,
         device: torch.device,
     ) -> None:
@@ -125,35 +128,35 @@ class Evaluation:
         self._images, self._validation, self._device, self._facts = images, validation, device, facts
 
     @torch.no_grad()
-    def __call__(self, learner: RSMatch, everything: bool = False) -> dict[str, float]:
+    def __call__(self, method: Method, everything: bool = False) -> dict[str, float]:
         """Figures of the averaged networks; on a sample of the pool unless `everything`."""
         figures: dict[str, float] = {}
         if self._validation is not None:
-            figures |= self._accuracy(self._validation, learner)
+            figures |= self._accuracy(self._validation, method)
         if self._facts is not None:
-            figures |= self._against_truth(*self._facts, learner, everything)
+            figures |= self._against_truth(self._facts, method, everything)
         return {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
 
-    def _accuracy(self, validation: labeled.Labeled, learner: RSMatch) -> dict[str, float]:
+    def _accuracy(self, validation: labeled.Labeled, method: Method) -> dict[str, float]:
         correct = torch.zeros(2)
         images, labels = validation.views.images, validation.labels
         for start in range(0, len(labels), EVALUATE_BATCH):
-            heads = learner.classifier_ema(images[start : start + EVALUATE_BATCH].to(self._device))
+            heads = method.classifier.average(images[start : start + EVALUATE_BATCH].to(self._device))
             predicted = torch.stack([head.argmax(1) for head in heads]).cpu()
             correct += (predicted == labels[start : start + EVALUATE_BATCH]).sum(1)
         real, dummy = (correct / len(labels)).tolist()
-        return {"accuracy": real, "accuracy_dummy": dummy} if learner.recipe.method == "rsmatch" else {"accuracy": real}
+        return {"accuracy": real, "accuracy_dummy": dummy} if isinstance(method, RSMatch) else {"accuracy": real}
 
-    def _against_truth(
-        self, synthetic: npt.NDArray[np.int64], label: npt.NDArray[np.int64], learner: RSMatch, everything: bool
-    ) -> dict[str, float]:
+    def _against_truth(self, facts: Facts, method: Method, everything: bool) -> dict[str, float]:
+        synthetic, label = facts
         every = 1 if everything else max(1, len(self._images) // TRUTH_SAMPLE)
         known = np.flatnonzero(synthetic != truth.UNKNOWN)[::every]
         predicted, logits, color = [], [], []
+        detecting = method if isinstance(method, RSMatch) and method.has_detector else None
         for views in self._images.stream(torch.split(torch.from_numpy(known), EVALUATE_BATCH)):
-            predicted.append(learner.classifier_ema(views.images).real.argmax(1))
-            if learner.recipe.has_detector:
-                logits.append(learner.detector_ema(views.tiles))
+            predicted.append(method.classifier.average(views.images).real.argmax(1))
+            if detecting:
+                logits.append(detecting.detector.average(views.tiles))
             color.append(evaluation.is_color(views.images))
         fake, right = synthetic[known] == 1, torch.cat(predicted).cpu().numpy() == label[known]
         labeled = label[known] != truth.UNKNOWN
@@ -161,16 +164,17 @@ class Evaluation:
             "pseudo_label_accuracy_real": evaluation.mean(right[labeled & ~fake]),
             "pseudo_label_accuracy_synthetic": evaluation.mean(right[labeled & fake]),
         }
-        if not learner.recipe.has_detector:
+        if not detecting:
             return figures
         score, colored = torch.cat(logits).cpu().numpy(), torch.cat(color).cpu().numpy()
         figures |= {
             "detector_auroc": evaluation.auroc(score, fake),
             "detector_auroc_color": evaluation.auroc(score[colored], fake[colored]),
-            "detector_flagged": evaluation.mean(score >= learner.cut.logit.item()),
-            "detector_accuracy": evaluation.mean((score >= learner.cut.logit.item()) == fake),
+            "detector_flagged": evaluation.mean(score >= detecting.thresholds.detector.item()),
+            "detector_accuracy": evaluation.mean((score >= detecting.thresholds.detector.item()) == fake),
         }
-        if learner.recipe.has_queue:
-            queued = learner.queue.index[learner.queue.index != csqueue.EMPTY].cpu().numpy()
+        if detecting.controls.has_queue:
+            queue = detecting.examples.queue.index
+            queued = queue[queue != csqueue.EMPTY].cpu().numpy()
             figures["queue_purity"] = evaluation.mean(synthetic[queued] == 1)
         return figures

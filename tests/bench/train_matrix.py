@@ -33,7 +33,8 @@ from torch import Tensor
 from train_step import has_fast_bf16
 
 from models import csqueue, residual
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from models.ranks import Rng
 from models.rsmatch import Batch, Recipe, RSMatch
 

@@ -39,7 +39,8 @@ from reference_step import NUM_CLASSES, UNLABELED_RATIO, Data, Reference
 from torch import Tensor
 from torch.autograd import DeviceType
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from models.ranks import Rng
 from models.rsmatch import DETECTOR_SETTLES, Batch, Recipe, RSMatch
 

@@ -2,26 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-
-from models.networks import Classifier, Detector
-from pipelines import score, toy
-from pipelines.run import model
 
 
 @pytest.fixture(scope="session")
-def scored(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds pool/ and run/; the networks are as they were born, for training would take minutes."""
-    home = tmp_path_factory.mktemp("scored")
-    shutil.copytree(world.pool, home / "pool")
-    torch.manual_seed(0)
-    config = model.ModelConfig(
-        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
-    )  # fmt: skip
-    model.save(home / "run" / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
-    score.run(score.ScoreConfig(pool=home / "pool", run=home / "run", device="cpu", batch_size=256))
-    return home
+def scored(newborn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds pool/ and run/, which these tests add files to."""
+    return shutil.copytree(newborn, tmp_path_factory.mktemp("home") / "scored")

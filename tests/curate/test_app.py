@@ -12,6 +12,7 @@ from curate.app import _explain, app
 from curate.config import resolve
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
+from tests.warm import curate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands if command.callback)
@@ -81,7 +82,7 @@ def test_mistakes_get_one_sentence_and_their_exit_code(
 ) -> None:
     (tmp_path / "no-labels.toml").write_text("num_steps = 9\n")
     (tmp_path / "no-path.toml").write_text('labeled = "seed"\npool = 5\n')
-    done = run(*arguments, cwd=tmp_path)
+    done = curate(*arguments, cwd=tmp_path)
     assert done.returncode == code
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

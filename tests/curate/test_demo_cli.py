@@ -1,24 +1,10 @@
 """What `curate demo` refuses; the whole of it takes a minute and is run by `make demo`."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "curate", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+from tests.warm import curate
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,12 @@
 """`curate export` as a person types it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines.pool.manifest import Pool
-
-ROOT = Path(__file__).parents[2]
-
-
-def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "curate", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+from tests.warm import curate
 
 
 def test_the_defaults_and_what_to_do_next(scored: Path, tmp_path: Path) -> None:

@@ -11,19 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.pool.manifest import Pool
-
-ROOT = Path(__file__).parents[2]
-
-
-def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "curate", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+from tests.warm import ROOT, curate
 
 
 @pytest.fixture

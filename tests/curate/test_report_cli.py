@@ -1,25 +1,11 @@
 """`curate report` as a person types it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "curate", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+from tests.warm import curate
 
 
 def test_a_page_is_written_beside_the_run_and_its_findings_shown(scored: Path) -> None:

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import ingest, score
 from pipelines.pool.manifest import Pool
 from pipelines.run import marks, model
@@ -95,7 +96,7 @@ def hostile(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=(f'"{HOSTILE}', "'-->{{ 7*7 }}"), method="rsmatch", backbone="small", image_size=32, detector_size=32,
-        num_steps=0, threshold=0.5, pool="pool",
+        num_steps=0, pool="pool",
     )  # fmt: skip
     model.save(home / "run" / "model", config, Classifier("small", 2).eval(), Detector().eval())
     score.run(score.ScoreConfig(pool=home / "pool", run=home / "run", device="cpu"))

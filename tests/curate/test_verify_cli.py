@@ -1,24 +1,10 @@
 """`curate verify` as a person types it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-
-
-def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "curate", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.warm import curate
 
 
 def test_sound_exits_0_and_a_flipped_bit_1_with_what_to_do(scored: Path, tmp_path: Path) -> None:

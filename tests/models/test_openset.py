@@ -1,8 +1,6 @@
 """Each loss against a case computed by hand, the whole against plain loops, and what each gradient reaches."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from models.networks import Classifier
+from models.openset import IOMatch, OpenLoss, OpenMatch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import openset
-from models.networks import Classifier
-from models.openset import IOMatch, OpenLoss, OpenMatch
 from models.ranks import Ranks
+from tests.warm import Process
 
 K, TAU = 3, 0.4
 
@@ -259,9 +258,8 @@ def work(folder: Path, rank: int) -> None:
 
 def test_two_ranks_come_to_the_gradients_of_one(tmp_path: Path) -> None:
     script = "import sys, pathlib, tests.models.test_openset as t; t.work(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
-    root = Path(__file__).parents[2]
-    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(k)], cwd=root) for k in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    workers = [Process(("-c", script, str(tmp_path), str(k))) for k in range(2)]
+    assert [worker.wait().returncode for worker in workers] == [0, 0]
     for method in ("openmatch", "iomatch"):
         classifier, heads = build(method)
         losses = Views().losses(classifier, heads)

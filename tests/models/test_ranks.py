@@ -1,7 +1,5 @@
 """Two real processes, each with half of a batch, come to the losses and gradients of one process with all of it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from models import norms
 from models.ranks import ALONE, Ranks
 from models.rsmatch import nnpu_risk, true_risk
 from models.rules import FreeMatch
+from tests.warm import Process
 
 K = 3
 
@@ -73,9 +72,8 @@ def work(folder: Path, rank: int) -> None:
 
 def test_two_ranks_come_to_the_losses_of_one(tmp_path: Path) -> None:
     script = "import sys, pathlib, tests.models.test_ranks as t; t.work(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
-    root = Path(__file__).parents[2]
-    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(k)], cwd=root) for k in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    workers = [Process(("-c", script, str(tmp_path), str(k))) for k in range(2)]
+    assert [worker.wait().returncode for worker in workers] == [0, 0]
     first, second = (load_file(tmp_path / f"rank{k}") for k in range(2))
     for name, (loss, gradient) in Batch().losses(ALONE).items():
         assert gradient.abs() > 1e-4, name

@@ -22,6 +22,7 @@ from pipelines.ingest.seen import Digests
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.storage import locks
 from tests.conftest import World
+from tests.warm import python
 
 ROOT = Path(__file__).parents[2]
 TIMED = {"run.json", "scores.json"}
@@ -156,7 +157,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_later_the_rest_is_done(
         if stage != "train" or (tick.unit == "steps" and tick.done == CHECKPOINT_EVERY + 1):
             disk.fill()
 
-    with pytest.raises(BadInput, match=r"No space left on device.*the same command goes on") as refused:
+    with pytest.raises(BadInput, match=r"No space left on device.*run the same command again") as refused:
         home.stage(stage)(fill)
     assert "\n" not in str(refused.value)
     assert not [path for path in disk.root.rglob(".*") if path.is_file()]
@@ -185,7 +186,7 @@ def test_a_disk_that_may_not_be_written_is_one_sentence(stage: str, world: World
     prepare(home, whole, stage)
     before = sorted(disk.root.rglob("*"))
     disk.remount("ro")
-    with pytest.raises(BadInput, match=r"Read-only file system.*the same command goes on"):
+    with pytest.raises(BadInput, match=r"Read-only file system.*run the same command again"):
         home.stage(stage)()
     assert sorted(disk.root.rglob("*")) == before
     disk.remount("rw")
@@ -200,13 +201,11 @@ def test_without_root_a_limit_on_files_is_one_sentence_and_exit_1(world: World, 
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
 
     def curate_train(before: str) -> subprocess.CompletedProcess[str]:
-        script = before + "import curate.app; curate.app.main()"
-        command = [sys.executable, "-c", script, "train", "--config", str(recipe), *options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        return python("-c", before + "import curate.app; curate.app.main()", "train", "--config", str(recipe), *options)
 
     done = curate_train(limit)
     assert done.returncode == 1
-    assert "File too large" in done.stderr and "the same command goes on" in done.stderr
+    assert "File too large" in done.stderr and "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     done = curate_train("")
     assert done.returncode == 0, done.stderr
@@ -261,7 +260,7 @@ def test_a_tar_that_changes_under_the_reader_is_not_taken(fault: str, world: Wor
             tar.unlink()
 
     sentence = "cannot be read .No such file" if fault == "is gone" else f"{tar.name}: changed while it was read"
-    with pytest.raises(BadInput, match=f"{sentence}.*the same command goes on"):
+    with pytest.raises(BadInput, match=f"{sentence}.*run the same command again"):
         bring(crawl, pool, spoil)
     assert len(list(pool.glob("*.tar"))) == len(tars) - 1
     tar.write_bytes(content)

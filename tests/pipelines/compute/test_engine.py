@@ -1,12 +1,10 @@
 """Local processes and a real local Ray keep one contract, also where Ray's workers are killed."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,52 +12,15 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-import torch
 
-from models.networks import Classifier, Detector
-from pipelines import export, ingest, score, toy
+from pipelines import export, ingest, score
 from pipelines.compute.engine import Engine, EngineName, Local, Ray
 from pipelines.errors import BadInput, CorruptShard, CurateError
 from pipelines.pool.manifest import Pool
-from pipelines.run import model
-from tests.conftest import World
+from tests.conftest import World, save_newborn
+from tests.pipelines.compute.tasks import die, die_of_odd_ones, die_once, next_to_it, refuse, slow_double
 
 ROOT = Path(__file__).parents[3]
-
-
-def slow_double(number: int) -> int:
-    time.sleep(0.02 * (number % 3))
-    return 2 * number
-
-
-def refuse(number: int) -> int:
-    if number == 2:
-        raise CorruptShard("00002.tar: is cut.")
-    return number
-
-
-def die_once(mark: Path) -> int:
-    """Be killed in the middle of the first attempt."""
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return os.getpid()
-
-
-def die(number: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def die_of_odd_ones(number: int) -> int:
-    if number % 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def next_to_it(number: int, exit_code: int) -> int:
-    assert exit_code == -signal.SIGKILL
-    return number + 1
 
 
 # First, for within a Ray program its own cluster is used whatever the address.
@@ -206,25 +167,10 @@ def test_ingest_on_ray_with_workers_killed_makes_the_same_pool(
     assert not list(pool.glob(".*"))
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose networks are as they were born."""
-    run = tmp_path_factory.mktemp("untrained")
-    torch.manual_seed(0)
-    config = model.ModelConfig(
-        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
-    )  # fmt: skip
-    model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
-    return run
-
-
-def test_score_on_ray_writes_the_same_scores(
-    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
-) -> None:
+def test_score_on_ray_writes_the_same_scores(world: World, ray: Callable[[], Engine], tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for run in (here, there):
-        shutil.copytree(untrained, run)
+        save_newborn(run)
     summary = score.run(score.ScoreConfig(pool=world.pool, run=here, device="cpu"))
     ticks = list[int]()
     config = score.ScoreConfig(pool=world.pool, run=there, device="cpu", engine="ray")
@@ -235,11 +181,9 @@ def test_score_on_ray_writes_the_same_scores(
 
 
 def test_export_on_ray_with_a_worker_killed_writes_the_same_shards(
-    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
+    world: World, newborn: Path, ray: Callable[[], Engine], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(untrained, run)
-    score.run(score.ScoreConfig(pool=world.pool, run=run, device="cpu"))
+    run = newborn / "run"
 
     def written(name: str, engine: EngineName) -> dict[str, bytes]:
         out = tmp_path / name

@@ -1,4 +1,4 @@
-"""Results come in order, and a process that dies is a sentence rather than a wait without end."""
+"""Results come in order, and a process that dies raises an error instead of blocking forever."""
 
 import os
 import time

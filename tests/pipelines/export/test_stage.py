@@ -29,34 +29,29 @@ from pipelines.images.formats import FORMATS
 from pipelines.pool.manifest import Pool
 from pipelines.run import marks
 from pipelines.run.scores import SCHEMA, SCORE_SCHEMA, ScoredPool
-
-NUM_REAL = 700
-
-
-@pytest.fixture(scope="module")
-def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    toy.make(root, seed=1, num_real=NUM_REAL, alpha=0.5, labels_per_class=1, num_test=5)
-    return root / "crawl"
+from tests.conftest import World
 
 
 @pytest.fixture(scope="module")
-def pool(crawl: Path) -> Path:
-    path = crawl.parent / "pool"
-    ingest.run(ingest.IngestConfig(sources=(str(crawl),), pool=path, jobs=1))
-    return path
+def crawl(world: World) -> Path:
+    return world.root / "crawl"
 
 
 @pytest.fixture(scope="module")
-def run(pool: Path) -> Path:
-    path = pool.parent / "run"
+def pool(world: World) -> Path:
+    return world.pool
+
+
+@pytest.fixture(scope="module")
+def run(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scored") / "run"
     write_scores(Pool.open(pool), path)
     return path
 
 
 def write_scores(pool: Pool, run: Path) -> None:
     """Scores as `curate score` would leave them, drawn at random; confidences are rounded, so that there are ties."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(6)
     (run / "scores").mkdir(parents=True)
     (run / "model").mkdir()
     (run / "model" / "config.json").write_text(json.dumps({"classes": toy.CLASSES, "threshold": 0.5, "pool": "pool"}))

@@ -1,4 +1,4 @@
-"""What files declare, written by Pillow as cameras, generators and editors write it, and found in every format."""
+"""Declarations as cameras, generators and editors write them, here by Pillow, are found in every format."""
 
 import io
 import json
@@ -141,7 +141,7 @@ def test_xmp(kind: str, attribute: str, expected: Found) -> None:
 
 
 def with_c2pa(kind: str, manifest: bytes, **options: object) -> bytes:
-    """Put a C2PA manifest store where the standard wants it: APP11 in JPEG, caBX in PNG."""
+    """Put a C2PA manifest store where the standard requires it: APP11 in JPEG, caBX in PNG."""
     content, box = save(kind, **options), struct.pack(">I4s", len(manifest) + 8, b"jumb") + manifest
     if kind == "JPEG":
         body = b"JP\0\1\0\0\0\1" + box
@@ -175,7 +175,7 @@ def test_the_exif_that_img2dataset_keeps_as_json(tags: dict[str, str], expected:
 
 
 @pytest.mark.parametrize("metadata", [b"", b"{", b'{"exif": 7}', b'{"exif": "{"}', b'{"exif": "[1]"}', b'\xff"exif"'])
-def test_somebody_elses_json_is_no_evidence(metadata: bytes) -> None:
+def test_other_json_is_no_evidence(metadata: bytes) -> None:
     assert found(save("JPEG"), metadata) == (None, None)
 
 

@@ -26,9 +26,9 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     assert np.array_equal(tile, image)
 
 
-def test_tile_is_native_pixels_at_a_place_of_the_files_own() -> None:
+def test_the_tile_is_native_pixels_at_a_position_set_by_the_file() -> None:
     pixels = noise(90, 120)
-    places = set()
+    positions = set()
     for i in range(20):
         exif = Image.Exif()
         exif[0x010E] = f"copy {i}"  # the same pixels in another file
@@ -42,10 +42,10 @@ def test_tile_is_native_pixels_at_a_place_of_the_files_own() -> None:
             and np.array_equal(pixels[y : y + 48, x : x + 48], tile.transpose(1, 2, 0))
         ]
         assert len(found) == 1
-        places.add(found[0])
+        positions.add(found[0])
         again = Decoder(32, 48).decode("from outside", data)[1]
         assert np.array_equal(tile, again)
-    assert len(places) > 15
+    assert len(positions) > 15
 
 
 def test_small_images_are_mirrored_not_resized_for_the_detector() -> None:
@@ -79,7 +79,7 @@ def test_exif_rotation_is_applied() -> None:
     assert image[:, :4].mean() < image[:, -4:].mean()
 
 
-def test_broken_bytes_are_one_sentence_naming_the_image() -> None:
+def test_broken_bytes_are_one_sentence_with_the_key() -> None:
     with pytest.raises(CorruptShard, match="image 000000007"):
         Decoder(32, 32).decode("000000007", png(noise(32, 32))[:200])
 

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -18,57 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
 
 from pipelines import ingest
 from pipelines.errors import BadInput
-from pipelines.images.rejects import Reason, Reject
 from pipelines.ingest import IngestConfig, Summary
 from pipelines.ingest.records import Record, read
 from pipelines.ingest.sources import TarUnit, Unit, find
 from pipelines.pool.manifest import Pool
 from pipelines.storage.shards import read_samples
-from pipelines.storage.tar import BLOCK, read_tar
-
-Entry = tuple[str, bytes]
-
-
-def picture(seed: int, kind: str = "JPEG") -> bytes:
-    out = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC).save(out, kind)
-    return out.getvalue()
-
-
-def block(name: str, kind: bytes, size: int, link: str = "") -> bytes:
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, link
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
-    return block(name, kind, len(content)) + content + bytes(-len(content) % BLOCK)
-
-
-def pax(**records: object) -> bytes:
-    """A pax header; `__` in a name is a dot."""
-    content = b""
-    for name, value in records.items():
-        rest = f" {name.replace('__', '.')}={value}\n".encode()
-        length = len(rest) + 1
-        while len(str(length)) + len(rest) != length:
-            length += 1
-        content += str(length).encode() + rest
-    return member("pax", content, tarfile.XHDTYPE)
-
-
-END = bytes(2 * BLOCK)
-LAST = member("last.jpg", b"last")
-
-
-def unpack(content: bytes) -> list[tuple[str, bytes | Reason]]:
-    members = read_tar(io.BytesIO(content), 1 << 20)
-    return [(m.name, m.content.reason if isinstance(m.content, Reject) else m.content) for m in members]
+from tests.pipelines.ingest.crawls import picture
+from tests.pipelines.storage.tar_bytes import END, LAST, block, member, pax
 
 
 def run(pool: Path, source: Path, **options: object) -> Summary:
@@ -86,96 +44,6 @@ def records(path: Path) -> list[Record]:
 
 
 # Tars
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        block("././@LongLink", tarfile.GNUTYPE_LONGNAME, 8 << 30),
-        member("././@LongLink", b"a", tarfile.GNUTYPE_LONGNAME) * 3000,
-        pax(path="a") * 3000,
-        member("././@LongLink", b"a", tarfile.GNUTYPE_LONGNAME)
-        + block("././@LongLink", tarfile.GNUTYPE_LONGNAME, 8 << 30),
-        pax(size=-512),
-        pax(size="1" * 4000),
-        pax(size="one"),
-    ],
-    ids=["long", "long-chain", "pax-chain", "long-behind-short", "negative", "endless", "word"],
-)
-def test_extensions_that_make_no_sense_end_the_archive(before: bytes) -> None:
-    assert unpack(LAST + before + LAST + END) == [("last.jpg", b"last"), ("", Reason.INCOMPLETE_ARCHIVE)]
-
-
-@pytest.mark.parametrize("records", [b"1" * 500_000, b"9 " * 100_000, b"\xff" * 9000, b"0 =\n" * 9000, b"5 a=b", b"="])
-def test_pax_records_that_make_no_sense_are_passed_over_at_once(records: bytes) -> None:
-    """The first keeps Python's own tarfile busy for hours."""
-    assert unpack(member("pax", records, tarfile.XHDTYPE) + LAST + END) == [("last.jpg", b"last")]
-
-
-def test_names_and_sizes_may_come_from_pax() -> None:
-    content = block("short", tarfile.REGTYPE, 0) + b"x" * 700 + bytes(2 * BLOCK - 700)
-    assert unpack(pax(path="long/ü.jpg", size=700, mtime=1.5) + content + LAST + END) == [
-        ("long/ü.jpg", b"x" * 700),
-        ("last.jpg", b"last"),
-    ]
-
-
-def test_a_gigantic_name_is_unsafe_and_is_not_kept_whole() -> None:
-    for name in ("n" * 900_000, "d/" * 4000 + "a.jpg"):
-        (found, reason), last = unpack(pax(path=name) + LAST + LAST + END)
-        assert reason is Reason.UNSAFE_NAME and len(found) < 5000 and last == ("last.jpg", b"last")
-
-
-def test_a_member_without_a_name_is_unsafe_whatever_it_is() -> None:
-    for kind, reason in ((tarfile.REGTYPE, Reason.UNSAFE_NAME), (tarfile.SYMTYPE, Reason.NOT_A_FILE)):
-        content = b"" if kind == tarfile.SYMTYPE else b"x"
-        assert unpack(member("", content, kind) + LAST + END) == [("(no name)", reason), ("last.jpg", b"last")]
-    assert unpack(pax(path="") + LAST + LAST + END) == [("(no name)", Reason.UNSAFE_NAME), ("last.jpg", b"last")]
-
-
-def test_sparse_members_are_passed_over_without_unfolding() -> None:
-    for version in ({"GNU__sparse__major": 1, "GNU__sparse__minor": 0}, {"GNU__sparse__size": 10**15}):
-        sparse = pax(**version, GNU__sparse__name="holes.jpg", GNU__sparse__realsize=10**15)
-        for stored in (b"1\n0\n4\n", b"9" * 100_000):  # its map of what is where, or none
-            found = unpack(sparse + member("GNUSparseFile.0/holes.jpg", stored) + LAST + END)
-            assert found == [("holes.jpg", Reason.NOT_A_FILE), ("last.jpg", b"last")]
-
-
-@pytest.mark.skipif(not shutil.which("tar"), reason="there is no tar program here")
-@pytest.mark.parametrize("layout", ["gnu", "pax"])
-def test_sparse_members_as_gnu_tar_writes_them(tmp_path: Path, layout: str) -> None:
-    with (tmp_path / "holes.jpg").open("wb") as file:
-        for number in range(40):  # more pieces than the header has room for
-            file.seek(number << 20)
-            file.write(b"data")
-    (tmp_path / "last.jpg").write_bytes(b"last")
-    command = ["tar", "--sparse", f"--format={layout}", "-cf", "a.tar", "holes.jpg", "last.jpg"]
-    if subprocess.run(command, cwd=tmp_path, capture_output=True).returncode:
-        pytest.skip("this tar program knows no sparse files")
-    content = (tmp_path / "a.tar").read_bytes()
-    assert len(content) < 1 << 20
-    assert unpack(content) == [("holes.jpg", Reason.NOT_A_FILE), ("last.jpg", b"last")]
-
-
-def test_sizes_that_lie_lose_what_follows_and_say_so() -> None:
-    content = member("a.jpg", b"a" * 1500)
-    larger, smaller = block("a.jpg", tarfile.REGTYPE, 1 << 19), block("a.jpg", tarfile.REGTYPE, 100)
-    assert unpack(larger + content[BLOCK:] + LAST + END) == [("a.jpg", Reason.INCOMPLETE_ARCHIVE)]
-    assert unpack(smaller + content[BLOCK:] + LAST + END) == [
-        ("a.jpg", b"a" * 100),
-        ("", Reason.INCOMPLETE_ARCHIVE),
-    ]
-    assert unpack(block("a.jpg", tarfile.REGTYPE, 8**11 - 1) + LAST + END) == [
-        ("a.jpg", Reason.TOO_MANY_BYTES),
-        ("", Reason.INCOMPLETE_ARCHIVE),
-    ]
-
-
-def test_unknown_kinds_of_members_are_passed_over_with_their_data() -> None:
-    assert unpack(member("odd.jpg", b"?" * 700, b"Z") + LAST + END) == [
-        ("odd.jpg", Reason.NOT_A_FILE),
-        ("last.jpg", b"last"),
-    ]
 
 
 def test_nothing_in_a_tar_writes_outside_the_pool(tmp_path: Path) -> None:
@@ -246,7 +114,7 @@ def test_a_shard_of_no_samples_is_a_shard(tmp_path: Path, empty: str) -> None:
 # Many
 
 
-class _Endless(io.RawIOBase):
+class Endless(io.RawIOBase):
     """A tar of `num` members that is never in memory as a whole."""
 
     def __init__(self, num: int, name: str, content: bytes) -> None:
@@ -272,7 +140,7 @@ def test_memory_does_not_grow_with_the_members_of_a_tar(tmp_path: Path, name: st
     def peak(count: int) -> int:
         path = tmp_path / f"{count}.tar"
         with path.open("wb") as file:
-            shutil.copyfileobj(_Endless(count, name, bytes(3000)), file)
+            shutil.copyfileobj(Endless(count, name, bytes(3000)), file)
         unit = TarUnit(source=str(path), part="", fingerprint="", num_bytes=0)
         tracemalloc.start()
         found = sum(1 for _ in read(unit, 1 << 20))
@@ -285,10 +153,10 @@ def test_memory_does_not_grow_with_the_members_of_a_tar(tmp_path: Path, name: st
     assert many < few + (1 << 20) and many < 8 << 20
 
 
-def test_metadata_may_promise_anything(tmp_path: Path) -> None:
+def test_metadata_may_list_anything(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(member("0.jpg", picture(0)) + END)
-    for promise in (10**15, -5, 1e400, "many", None, [1]):
-        (tmp_path / "0_stats.json").write_text(json.dumps({"successes": promise}))
+    for listed in (10**15, -5, 1e400, "many", None, [1]):
+        (tmp_path / "0_stats.json").write_text(json.dumps({"successes": listed}))
         assert len(records(tmp_path / "0.tar")) == 1
     for stats in (b"\xff", b"[" * 100_000, b"[]", b"7", b""):
         (tmp_path / "0_stats.json").write_bytes(stats)
@@ -301,7 +169,7 @@ def test_metadata_may_promise_anything(tmp_path: Path) -> None:
 # Parquet
 
 
-def text_that_is_no_text() -> pa.Array:
+def invalid_text() -> pa.Array:
     return pa.Array.from_buffers(
         pa.string(), 1, [None, pa.py_buffer(np.array([0, 3], np.int32)), pa.py_buffer(b"\xff\xfe!")]
     )
@@ -313,8 +181,8 @@ def text_that_is_no_text() -> pa.Array:
         pa.table({"image": [{"bytes": picture(0), "path": 7}]}),
         pa.table({"image": [{"bytes": picture(0), "path": [["deep"]]}]}),
         pa.table({"image": [{"bytes": picture(0), "path": "../../\x1b[2J\n" + "x" * 9000}]}),
-        pa.table({"image": pa.StructArray.from_arrays([[picture(0)], text_that_is_no_text()], ["bytes", "path"])}),
-        pa.table({"jpg": [picture(0)], "caption": text_that_is_no_text(), "number": [float("inf")], "list": [[[1]]]}),
+        pa.table({"image": pa.StructArray.from_arrays([[picture(0)], invalid_text()], ["bytes", "path"])}),
+        pa.table({"jpg": [picture(0)], "caption": invalid_text(), "number": [float("inf")], "list": [[[1]]]}),
         pa.table({"my.image": [{"bytes": picture(0), "path": None}], "my": ["x"], "my.": [1]}),
         pa.Table.from_arrays([pa.array([picture(0)]), pa.array(["a"]), pa.array([1])], ["jpg", "t", "t"]),
     ],
@@ -365,27 +233,27 @@ def test_rows_without_an_image_are_on_record(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Leaves a file behind where it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.fixture
 def bomb(tmp_path: Path) -> Iterator[bytes]:
-    mark = tmp_path / "unpickled"
-    yield pickle.dumps(Bomb(mark))
-    assert not mark.exists()
+    folder = tmp_path / "unpickled"
+    yield pickle.dumps(Bomb(folder))
+    assert not folder.exists()
 
 
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt", "deep.pkl", "pkl.gz", "joblib", "PKL")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its file to the gc
-def test_no_pickle_is_loaded_by_us_or_by_who_reads_the_pool(tmp_path: Path, bomb: bytes) -> None:
+def test_no_pickle_is_loaded_by_us_or_by_readers_of_the_pool(tmp_path: Path, bomb: bytes) -> None:
     members = [member("0.jpg", picture(0)), *(member(f"0.{suffix}", bomb) for suffix in PICKLES)]
     members += [member("0.txt", b"caption"), member("1.jpg", bomb), member("2.pkl", bomb)]
     (tmp_path / "0.tar").write_bytes(b"".join(members) + END)

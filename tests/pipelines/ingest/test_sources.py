@@ -1,9 +1,8 @@
-"""Each kind of source is found in a fixed order and read as what it is."""
+"""Each kind of source is found, in a fixed order."""
 
 import io
 import json
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,14 @@ from PIL import Image
 from pipelines.errors import BadInput
 from pipelines.images.rejects import Reason, Reject
 from pipelines.ingest.records import Record, read
-from pipelines.ingest.sources import FilesUnit, ParquetUnit, Unit, find
+from pipelines.ingest.sources import FilesUnit, Unit, find
+from tests.pipelines.ingest.crawls import pack
 
 
 def jpeg(color: int = 0) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (32, 32), (color, 255 - color, 7)).save(out, "JPEG")
     return out.getvalue()
-
-
-def pack(path: Path, files: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def units(*sources: str | Path, shard_size: int = 1000, pool: Path = Path("/nowhere")) -> list[Unit]:
@@ -82,7 +72,7 @@ def test_loose_files_come_in_runs_across_folders(tmp_path: Path) -> None:
     assert [len(unit.files) for unit in found if isinstance(unit, FilesUnit)] == [3, 3, 1]
 
 
-def test_what_in_a_folder_cannot_be_read_as_a_file_is_a_reject(tmp_path: Path) -> None:
+def test_an_entry_of_a_folder_that_is_not_a_readable_file_is_a_reject(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "large.jpg").write_bytes(bytes((1 << 20) + 1))
@@ -120,7 +110,7 @@ def test_tars_and_parquet_in_a_folder_are_units_and_their_metadata_are_not(tmp_p
     assert len(notes(tmp_path)) == 3 and all(name in said for name in ("truth.parquet", "old.tar.gz", "cut.parquet"))
 
 
-def test_links_to_folders_are_left_aside_with_a_note(tmp_path: Path) -> None:
+def test_links_to_folders_are_skipped_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/loop").symlink_to(tmp_path)
     (tmp_path / "a/1.jpg").write_bytes(jpeg())
@@ -136,129 +126,6 @@ def test_a_changed_source_is_another_unit(tmp_path: Path) -> None:
     os.utime(tar, ns=(1, 1))
     os.utime(tmp_path / "1.jpg", ns=(1, 1))
     assert not set(before) & {unit.identity for unit in units(tmp_path)}
-
-
-# Tars
-
-
-def test_samples_are_grouped_as_webdataset_groups_them(tmp_path: Path) -> None:
-    tar = pack(
-        tmp_path / "0.tar",
-        [
-            ("a/1.json", b"{}"),
-            ("a/1.JPG", b"first"),
-            ("a/1.seg.PNG", b"second"),
-            ("a/1.cls", b"7"),
-            ("b/1.jpg", b"third"),
-            ("b/1.depth.npy", b"array"),
-            ("__meta__", b"notes"),
-            ("._junk.jpg", b"resource fork"),
-            ("readme", jpeg()),
-        ],
-    )
-    sidecars = {"json": b"{}", "cls": b"7"}
-    assert records(tar) == [
-        Record("a/1.JPG", b"first", sidecars),
-        Record("a/1.seg.PNG", b"second", sidecars),
-        Record("b/1.jpg", b"third", {"depth.npy": b"array"}),
-        Record("readme", jpeg(), {}),
-    ]
-
-
-def test_samples_without_an_image_are_on_record(tmp_path: Path) -> None:
-    tar = pack(tmp_path / "0.tar", [("1.json", b"{}"), ("1.txt", b""), ("tool.exe", b"MZ"), ("2.jpg", b"image")])
-    assert reasons(records(tar)) == [
-        ("1.json", Reason.MISSING),
-        ("tool.exe", Reason.NOT_AN_IMAGE),
-        ("2.jpg", "image"),
-    ]
-
-
-def crawl(folder: Path, *, parquet: bool, stats: bool) -> tuple[Path, list[int]]:
-    """A shard of three samples as img2dataset writes it; the ends of its members."""
-    files = [(f"0000000{row}.{ext}", b"x" * 600) for row in range(3) for ext in ("jpg", "json", "txt")]
-    tar = pack(folder / "00000.tar", files)
-    if parquet:
-        status = ["success", "failed_to_download", "success", "success"]
-        keys = ["00000000", "00000009", "00000001", "00000002"]
-        pq.write_table(pa.table({"key": keys, "status": status}), folder / "00000.parquet")
-    if stats:
-        (folder / "00000_stats.json").write_text(json.dumps({"count": 4, "successes": 3}))
-    return tar, [1536 * (number + 1) for number in range(len(files))]
-
-
-@pytest.mark.parametrize(("parquet", "stats"), [(True, True), (True, False), (False, True)])
-def test_what_the_crawl_promises_and_a_cut_tar_lacks_is_missing(tmp_path: Path, parquet: bool, stats: bool) -> None:
-    tar, ends = crawl(tmp_path, parquet=parquet, stats=stats)
-    whole = tar.read_bytes()
-    assert reasons(records(tar)) == [(f"0000000{row}.jpg", "image") for row in range(3)]
-
-    tar.write_bytes(whole[: ends[2]])  # at the boundary of two samples: tarfile reads it without an error
-    names = ["00000001", "00000002"] if parquet else ["", ""]
-    assert reasons(records(tar)) == [("00000000.jpg", "image"), *((name, Reason.MISSING) for name in names)]
-
-    tar.write_bytes(whole[: ends[2] + 600])  # in the second image
-    cut = records(tar)
-    assert reasons(cut) == [
-        ("00000000.jpg", "image"),
-        ("00000001.jpg", Reason.INCOMPLETE_ARCHIVE),
-        (names[-1], Reason.MISSING),
-    ]
-
-    tar.write_bytes(whole[: ends[3] + 600])  # in the second JSON: its image is whole
-    assert reasons(records(tar))[:2] == [("00000000.jpg", "image"), ("00000001.jpg", "image")]
-    assert len(records(tar)) == 3
-
-    tar.write_bytes(b"")
-    assert [reason for _, reason in reasons(records(tar))] == [Reason.MISSING] * 3
-
-
-def test_a_cut_tar_that_nobody_describes_is_one_reject(tmp_path: Path) -> None:
-    tar, ends = crawl(tmp_path, parquet=False, stats=False)
-    (tmp_path / "00000.parquet").write_bytes(b"")  # what a killed img2dataset leaves
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[: ends[2]])
-    assert reasons(records(tar)) == [("00000000.jpg", "image"), ("", Reason.INCOMPLETE_ARCHIVE)]
-    tar.write_bytes(whole[: ends[3] + 600])  # in a JSON: no image is cut, but others are lost
-    images = [(f"0000000{row}.jpg", "image") for row in range(2)]
-    assert reasons(records(tar)) == [*images, ("", Reason.INCOMPLETE_ARCHIVE)]
-    tar.write_bytes(b"")
-    assert reasons(records(tar)) == [("", Reason.INCOMPLETE_ARCHIVE)]
-
-
-# Parquet
-
-
-@pytest.mark.parametrize("kind", ["struct", "binary", "large"])
-def test_parquet_in_its_usual_shapes(tmp_path: Path, kind: str) -> None:
-    images: list[Any] = [jpeg(row) for row in range(5)] + [None]
-    if kind == "struct":
-        images = [{"bytes": image, "path": f"{row}.jpg"} for row, image in enumerate(images)]
-    column = pa.array(images, pa.large_binary() if kind == "large" else None)
-    table = pa.table({"label": list(range(6)), "score": [float("nan")] * 6, "image": column, "nested": [[1]] * 6})
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
-    found = units(tmp_path / "a.parquet", shard_size=3)
-    assert [(unit.part, unit.row_groups) for unit in found if isinstance(unit, ParquetUnit)] == [
-        ("rows 0-3", (0, 1)),
-        ("rows 4-5", (2,)),
-    ]
-    read_back = [record for unit in found for record in read(unit, 1 << 20)]
-    assert [record.content for record in read_back[:5]] == [jpeg(row) for row in range(5)]
-    assert read_back[4].member == ("4.jpg" if kind == "struct" else "row 4")
-    assert json.loads(read_back[4].sidecars["json"]) == {"label": 4, "score": None}
-    assert reasons(read_back)[5][1] is Reason.MISSING
-
-
-def test_a_damaged_parquet_page_loses_the_rest_on_record(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"jpg": [jpeg(row) for row in range(200)]}), path, compression="zstd", use_dictionary=False)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
-    path.write_bytes(content)
-    found = reasons(records(path))
-    assert len(found) == 200
-    assert {reason for _, reason in found} <= {"image", Reason.INCOMPLETE_ARCHIVE}
-    assert found[-1] == ("row 199", Reason.INCOMPLETE_ARCHIVE)
 
 
 # How sources are named
@@ -334,7 +201,7 @@ def test_bad_sources_are_one_sentence(tmp_path: Path, source: str, sentence: str
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_pool_below_a_source_is_passed_over(tmp_path: Path) -> None:
+def test_a_pool_below_a_source_is_skipped(tmp_path: Path) -> None:
     pack(tmp_path / "pool/00000.tar", [("0.jpg", jpeg())])
     pack(tmp_path / "crawl.tar", [("0.jpg", jpeg())])
     assert [Path(unit.source).name for unit in units(tmp_path, pool=tmp_path / "pool")] == ["crawl.tar"]

@@ -1,17 +1,15 @@
-"""What no decoder survives costs one image: it is ended, tried again, and put on record; nothing else is lost."""
+"""An image that hangs or crashes its decoder costs only itself: it is tried twice, then put on record."""
 
 import io
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,38 +17,24 @@ from PIL import Image
 
 from pipelines import ingest
 from pipelines.ingest import IngestConfig
+from pipelines.ingest.worker import progress_file
 from pipelines.pool.manifest import Pool
 from pipelines.progress import Tick, ignore
+from tests.pipelines.ingest.crawls import pack, picture
 
 ROOT = Path(__file__).parents[3]
 
 
-def picture(seed: int, kind: str = "JPEG") -> bytes:
-    out = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC).save(out, kind)
-    return out.getvalue()
-
-
 def endless_jpeg(num_scans: int = 100_000, side: int = 2000) -> bytes:
-    """A progressive JPEG that says again and again, in 14 bytes, that nothing changes in its 62,500 blocks.
+    """A progressive JPEG with many scans, each of which says in 14 bytes that nothing changes in 62,500 blocks.
 
-    Sound, small, of a permitted size, and minutes of decoding; with more of the same, days.
+    The file is valid, small and of a permitted size, and takes minutes to decode; with more scans, days.
     """
     out = io.BytesIO()
     Image.new("L", (side, side), 128).save(out, "JPEG", progressive=True, quality=50)
     content = out.getvalue()
     scan, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
     return content[:end] + content[scan:end] * num_scans + content[end:]
-
-
-def pack(path: Path, files: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def rejects(pool: Path) -> list[tuple[str, str, str]]:
@@ -64,7 +48,7 @@ def files(pool: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards; in the second are an image without end, and a copy of it."""
+    """Three shards; the second has an endless image and a copy of it."""
     folder = tmp_path_factory.mktemp("crawl")
     endless = endless_jpeg()
     for shard in range(3):
@@ -93,7 +77,7 @@ if __name__ == "__main__":
 def start(
     script: Path, crawl: Path, pool: Path, *, jobs: int = 1, seconds: float = 60, cpu_seconds: int = 0, memory: int = 0
 ) -> subprocess.Popen[bytes]:
-    """Ingest in a process of its own, under limits of the system that its workers inherit."""
+    """Ingest in a separate process, under system limits that its workers inherit."""
     script.write_text(SCRIPT)
     arguments = map(str, (script, crawl, pool, jobs, seconds, cpu_seconds, memory))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -102,18 +86,18 @@ def start(
     )
 
 
-def test_an_image_without_end_is_rejected_and_its_neighbors_are_kept(crawl: Path, tmp_path: Path) -> None:
+def test_an_endless_image_is_rejected_and_its_neighbors_are_kept(crawl: Path, tmp_path: Path) -> None:
     for jobs in (1, 2):
         pool = tmp_path / str(jobs)
         summary = ingest.run(IngestConfig(sources=(str(crawl),), pool=pool, jobs=jobs, max_seconds=1))
         assert (summary.read, summary.kept, summary.rejected) == (18, 16, {"too_slow": 2})
         assert rejects(pool) == [(f"{row}.jpg", "too_slow", "not decoded within 1 s, tried twice") for row in (2, 4)]
         assert not (pool / ".partial").exists()
-        (pool / "run.json").unlink()  # the one file that knows times
+        (pool / "run.json").unlink()  # the only file with times
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
-def test_a_process_that_the_system_ends_costs_the_image_that_it_was_at(crawl: Path, tmp_path: Path) -> None:
+def test_a_process_that_the_system_kills_costs_the_image_that_it_was_decoding(crawl: Path, tmp_path: Path) -> None:
     process = start(tmp_path / "run.py", crawl, tmp_path / "pool", cpu_seconds=3)
     assert process.communicate(timeout=120)[0] == b"18\n"
     detail = "decoding it ends the process (SIGXCPU), tried twice"
@@ -121,9 +105,9 @@ def test_a_process_that_the_system_ends_costs_the_image_that_it_was_at(crawl: Pa
     assert Pool(tmp_path / "pool").num_images == 16
 
 
-def test_an_image_for_which_there_is_no_memory_costs_itself_alone(tmp_path: Path) -> None:
+def test_an_image_too_large_for_the_memory_costs_only_itself(tmp_path: Path) -> None:
     out = io.BytesIO()
-    Image.new("I;16", (14_000, 14_000)).save(out, "PNG")  # 400 MB, in a file of 0.4
+    Image.new("I;16", (14_000, 14_000)).save(out, "PNG")  # 400 MB, in a file of 0.4 MB
     (tmp_path / "crawl").mkdir()
     images = [("0.jpg", picture(0)), ("1.png", out.getvalue()), ("2.jpg", picture(2))]
     pack(tmp_path / "crawl/0.tar", images)
@@ -133,9 +117,9 @@ def test_an_image_for_which_there_is_no_memory_costs_itself_alone(tmp_path: Path
     assert "no memory left" in rejects(tmp_path / "pool")[0][2]
 
 
-def test_a_source_that_cannot_be_read_within_the_memory_loses_its_rest_on_record(tmp_path: Path) -> None:
+def test_the_rest_of_a_source_too_large_for_the_memory_is_on_record(tmp_path: Path) -> None:
     (tmp_path / "crawl").mkdir()
-    # One image of 80 MB in a dictionary, and a hundred numbers: 8 GB, in a file of kilobytes.
+    # One image of 80 MB in a dictionary, and a hundred references to it: 8 GB, in a file of kilobytes.
     images = pa.DictionaryArray.from_arrays(pa.array([0] + [1] * 100), pa.array([picture(0), bytes(80_000_000)]))
     path = tmp_path / "crawl/0.parquet"
     options = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 30, "store_schema": False}
@@ -175,8 +159,8 @@ def test_a_worker_that_hangs_does_not_outlive_a_killed_parent(
     crawl: Path, tmp_path: Path, processes_of: Callable[[int], list[int]]
 ) -> None:
     process = start(tmp_path / "run.py", crawl, tmp_path / "pool")
-    mark = tmp_path / f"pool/.partial/{process.pid}/00001.mark"
-    while not (mark.exists() and mark.read_bytes() == (2).to_bytes(8, sys.byteorder)):
+    progress = progress_file(tmp_path / f"pool/.partial/{process.pid}", 1)
+    while not (progress.exists() and progress.read_bytes() == (2).to_bytes(8, sys.byteorder)):
         time.sleep(0.02)
         assert process.poll() is None
     assert len(processes_of(process.pid)) > 1

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import export, ingest
 from pipelines.errors import Incompatible, MissingArtifact
 from pipelines.export import ExportConfig
@@ -72,7 +73,7 @@ def run(pool: Path) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=("a", "b"), method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(run / "model", config, Classifier("small", 2).eval(), Detector().eval())
     score(ScoreConfig(pool=pool, run=run, device="cpu"))

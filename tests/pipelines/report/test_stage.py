@@ -20,7 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import ingest, report, score, toy, train
 from pipelines.errors import BadInput, Incompatible, MissingArtifact
 from pipelines.pool.manifest import Pool
@@ -62,7 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=40,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(root / "run" / "model", config, Classifier("small", len(CLASSES)).eval(), Detector().eval())
     score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
@@ -332,7 +333,12 @@ def test_t_sne_keeps_groups_apart() -> None:
 def test_names_in_charts_are_escaped_and_numbers_are_in_place() -> None:
     drawing = charts.curves("x", EVIL, EVIL, [charts.Series(EVIL, "c0", [(0, 1.0), (10, 0.0)])])
     assert "<img" not in drawing and drawing.count("&lt;img") == 3
-    bars = charts.histogram("y", "t", "d", np.array([3, 0, 1]), threshold=0.5)
+    bars = charts.histogram(
+        "y",
+        "t",
+        "d",
+        np.array([3, 0, 1]),
+    )
     assert bars.count("<rect") == 2 and bars.count('class="real"') == 1 and bars.count('class="synthetic"') == 1
     dots = charts.points("z", "t", "d", np.random.default_rng(0).normal(size=(20, 2)), {"real": np.arange(20) < 15})
     assert dots.count("h0") == 15

@@ -9,31 +9,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from models.networks import Classifier, Detector
-from pipelines import score, toy
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
 from pipelines.review import gallery as stage
 from pipelines.review.gallery import Filter, Gallery
-from pipelines.run import marks, model
+from pipelines.run import marks
 from pipelines.run.marks import Judgment
 from pipelines.run.scores import ScoredPool
 from tests.conftest import World
 
 
 @pytest.fixture(scope="module")
-def scored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(newborn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of networks as they were born, with a threshold in the middle of their scores."""
-    run = tmp_path_factory.mktemp("gallery") / "run"
-    torch.manual_seed(3)
-    config = model.ModelConfig(
-        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
-    )  # fmt: skip
-    model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
-    score.run(score.ScoreConfig(pool=world.pool, run=run, device="cpu"))
+    run = shutil.copytree(newborn / "run", tmp_path_factory.mktemp("gallery") / "run")
     files = sorted((run / "scores").glob("*.parquet"))
     middle = float(np.median(np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])))
     for file in files:

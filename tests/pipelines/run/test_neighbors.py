@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from models.networks import Classifier, Detector
-from pipelines import toy
 from pipelines.pool.manifest import Pool
-from pipelines.run import model, neighbors
+from pipelines.run import neighbors
 from pipelines.run.neighbors import Index, choose
 from pipelines.run.scores import ScoredPool
 from pipelines.score import ScoreConfig
 from pipelines.score import run as score
+from tests.conftest import save_newborn
 
 
 @pytest.fixture(scope="module")
@@ -24,27 +22,9 @@ def pool(world: Any) -> Path:
     return path
 
 
-def train(run: Path, seed: int) -> None:
-    """A model as it was born: its embeddings are embeddings, and training would take minutes."""
-    torch.manual_seed(seed)
-    config = model.ModelConfig(
-        classes=toy.CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
-    )  # fmt: skip
-    model.save(run / "model", config, Classifier("small", len(toy.CLASSES)).eval(), Detector().eval())
-
-
-@pytest.fixture(scope="module")
-def scored_run(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("index") / "run"
-    train(run, seed=0)
-    score(ScoreConfig(pool=pool, run=run, device="cpu"))
-    return run
-
-
 @pytest.fixture
-def run(scored_run: Path, tmp_path: Path) -> Path:
-    shutil.copytree(scored_run, tmp_path / "run")
+def run(newborn: Path, tmp_path: Path) -> Path:
+    shutil.copytree(newborn / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -94,7 +74,7 @@ def test_it_is_built_once_extended_by_new_shards_and_rebuilt_for_another_model(
     opened()
     assert (run / "index" / "faiss.index").read_bytes() == before
 
-    train(run, seed=1)
+    save_newborn(run, seed=1)
     score(ScoreConfig(pool=pool, run=run, device="cpu"))
     rebuilt = opened()
     assert opened.built == list(range(1, shards + 1))

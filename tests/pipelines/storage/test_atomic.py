@@ -1,4 +1,4 @@
-"""Files appear whole, also where two write the same one at a time."""
+"""Files appear complete, even if two processes write the same one at a time."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ with replacing(Path(sys.argv[1])) as temporary, temporary.open("w") as file:
 """
 
 
-def test_who_writes_the_same_file_meanwhile_waits_and_both_are_whole(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_take_turns_and_both_files_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     theirs = subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert theirs.stdin is not None and theirs.stdout is not None
@@ -59,14 +59,14 @@ def test_many_at_once_leave_one_whole_file_and_nothing_else(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_kill_left_is_overwritten(tmp_path: Path) -> None:
+def test_the_temporary_file_of_a_killed_process_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     killed = subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert killed.stdout is not None and killed.stdout.readline() == b"at it\n"
     killed.kill()
     killed.communicate()
     (left,) = tmp_path.iterdir()
-    left.write_text("a longer text than what comes")
+    left.write_text("a longer text than the new one")
     with replacing(path) as temporary:
         assert temporary == left
         temporary.write_text("whole")

@@ -1,4 +1,4 @@
-"""One command at a time has a folder; who comes second is told who has it, and nobody is kept out by the dead."""
+"""One command at a time holds a folder; a second one is told which, and the lock of a dead process is gone."""
 
 import errno
 import os
@@ -32,8 +32,8 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux says who has a lock")
-def test_the_second_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists the holders of locks")
+def test_a_second_process_is_told_the_holder_and_a_kill_frees_the_lock(tmp_path: Path) -> None:
     with hold(tmp_path / "run") as process:
         with pytest.raises(Incompatible) as refused, locks.held(tmp_path / "run"):
             pass
@@ -45,7 +45,7 @@ def test_the_second_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> 
         assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_folder_made_for_nothing_goes_and_any_other_stays(tmp_path: Path) -> None:
+def test_a_folder_that_stays_empty_is_removed_and_any_other_is_kept(tmp_path: Path) -> None:
     with locks.held(tmp_path / "a" / "b"):
         pass
     assert not (tmp_path / "a" / "b").exists()
@@ -64,11 +64,11 @@ def test_a_folder_that_was_renamed_while_held_leaves_its_name_to_others(tmp_path
         ):
             pass
         (tmp_path / "work").rename(tmp_path / "out")
-        (tmp_path / "work").mkdir()  # another's, who has not locked it yet
+        (tmp_path / "work").mkdir()  # of another process, which has not locked it yet
     assert (tmp_path / "work").exists()
 
 
-def test_of_many_that_make_and_remove_a_folder_never_two_hold_it(tmp_path: Path) -> None:
+def test_of_many_threads_that_make_and_remove_a_folder_never_two_hold_it(tmp_path: Path) -> None:
     inside, most, times = 0, 0, 0
 
     def try_often() -> None:
@@ -92,7 +92,7 @@ def test_of_many_that_make_and_remove_a_folder_never_two_hold_it(tmp_path: Path)
     assert most == 1 and times > 100
 
 
-def test_who_awaits_a_folder_gets_it_when_it_is_free(tmp_path: Path) -> None:
+def test_waiting_for_a_folder_ends_when_it_is_free(tmp_path: Path) -> None:
     order, started = list[str](), threading.Event()
 
     def second() -> None:
@@ -110,32 +110,32 @@ def test_who_awaits_a_folder_gets_it_when_it_is_free(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_what_is_refused_elsewhere_is_not_laid_to_the_folder(tmp_path: Path) -> None:
+def test_an_error_in_another_folder_names_that(tmp_path: Path) -> None:
     (tmp_path / "pool").touch()
     with (
-        pytest.raises(BadInput, match=f"^{tmp_path}/pool/00000.tar: Not a directory; once this is mended"),
+        pytest.raises(BadInput, match=f"^{tmp_path}/pool/00000.tar: Not a directory\\. Fix this, then run"),
         locks.held(tmp_path / "run"),
     ):
         (tmp_path / "pool" / "00000.tar").read_bytes()
 
 
-def test_a_descriptor_that_is_refused_is_laid_to_the_folder(tmp_path: Path) -> None:
+def test_an_error_of_a_descriptor_names_the_folder(tmp_path: Path) -> None:
     with (
-        pytest.raises(BadInput, match=f"^{tmp_path}/run: cannot be written, No space left on device; "),
+        pytest.raises(BadInput, match=f"^{tmp_path}/run: cannot be written, No space left on device\\. "),
         locks.held(tmp_path / "run"),
     ):
         raise OSError(errno.ENOSPC, "full", 7)
 
 
-def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with (
-        pytest.raises(BadInput, match=f"^{tmp_path}/run: cannot be written, Not a directory; "),
+        pytest.raises(BadInput, match=f"^{tmp_path}/run: cannot be written, Not a directory\\. "),
         locks.held(tmp_path / "run"),
     ):
         pass
 
 
-def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path) -> None:
+def test_an_error_that_is_not_the_disks_passes_unchanged(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), locks.held(tmp_path / "run"):
         os.open(tmp_path / "run", os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The whole job on an object store: a real server of S3's protocol on loopback, which may fail on purpose."""
+"""All stages on an object store: a real server of the S3 protocol on loopback, which can fail on purpose."""
 
 import io
 import shutil
@@ -20,7 +20,8 @@ import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from models.networks import Classifier, Detector
+from models.classifier import Classifier
+from models.detector import Detector
 from pipelines import export, ingest, score, verify
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.pool.manifest import Pool
@@ -28,14 +29,14 @@ from pipelines.pool.rows import Rows
 from pipelines.progress import Tick
 from pipelines.run import model
 from pipelines.storage import locations
-from pipelines.storage.locations import Place, place
+from pipelines.storage.locations import Location, locate
 from pipelines.storage.shards import read_spans
 
 CLASSES = ("disc", "cross")
 
 
 class Flaky:
-    """A server's application that answers some requests with 503 or half of the body, when it is told to."""
+    """A server's application that answers some requests with 503 or half of the body, when told to."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application, self._lock = application, threading.Lock()
@@ -57,7 +58,7 @@ class Flaky:
                 return [b""]
             self.failures["cut"] += 1
             body = b"".join(self._application(environ, start_response))
-            return [body[: len(body) // 2]]  # and the connection ends
+            return [body[: len(body) // 2]]  # then the connection closes
         return self._application(environ, start_response)
 
 
@@ -75,7 +76,7 @@ def server() -> Iterator[tuple[Flaky, str]]:
 
 @pytest.fixture
 def bucket(server: tuple[Flaky, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A new bucket; the environment names the server as it would name any."""
+    """A new bucket; the environment names the server, as it would name a real one."""
     for name, value in {
         "AWS_ENDPOINT_URL": server[1], "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
@@ -99,7 +100,7 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of 30 pictures with captions, with duplicates across them and something that is none."""
+    """Three shards of 30 pictures with captions, with duplicates across them and a file that is not an image."""
     root = tmp_path_factory.mktemp("crawl")
     for shard in range(3):
         with tarfile.open(root / f"{shard:05d}.tar", "w") as tar:
@@ -121,7 +122,7 @@ def local(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = model.ModelConfig(
         classes=CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        threshold=0.5, pool="pool",
+        pool="pool",
     )  # fmt: skip
     model.save(root / "run" / "model", config, Classifier("small", len(CLASSES)).eval(), Detector().eval())
     score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
@@ -129,12 +130,12 @@ def local(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def exporting(out: Place | str, pool: Place | str, run: Path) -> export.ExportConfig:
+def exporting(out: Location | str, pool: Location | str, run: Path) -> export.ExportConfig:
     return export.ExportConfig(out=out, pool=pool, run=run, keep="all", shard_size=40, jobs=1)  # type: ignore[arg-type]
 
 
-def content(folder: Place) -> dict[str, bytes]:
-    """Bytes of all files of a pool or an export but the one that knows times and places."""
+def content(folder: Location) -> dict[str, bytes]:
+    """Bytes of all files of a pool or an export but the one with times and paths."""
     found = {
         name: locations.read(folder / name) for name in locations.names(folder) if "." in name and name != "run.json"
     }
@@ -150,34 +151,34 @@ def ingested(pool: str, crawl: Path, **options: Any) -> ingest.Summary:
 def test_every_stage_on_a_store_gives_the_bytes_that_it_gives_on_a_disk(
     bucket: str, server: tuple[Flaky, str], crawl: Path, local: Path, tmp_path: Path, failing: bool
 ) -> None:
-    """Also where the store fails each request once: with an error, or by ending in the middle."""
+    """Also if the store fails each request once: with an error, or by closing the connection in the middle."""
     pool, run, flaky = f"{bucket}/pool", tmp_path / "run", server[0]
     shutil.copytree(local / "run" / "model", run / "model")
     flaky.failing = failing
     summary = ingested(pool, crawl, jobs=2 if failing else 1)
     assert summary.kept + sum(summary.rejected.values()) == summary.read == 90
-    assert content(place(pool)) == content(local / "pool")
+    assert content(locate(pool)) == content(local / "pool")
     assert score.run(score.ScoreConfig(pool=pool, run=run, device="cpu")).num_images == summary.kept  # type: ignore[arg-type]
     assert {path.name: path.read_bytes() for path in (run / "scores").iterdir()} == {
         path.name: path.read_bytes() for path in (local / "run" / "scores").iterdir()
     }
     export.run(exporting(f"{bucket}/clean", pool, run))
-    assert content(place(f"{bucket}/clean")) == content(local / "clean")
+    assert content(locate(f"{bucket}/clean")) == content(local / "clean")
     assert not verify.run(verify.VerifyConfig(pool=pool, run=run)).problems  # type: ignore[arg-type]
     assert ingested(pool, crawl).skipped == 3
-    assert locations.names(place(pool)) == locations.names(local / "pool")
+    assert locations.names(locate(pool)) == locations.names(local / "pool")
     assert not failing or min(flaky.failures.values()) > 10
 
 
-def test_rays_workers_hand_their_shards_over_by_the_store(bucket: str, crawl: Path, local: Path) -> None:
+def test_workers_of_ray_hand_their_shards_over_through_the_store(bucket: str, crawl: Path, local: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     ingested(f"{bucket}/pool", crawl, engine="ray", jobs=2)
-    assert content(place(f"{bucket}/pool")) == content(local / "pool")
+    assert content(locate(f"{bucket}/pool")) == content(local / "pool")
 
 
 def test_a_crawl_on_a_store_is_read_as_one_on_a_disk(bucket: str, crawl: Path, local: Path, tmp_path: Path) -> None:
     for path in crawl.iterdir():
-        locations.put(path, place(f"{bucket}/crawl/{path.name}"))  # type: ignore[arg-type]
+        locations.put(path, locate(f"{bucket}/crawl/{path.name}"))  # type: ignore[arg-type]
     ingest.run(ingest.IngestConfig(sources=(f"{bucket}/crawl",), pool=tmp_path / "pool", jobs=2))
     for shard in Pool(local / "pool").shards:
         assert (tmp_path / "pool" / f"{shard}.tar").read_bytes() == (local / "pool" / f"{shard}.tar").read_bytes()
@@ -188,7 +189,7 @@ def test_random_images_are_read_by_ranges_side_by_side(
 ) -> None:
     pool = f"{bucket}/pool"
     ingested(pool, crawl)
-    rows, there = Rows.of_pool(Pool.open(local / "pool")), Rows.of_pool(Pool.open(place(pool)))
+    rows, there = Rows.of_pool(Pool.open(local / "pool")), Rows.of_pool(Pool.open(locate(pool)))
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     server[0].requests.clear()
     assert there.read(order) == rows.read(order)
@@ -200,7 +201,7 @@ def test_random_images_are_read_by_ranges_side_by_side(
 
 
 def test_a_shard_that_is_cut_or_gone_is_one_sentence(bucket: str, crawl: Path) -> None:
-    pool = place(f"{bucket}/pool")
+    pool = locate(f"{bucket}/pool")
     ingested(str(pool), crawl)
     tar = Pool(pool).tar("00001")
     with pytest.raises(CorruptShard, match=r"00001\.tar: is shorter"):
@@ -210,9 +211,7 @@ def test_a_shard_that_is_cut_or_gone_is_one_sentence(bucket: str, crawl: Path) -
         list(read_spans(tar, [(512, 1000)]))
 
 
-def test_an_ingest_that_ended_in_the_middle_goes_on_and_a_second_ends_the_first(
-    bucket: str, crawl: Path, local: Path
-) -> None:
+def test_an_interrupted_ingest_resumes_and_a_second_one_stops_the_first(bucket: str, crawl: Path, local: Path) -> None:
     pool = f"{bucket}/pool"
 
     def second(tick: Tick) -> None:
@@ -221,7 +220,7 @@ def test_an_ingest_that_ended_in_the_middle_goes_on_and_a_second_ends_the_first(
 
     with pytest.raises(Incompatible, match="another ingest into it has begun"):
         ingest.run(ingest.IngestConfig(sources=(str(crawl),), pool=pool, jobs=1), second)  # type: ignore[arg-type]
-    assert content(place(pool)) == content(local / "pool")
+    assert content(locate(pool)) == content(local / "pool")
 
     def stop(tick: Tick) -> None:
         raise KeyboardInterrupt
@@ -229,13 +228,13 @@ def test_an_ingest_that_ended_in_the_middle_goes_on_and_a_second_ends_the_first(
     other = f"{bucket}/other"
     with pytest.raises(KeyboardInterrupt):
         ingest.run(ingest.IngestConfig(sources=(str(crawl),), pool=other, jobs=1), stop)  # type: ignore[arg-type]
-    assert Pool(place(other)).shards == ("00000",)
+    assert Pool(locate(other)).shards == ("00000",)
     ingested(other, crawl)
-    assert content(place(other)) == content(local / "pool")
+    assert content(locate(other)) == content(local / "pool")
 
 
 def test_an_export_replaces_its_own_and_nothing_else(bucket: str, local: Path) -> None:
-    out = place(f"{bucket}/clean")
+    out = locate(f"{bucket}/clean")
     export.run(exporting(out, local / "pool", local / "run"))
     export.run(exporting(out, local / "pool", local / "run").model_copy(update={"shard_size": 1000}))
     assert locations.names(out) == sorted(
@@ -250,17 +249,17 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(
     bucket: str, crawl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(MissingArtifact, match="run `curate ingest"):
-        Pool.open(place(f"{bucket}/pool"))
+        Pool.open(locate(f"{bucket}/pool"))
     with pytest.raises(BadInput, match=r"--run s3://bucket-.*: is not on a disk"):
         score.ScoreConfig(run=f"{bucket}/run")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="make the bucket first"):
         ingested("s3://no-such-bucket/pool", crawl)
-    assert place("file:///data/pool") == Path("/data/pool")
+    assert locate("file:///data/pool") == Path("/data/pool")
     with pytest.raises(BadInput, match="nosuch://bucket/pool: cannot be reached"):
-        place("nosuch://bucket/pool")
+        locate("nosuch://bucket/pool")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(BadInput, match="s3://bucket/pool: cannot be reached"):
-        Pool.open(place("s3://bucket/pool"))
+        Pool.open(locate("s3://bucket/pool"))
     assert not any(tmp_path.iterdir())

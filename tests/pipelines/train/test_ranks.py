@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipelines.errors import BadInput
 from pipelines.storage import locks
 from pipelines.train import TrainConfig
 from tests.conftest import World
+from tests.warm import Process
 
 # fp32 and small steps: sums in another order are not equal to the bit, and training makes such differences grow.
 SETTINGS: dict[str, Any] = {
@@ -39,23 +42,46 @@ def config(world: World, run: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**(SETTINGS | {"labeled": world.seed, "pool": world.pool, "run": run} | changes))
 
 
-def torchrun(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]:
+def command(settings: TrainConfig) -> list[str]:
     recipe = settings.run.with_suffix(".toml")
     values = settings.model_dump(mode="json", exclude_none=True)
     recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return ["-m", "curate", "train", "--config", str(recipe), "--json"]
+
+
+def torchrun(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command = [*launcher, "-m", "curate", "train", "--config", str(recipe), "--json"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*launcher, *command(settings)], capture_output=True, text=True, timeout=300)
+
+
+def forks(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]:
+    """The same processes without torchrun, and without its cold starts."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        Process(command(settings), settings.run.parent, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+    done = [rank.wait(300) for rank in ranks]
+    return subprocess.CompletedProcess(
+        command(settings),
+        max((rank.returncode for rank in done), key=abs),
+        "".join(rank.stdout for rank in done),
+        "".join(rank.stderr for rank in done),
+    )
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("detector_init", ["features", "random"])
-def test_two_ranks_come_to_what_one_process_comes_to(world: World, tmp_path: Path, detector_init: str) -> None:
+@pytest.mark.parametrize(("detector_init", "start"), [("features", torchrun), ("random", forks)])
+def test_two_ranks_come_to_what_one_process_comes_to(
+    world: World, tmp_path: Path, detector_init: str, start: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     train.run(config(world, tmp_path / "one", detector_init=detector_init))
-    done = torchrun(config(world, tmp_path / "two", detector_init=detector_init), 2)
+    done = start(config(world, tmp_path / "two", detector_init=detector_init), 2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_steps"] == 12  # one rank speaks for all
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
@@ -74,7 +100,7 @@ def test_baselines_on_two_ranks_share_the_batch_norm_of_timm(world: World, tmp_p
     """Which goes on to an activation that must not get lost."""
     baseline = {"method": "fixmatch", "backbone": "timm:test_efficientnet", "learning_rate": 0.0003}
     train.run(config(world, tmp_path / "one", **baseline))
-    done = torchrun(config(world, tmp_path / "two", **baseline), 2)
+    done = forks(config(world, tmp_path / "two", **baseline), 2)
     assert done.returncode == 0, done.stderr
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert two[0] == pytest.approx(one[0], rel=2e-3, abs=2e-4)
@@ -84,7 +110,7 @@ def test_routes_have_the_statistics_of_one_process_on_two_ranks(world: World, tm
     """One process passes each route through the network by itself; ranks share sums over masks (models.norms)."""
     routed = {"routing": "oracle", "truth": world.truth}
     train.run(config(world, tmp_path / "one", **routed))
-    done = torchrun(config(world, tmp_path / "two", **routed), 2)
+    done = forks(config(world, tmp_path / "two", **routed), 2)
     assert done.returncode == 0, done.stderr
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert 0 < one[0]["dummy_share"] < 1
@@ -103,7 +129,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(world: World, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         train.run(config(world, tmp_path / "two"), interrupt)
-    done = torchrun(config(world, tmp_path / "two"), 2)
+    done = forks(config(world, tmp_path / "two"), 2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed_at"] == 6
     assert metrics(tmp_path / "two")[-1] == pytest.approx(metrics(tmp_path / "one")[-1], rel=0.1, abs=0.04)

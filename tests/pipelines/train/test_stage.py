@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from models.networks import Detector, backbone
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.networks import Detector, backbone
 from models.ranks import Ranks
 from models.rsmatch import Recipe
 from pipelines import ingest, train
@@ -28,6 +28,7 @@ from pipelines.train import TrainConfig
 from pipelines.train import stage as train_stage
 from pipelines.train.monitor import Watch
 from tests.conftest import World
+from tests.warm import Process
 
 SMALL: dict[str, Any] = {
     "backbone": "small",
@@ -163,11 +164,11 @@ def test_kill_9_costs_the_steps_since_the_checkpoint_only(uninterrupted: Path, w
         "import sys\nfrom pipelines.train import TrainConfig, run\nrun(TrainConfig.model_validate_json(sys.argv[1]))"
     )
     log = tmp_path / "metrics.jsonl"
-    child = subprocess.Popen([sys.executable, "-c", script, settings.model_dump_json()])
+    child = Process(("-c", script, settings.model_dump_json()))
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
         time.sleep(0.01)
-    child.kill()
+    os.kill(child.pid, signal.SIGKILL)
     child.wait()
     with log.open("a") as file:
         file.write('{"step": 9')  # what a kill in the middle of a line leaves

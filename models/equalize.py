@@ -1,9 +1,9 @@
-"""The radial power spectrum of an image, and images with that of all photographs alike.
+"""Spectrum equalization: images whose radial power spectrum is that of the average photograph.
 
-How sharp an image is says how it was scaled and sharpened on its way, not whether a camera made it; but a detector
-that may look at sharpness does, and takes photographs that were scaled by another kernel for synthetic. Kernels that
-scale and sharpen are nearly isotropic and shift no phase: what they leave is a gain for each spatial frequency.
-`equalize` undoes any such gain, so that what a detector sees is what no such kernel can change.
+The sharpness of an image tells how it was scaled and sharpened, not whether a camera made it. A detector that can see
+sharpness uses it all the same, and calls photographs synthetic that were scaled by another kernel. Kernels that scale
+and sharpen are nearly isotropic and shift no phase: they leave a gain at each spatial frequency. Equalization undoes
+every such gain, so that the detector sees only what no such kernel can change.
 
 Shape suffixes: B images, C channels, H and W pixels, V = W // 2 + 1 frequencies of a row, R rings of equal width.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 NUM_RINGS = 12
 HIGHEST = 0.7072  # cycles a pixel, in the corner
 QUIET = 0.05  # power of an 8-bit level's rounding, about: below it nothing is amplified
-MAX_GAIN = 20.0  # of the amplitude, either way
+MAX_GAIN = 20.0  # of the amplitude, up or down
 
 
-def positions(height: int, width: int, device: torch.device) -> Tensor:
-    """Distance (H, V) of each frequency of `rfft2` from zero, in widths of a ring: 0..R."""
+def radii(height: int, width: int, device: torch.device) -> Tensor:
+    """Distance (H, V) of each frequency of `rfft2` from zero, in ring widths: 0..R."""
     fy = torch.fft.fftfreq(height, device=device)[:, None]
     fx = torch.fft.rfftfreq(width, device=device)[None, :]
     radius: Tensor = (fy.square() + fx.square()).sqrt()
@@ -27,18 +27,18 @@ def positions(height: int, width: int, device: torch.device) -> Tensor:
 
 def ring_means(power_BHV: Tensor, width: int) -> Tensor:
     """Mean power (B, R) of each ring, of images that are `width` pixels wide."""
-    ring = positions(power_BHV.shape[1], width, power_BHV.device).long().clamp_(max=NUM_RINGS - 1).flatten()
+    ring = radii(power_BHV.shape[1], width, power_BHV.device).long().clamp_(max=NUM_RINGS - 1).flatten()
     sums = torch.zeros(len(power_BHV), NUM_RINGS, device=power_BHV.device).index_add_(1, ring, power_BHV.flatten(1))
     counts = torch.zeros(NUM_RINGS, device=ring.device).index_add_(0, ring, torch.ones_like(ring, dtype=sums.dtype))
     return sums / counts.clamp_(min=1)
 
 
 @torch.no_grad()
-def equalize(images_BCHW: Tensor) -> Tensor:
-    """Give each image the radial spectrum that photographs have on average: power that falls with the square of the
-    frequency (Field 1987). Phases, colors, contrast at low frequencies and all that is not radial stay.
+def equalize_spectrum(images_BCHW: Tensor) -> Tensor:
+    """Give each image the average radial spectrum of photographs: power falls with the square of the frequency.
 
-    Levels 0..255 in, as uint8 or float, float32 levels out; these may leave the range.
+    (Field 1987.) Phases, colors, contrast at low frequencies and everything that is not radial stay. Takes levels
+    0..255 (B, C, H, W), uint8 or float; returns float32 levels, which may leave that range.
     """
     values = images_BCHW.float()
     height, width = values.shape[2:]
@@ -50,9 +50,9 @@ def equalize(images_BCHW: Tensor) -> Tensor:
     missing_BR = -2 * center_R.log() - level_BR
     missing_BR = missing_BR - missing_BR[:, 1:4].mean(1, keepdim=True)  # contrast stays
     # Linear between the rings' centers: a step would ring in the picture.
-    place = (positions(height, width, values.device) - 0.5).clamp(0, NUM_RINGS - 1)
-    below = place.long().clamp(max=NUM_RINGS - 2)
-    gain = missing_BR[:, below].lerp(missing_BR[:, below + 1], place - below)
+    radius = (radii(height, width, values.device) - 0.5).clamp(0, NUM_RINGS - 1)
+    below = radius.long().clamp(max=NUM_RINGS - 2)
+    gain = missing_BR[:, below].lerp(missing_BR[:, below + 1], radius - below)
     waves = waves * (gain / 2).exp().clamp(1 / MAX_GAIN, MAX_GAIN)[:, None]
     equalized: Tensor = torch.fft.irfft2(waves, s=(height, width), norm="ortho")
     return equalized + mean

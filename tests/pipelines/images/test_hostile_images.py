@@ -1,4 +1,4 @@
-"""Images made to do harm: bombs, lies about size, files that are two things at once, metadata without end."""
+"""Images made to do harm: bombs, false sizes, files of two formats at once, endless metadata."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ def png(*chunks: bytes, size: tuple[int, int] = (40, 30), data: bytes = zlib.com
 
 
 def tiff(**changes: int) -> bytes:
-    """A grey TIFF of 40x30 in one strip, with some of its tags changed or added by their numbers (`t256=1`)."""
+    """A gray TIFF of 40x30 in one strip, with tags changed or added by number (`t256=1`)."""
     tags = {256: 40, 257: 30, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 30, 279: 1200}
     tags |= {int(tag[1:]): value for tag, value in changes.items()}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
@@ -48,15 +48,15 @@ def patch(content: bytes, at: int, replacement: bytes) -> bytes:
     return content[:at] + replacement + content[at + len(replacement) :]
 
 
-def after(content: bytes, mark: bytes, offset: int) -> int:
-    return content.index(mark) + offset
+def after(content: bytes, marker: bytes, offset: int) -> int:
+    return content.index(marker) + offset
 
 
 # Size
 
 
 def giants() -> dict[str, bytes]:
-    """Files whose headers, but not whose data, are of 100,000 x 100,000, or of what the format can say."""
+    """Small files whose headers say 100,000 x 100,000, or the largest size of the format."""
     jpg, gif, bmp, avif, jp2 = (encode(kind, "L") for kind in ("jpg", "gif", "bmp", "avif", "jp2"))
     codestream = patch(jp2, after(jp2, b"\xff\x51", 6), struct.pack(">II", 100_000, 100_000))
     webp = encode("webp", "RGBA", exif=b"Exif\0\0II*\0")
@@ -77,14 +77,14 @@ def giants() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", giants())
 def test_a_header_that_says_100_000_pixels_a_side_is_believed_and_rejected(kind: str) -> None:
     reject = judge(giants()[kind])
-    # The two whose decoders compare sizes within the file find the lie first.
+    # The decoders of these two compare sizes within the file, and find the contradiction first.
     expected = Reason.CORRUPT if kind in ("webp", "avif") else Reason.TOO_MANY_PIXELS
     assert isinstance(reject, Reject) and reject.reason is expected, reject
 
 
 def test_what_inflates_to_more_than_the_header_says_is_not_inflated() -> None:
     bomb = zlib.compress(bytes(200 << 20), 9)
-    assert isinstance(judge(png(data=bomb)), Accepted)  # as a browser shows it: the first 30 lines are all there
+    assert isinstance(judge(png(data=bomb)), Accepted)  # as in a browser: the first 30 lines are complete
     for text in (b"zTXt", b"iTXt", b"iCCP"):
         head = b"key\0\1\0\0\0" if text == b"iTXt" else b"key\0\0"
         reject = judge(png(chunk(text, head + bomb)))
@@ -94,7 +94,7 @@ def test_what_inflates_to_more_than_the_header_says_is_not_inflated() -> None:
     assert isinstance(reject, Reject) and "MAX_TEXT_MEMORY" in reject.detail
 
 
-# What goes beside the pixels
+# Metadata
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def archive() -> bytes:
 @pytest.mark.parametrize("tail", [archive(), b"<script>alert(1)</script>", encode("png")], ids=["zip", "html", "png"])
 def test_what_follows_an_image_changes_nothing_about_it(kind: str, tail: bytes) -> None:
     alone, both = judge(encode(kind)), judge(encode(kind) + tail)
-    # A box of AVIF's that makes no sense is an error to its decoder.
+    # AVIF's decoder refuses a malformed box.
     assert both == alone or (kind == "avif" and isinstance(both, Reject))
 
 
@@ -177,11 +177,11 @@ def test_a_script_that_calls_itself_a_gif_is_no_image() -> None:
     assert isinstance(judge(b"GIF89a=1;/*" + bytes(40) + b"*/alert(1)"), Reject)
 
 
-# Kinds that are easily forgotten
+# Frames and orientations
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "tif", "avif"])
-def test_of_several_frames_the_first_counts(kind: str) -> None:
+def test_of_several_frames_the_first_is_used(kind: str) -> None:
     first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
     out = io.BytesIO()
     first.save(out, FORMATS[kind], save_all=True, append_images=[second] * 3)
@@ -202,9 +202,9 @@ def test_any_exif_orientation_is_accepted_and_decodes(kind: str, orientation: in
     assert image.shape == (3, 16, 16)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about the very tags
-def test_exif_that_cannot_be_rotated_by_is_still_an_image() -> None:
-    """Ingest keeps what merely has broken EXIF, so training must be able to read it."""
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about these tags
+def test_an_image_whose_exif_cannot_be_applied_is_still_an_image() -> None:
+    """Ingest keeps images that merely have broken EXIF, so training must be able to read them."""
     whole = encode("tif", exif=_rotated())
     for at in range(whole.index(b"\x12\x01"), len(whole), 7):
         content = patch(whole, at, b"\xff" * min(8, len(whole) - at))

@@ -1,0 +1,43 @@
+"""The classifier: one backbone and two heads.
+
+It takes uint8 RGB images (B, 3, H, W) and standardizes them itself, so that nobody can feed it the wrong scale.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from models.backbones import Standardize, backbone
+
+
+class Heads(NamedTuple):
+    """Logits (B, K) of the real head, which alone predicts, and of the dummy head."""
+
+    real: Tensor
+    dummy: Tensor
+
+
+class Classifier(nn.Module):
+    """One backbone, two linear heads over K classes: `real` predicts, `dummy` learns from synthetic images."""
+
+    def __init__(self, name: str, num_classes: int) -> None:
+        super().__init__()
+        self.standardize = Standardize()
+        self.backbone, self.num_features = backbone(name)
+        self.real = nn.Linear(self.num_features, num_classes)
+        self.dummy = nn.Linear(self.num_features, num_classes)
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Features (B, D) before the heads, float32."""
+        features: Tensor = self.backbone(self.standardize(images_BCHW))
+        return features.float()
+
+    def forward(self, images_BCHW: Tensor) -> Heads:
+        features = self.embed(images_BCHW)
+        return Heads(self.real(features).float(), self.dummy(features).float())
+
+    def set_norm_momentum(self, momentum: float) -> None:
+        """Set the share of a new batch in the batch norms' running statistics."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum

@@ -1,0 +1,52 @@
+"""All training methods by name."""
+
+from contextlib import AbstractContextManager
+
+from models.baselines import FixMatch, OpenSet, Supervised
+from models.classifier import Classifier
+from models.controls import RoutedByTruth, risk
+from models.detector import Detector
+from models.iomatch import IOMatch
+from models.marked import Marked
+from models.openmatch import OpenMatch
+from models.recipe import Controls, Recipe
+from models.rsmatch import RSMatch
+
+Method = RSMatch | Supervised  # and what is derived of them
+
+
+def build(
+    recipe: Recipe,
+    controls: Controls,
+    classifier: Classifier,
+    detector: Detector,
+    autocast: AbstractContextManager[object],
+    *,
+    num_images: int,
+    marked: Marked | None = None,
+) -> Method:
+    """Build the recipe's method around networks that are on their device; only RSMatch takes `detector`.
+
+    `num_images` is the size of the pool.
+    """
+    classifier.set_norm_momentum(recipe.norm_momentum)
+    num_features, num_classes = classifier.num_features, classifier.real.out_features
+    device = next(classifier.parameters()).device
+    match recipe.method:
+        case "rsmatch":
+            kind = RSMatch if controls.trains_detector else RoutedByTruth
+            return kind(
+                recipe, controls, classifier, detector, autocast,
+                num_images=num_images, marked=marked, risk=risk(controls),
+            )  # fmt: skip
+        case "fixmatch":
+            return FixMatch(recipe, controls, classifier, autocast, num_images=num_images)
+        case "openmatch":
+            return OpenSet(recipe, classifier, OpenMatch(num_features, num_classes).to(device), autocast)
+        case "iomatch":
+            heads = IOMatch(
+                num_features, num_classes, recipe.confidence_threshold, weak_gradient=controls.weak_gradient
+            )
+            return OpenSet(recipe, classifier, heads.to(device), autocast)
+        case "supervised":
+            return Supervised(recipe, classifier, autocast)

@@ -1,0 +1,126 @@
+"""Python processes that start warm: forks of one process that has imported the heavy libraries and done nothing else.
+
+A cold start imports for seconds; a hundred of them were a third of this suite. A fork has its own arguments, working
+directory, environment, output and exit code, imports our packages itself, and ends as an interpreter ends. The process
+that it comes from has no threads. Tests of the start itself use `sys.executable`.
+"""
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = (
+    "duckdb", "faiss", "jinja2", "PIL.Image", "pyarrow.parquet", "pydantic", "rich.console", "safetensors.torch",
+    "starlette.applications", "timm", "torch", "torchvision.transforms.v2", "typer", "upath", "uvicorn",
+)  # fmt: skip
+
+
+class Process:
+    """A running fork. Its standard output and error go to files."""
+
+    def __init__(self, arguments: Sequence[str], cwd: Path = ROOT, changes: Mapping[str, str] | None = None) -> None:
+        self.arguments = arguments
+        self._folder = Path(tempfile.mkdtemp(prefix="warm-"))
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict(changes or {})
+        self.pid = _ask(arguments=arguments, cwd=str(cwd), environment=environment, folder=str(self._folder))
+
+    def wait(self, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        """Wait for its end, which must come in time."""
+        try:
+            code = _ask(timeout_s, wait=self.pid)
+        except subprocess.TimeoutExpired:
+            os.kill(self.pid, signal.SIGKILL)
+            _reply(60)
+            raise
+        out, err = ((self._folder / name).read_text() for name in ("out", "err"))
+        shutil.rmtree(self._folder)
+        return subprocess.CompletedProcess(self.arguments, code, out, err)
+
+
+def python(*arguments: str, cwd: Path = ROOT, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ...` or `python -c CODE ...`."""
+    return Process(arguments, cwd).wait(timeout_s)
+
+
+def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `curate ...` as a person types it on a terminal of 160 columns."""
+    return Process(("-m", "curate", *arguments), cwd, {"COLUMNS": "160"}).wait()
+
+
+@cache
+def _server() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from tests.warm import serve; serve()"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    atexit.register(_end, server)
+    return server
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.communicate()
+
+
+def _ask(timeout_s: float = 300, **request: Any) -> int:
+    stdin = _server().stdin
+    assert stdin
+    stdin.write(json.dumps(request).encode() + b"\n")
+    stdin.flush()
+    return _reply(timeout_s)
+
+
+def _reply(timeout_s: float) -> int:
+    stdout = _server().stdout
+    assert stdout
+    if not select.select([stdout], [], [], timeout_s)[0]:
+        raise subprocess.TimeoutExpired("a fork", timeout_s)
+    return int(stdout.readline())
+
+
+def serve() -> None:
+    """Fork when asked to; a fork leaves the loop, and ends when what it runs ends."""
+    for name in LIBRARIES:
+        import_module(name)
+    gc.freeze()  # or each fork copies at its end what it has looked at, a second of work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        elif not (answer := os.fork()):
+            return _become(**request)
+        print(answer, flush=True)
+
+
+def _become(arguments: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, path in enumerate((os.devnull, f"{folder}/out", f"{folder}/err")):
+        descriptor = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    option, what, *rest = arguments
+    if option == "-m":
+        sys.argv, sys.path[0] = ["", *rest], cwd
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = ["-c", *rest], ""
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(what, vars(main))
