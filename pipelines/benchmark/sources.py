@@ -136,9 +136,8 @@ def matched(source: Source, size: int | None = None) -> Source:
             with Image.open(io.BytesIO(source.images[index])) as opened:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadInput(
-                f"{source.name}: image {index} cannot be decoded ({why(error)}). Fix or remove it."
-            ) from None
+            what = f"image {index} cannot be decoded ({why(error)})"
+            raise BadInput(f"{source.name}: {what}. Fix or remove it.") from None
         if size and picture.size != (size, size):
             picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         return encode(picture, "jpg")
