@@ -111,7 +111,7 @@ def test_of_an_action_that_the_disk_refuses_nothing_is_kept(tmp_path: Path) -> N
     )
     command, root = [sys.executable, "-c", script, str(tmp_path)], Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert "the last mark is not kept" in done.stderr
+    assert "the last mark is not saved" in done.stderr
     assert verdicts(tmp_path) == {"before": ("real", None)}
 
 
