@@ -4,7 +4,6 @@ It is small and the user's own. A file in it that is not an image is therefore a
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
-from pipelines.errors import BadInput, CorruptShard, why
+from pipelines.errors import BadInput, CorruptShard, what_is_wrong, why
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.manifest import read_parquet
 
@@ -58,7 +57,7 @@ def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -
         with ThreadPoolExecutor() as threads:
             views = decoder.batch([str(path) for path, _ in named], data, threads)
     except CorruptShard as error:
-        raise BadInput(f"{source}: {_first_sentence(str(error))}. Fix or remove the file.") from None
+        raise BadInput(f"{source}: {what_is_wrong(error)}. Fix or remove the file.") from None
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([number[label] for _, label in named])
     digests = frozenset(hashlib.sha256(content).hexdigest() for content in data)
@@ -120,8 +119,3 @@ def _column(source: Path, table: pa.Table, names: tuple[str, ...]) -> list[str]:
             return [str(value) for value in values]
     found = ", ".join(table.column_names)
     raise BadInput(f"{source} has no column {names[0]!r} (or {', '.join(names[1:])}), only {found}. Add that column.")
-
-
-def _first_sentence(text: str) -> str:
-    """What an error message of ours says is wrong, without what to do about it."""
-    return re.split(r"; |\. (?=[A-Z])", text)[0].rstrip(".")
