@@ -121,9 +121,7 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
         yield problem(manifest, f"lists {rows.num_rows} images, but _stats.json counts {stats.get('successes')}")
     if stats.get("count") != rows.num_rows + rejects.num_rows:
         read = rows.num_rows + rejects.num_rows
-        yield problem(
-            manifest, f"has {read} images with the rejects, but _stats.json counts {stats.get('count')}"
-        )
+        yield problem(manifest, f"has {read} images with the rejects, but _stats.json counts {stats.get('count')}")
     position = 0
     seen, sidecars = set[str](), hashlib.sha256()
     listed = iter(rows.to_pylist())
