@@ -12,6 +12,7 @@ def test_every_rule_trains_fixmatch(rule: str) -> None:
     assert toy.accuracy(model) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fixmatch", "openmatch", "iomatch", "supervised"])
 def test_methods_learn_simple_pictures(method: str) -> None:
     model = toy.build(method=method, confidence_threshold=0.8)

@@ -84,6 +84,7 @@ def test_every_setting_says_what_it_is() -> None:
             assert field.description and field.description.endswith((".", ")")), name
 
 
+@pytest.mark.slow
 def test_a_command_line_that_lists_them_imports_no_torch() -> None:
     code = "import sys, models.recipe; assert not {'torch', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -192,6 +192,7 @@ def test_every_rule_trains_it(rule: str) -> None:
     assert toy.accuracy(model) > 0.9
 
 
+@pytest.mark.slow
 def test_it_learns_simple_pictures() -> None:
     model = toy.build(confidence_threshold=0.8)
     toy.train(model, range(60))
@@ -400,6 +401,7 @@ def by_default() -> dict[str, Tensor]:
         ("equalize_spectrum", True, False, "detector"),
     ],
 )
+@pytest.mark.slow
 def test_each_switch_changes_what_is_trained_and_is_on_by_default(
     by_default: dict[str, Tensor], switch: str, default: bool, other: bool, part: str
 ) -> None:
