@@ -225,7 +225,7 @@ def _jpeg(pixels_HWC: Array) -> bytes:
 
 
 def _scenes(rng: np.random.Generator, labels: npt.NDArray[np.int64], *, richness: float) -> Array:
-    """Draw one shape per label (N,) on a photograph-like background: (N, 64, 64, 3), linear light in [0, 1]."""
+    """Draw one shape per label (N,) on a background like a photograph's: (N, 64, 64, 3), linear light in [0, 1]."""
     n = len(labels)
 
     def uniform(low: float, high: float) -> Array:

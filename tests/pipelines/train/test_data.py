@@ -45,7 +45,7 @@ def test_a_truth_of_other_images_is_refused(world: World, tmp_path: Path, memory
 def test_an_oracle_needs_a_truth_of_every_image(world: World, tmp_path: Path, controls: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"--truth: an oracle .* that covers every image"):
         train.run(config(world, tmp_path / "run", controls=controls))
-    known = [row for row in read_parquet(world.truth).to_pylist()][:400]
+    known = read_parquet(world.truth).to_pylist()[:400]
     lines = [f"{row['key']},{row['is_synthetic']}" for row in known]
     (tmp_path / "truth.csv").write_text("\n".join(["key,is_synthetic", *lines]) + "\n")
     with pytest.raises(BadInput, match=r"truth\.csv: an oracle .* that covers every image"):
@@ -57,7 +57,7 @@ def test_a_pool_of_one_image_is_refused(world: World, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "crawl" / "one.png")
     ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / "pool", jobs=1))
     with pytest.raises(
-        BadInput, match="pool: only 1 of its images are outside the labeled set. Training needs 2 or more"
+        BadInput, match=r"pool: only 1 of its images are outside the labeled set. Training needs 2 or more"
     ):
         train.run(config(world, tmp_path / "run", pool=tmp_path / "pool"))
 

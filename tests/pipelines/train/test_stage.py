@@ -239,5 +239,5 @@ def test_a_training_that_diverges_is_reported_and_leaves_no_model(world: World, 
 
 
 def test_without_a_pool_the_sentence_says_what_to_run(world: World, tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifact, match="[Rr]un `curate ingest"):
+    with pytest.raises(MissingArtifact, match=r"[Rr]un `curate ingest"):
         train.run(config(world, tmp_path, pool=tmp_path / "nowhere"))
