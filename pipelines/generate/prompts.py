@@ -19,9 +19,6 @@ from pipelines.generate import hub
 from pipelines.progress import OnTick, Tick
 from pipelines.storage.atomic import replacing
 
-INSTRUCTION = (
-    "Write a caption for a photo of {class}. Say in one sentence where it is, what is around it, and how it is lit."
-)
 _ROUNDS = 4  # of sampling, before a class makes do with fewer prompts
 _MAX_NEW_TOKENS = 48  # CLIP reads 77 tokens
 _TOP_P = 0.95

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import norms
-from models.networks import Classifier
-from models.ranks import ALONE
+from models.classifier import Classifier
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 GROUPS = torch.tensor([0, 1, 1, 0, 0, 1] * 2)
@@ -25,7 +24,7 @@ def network(name: str = "small") -> Classifier:
 def masked(classifier: Classifier) -> Classifier:
     """The same network as it is trained on a GPU."""
     changed = copy.deepcopy(classifier)
-    norms.split_all(changed, ALONE)
+    norms.split_all(changed)
     return changed
 
 

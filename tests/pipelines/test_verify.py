@@ -27,8 +27,12 @@ def sound(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pool and a run that scored it."""
     root = tmp_path_factory.mktemp("sound")
     shutil.copytree(world.pool, root / "pool")
-    settings = {"backbone": "small", "num_steps": 6, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.3}
-    train.run(train.TrainConfig(labeled=world.seed, pool=root / "pool", run=root / "run", device="cpu", **settings))
+    settings = {
+        "network": {"backbone": "small"},
+        "recipe": {"num_steps": 6, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.3},
+        "machine": {"device": "cpu"},
+    }
+    train.run(train.TrainConfig(labeled=world.seed, pool=root / "pool", run=root / "run", **settings))
     score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
     return root
 

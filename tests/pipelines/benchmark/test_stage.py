@@ -459,7 +459,7 @@ def test_a_matrix_that_cannot_be_is_refused(odd: dict[str, Any], tmp_path: Path)
 
 
 def test_a_clean_pool_is_nothing_for_nnpu(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="of a clean pool nnPU can learn nothing"):
+    with pytest.raises(ValueError, match="nnPU can learn nothing from a clean pool"):
         BenchmarkConfig(real=tmp_path, synthetic=tmp_path, test=tmp_path, methods=("rsmatch-nnpu",), alphas=(0.5, 0))
 
 

@@ -111,7 +111,7 @@ def test_of_an_action_that_the_disk_refuses_nothing_is_kept(tmp_path: Path) -> N
         "marks.append(Path(sys.argv[1]), [mark(str(i)) for i in range(1000)])\n"
     )
     done = python("-c", script, str(tmp_path))
-    assert "the last mark is not kept" in done.stderr
+    assert "the last mark is not saved" in done.stderr
     assert verdicts(tmp_path) == {"before": ("real", None)}
 
 

@@ -130,7 +130,7 @@ def test_neighborhoods_are_all_images_once_and_a_rough_search_finds_most_neighbo
     pool: Path, run: Path, opened: Opener, exact_below: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbors, "EXACT_BELOW", exact_below)
-    monkeypatch.setattr(neighbors, "_NEIGHBORHOOD", 128)
+    monkeypatch.setattr(neighbors, "NEIGHBORHOOD", 128)
     built = opened()
     vectors = all_embeddings(pool, run)
     seen = []
@@ -140,7 +140,7 @@ def test_neighborhoods_are_all_images_once_and_a_rough_search_finds_most_neighbo
         seen += own.tolist()
     assert sorted(seen) == list(range(built.num_images))
 
-    monkeypatch.setattr(neighbors, "_ROUGH_LISTS", 2)
+    monkeypatch.setattr(neighbors, "ROUGH_LISTS", 2)
     (rough, (_, thorough)) = built.search_roughly(vectors, 11), built.search_positions(vectors, 11)
     found = np.mean([len({*few} & {*many}) / 11 for few, many in zip(rough.tolist(), thorough.tolist(), strict=True)])
     assert found == 1 if built.facts.exact else 0.5 < found < 1

@@ -155,7 +155,7 @@ def test_scores_by_two_limits_or_of_an_earlier_model_are_not_read(world: World, 
     before = (run / "scores" / f"{first}.parquet").read_bytes()
     score.run(ScoreConfig(pool=world.pool, run=run, max_false_positive_rate=0.2))
     (run / "scores" / f"{first}.parquet").write_bytes(before)
-    with pytest.raises(Incompatible, match="by two limits; run `curate score` again"):
+    with pytest.raises(Incompatible, match="by two sets of thresholds; run `curate score` again"):
         export.run(wanted)
     score.run(ScoreConfig(pool=world.pool, run=run))
     export.run(wanted)

@@ -14,14 +14,12 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from pipelines.errors import CurateError, MissingArtifact
 from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
@@ -29,41 +27,13 @@ from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, verdicts
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage import locations
-from pipelines.storage.locations import AnyFolder, LocalFolder, Location
+from pipelines.storage.locations import Location
 from pipelines.storage.shards import END_MARK, digest_of_sidecars, member_span, read_samples
+from pipelines.verify.config import Problem, Summary, VerifyConfig
 
 P = ParamSpec("P")
 
 ROUNDING = 1e-3  # of probabilities, which are kept in half precision
-
-
-class VerifyConfig(BaseModel):
-    """What to verify."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """Something that is not as it should be."""
-
-    where: str
-    what: str
-    mend: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What was read, and what was found."""
-
-    num_shards: int
-    num_images: int
-    num_rejects: int
-    num_scored: int  # shards
-    problems: tuple[Problem, ...]
 
 
 def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
