@@ -58,6 +58,7 @@ def work(folder: Path, rank: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_come_to_the_gradients_of_one(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, tests.models.test_one_vs_all as t; t.work(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
