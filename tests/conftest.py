@@ -25,7 +25,7 @@ SLOW = {"world", "untrained", "leaking", "home", "ray", "tiny_models", "bucket"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that use a slow fixture as `slow`; those that are slow by themselves are marked in their files."""
+    """Mark tests with a slow fixture as `slow`; tests that are slow by themselves are marked in their file."""
     for item in items:
         if isinstance(item, pytest.Function) and SLOW & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)

@@ -24,8 +24,8 @@ from models.classifier import Classifier
 from models.detector import Detector
 from pipelines import export, ingest, score, verify
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
-from pipelines.pool import pixels
 from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.progress import Tick
 from pipelines.run import model
 from pipelines.storage import locations
@@ -190,7 +190,7 @@ def test_random_images_are_read_by_ranges_side_by_side(
 ) -> None:
     pool = f"{bucket}/pool"
     ingested(pool, crawl)
-    rows, there = pixels.index(Pool.open(local / "pool")), pixels.index(Pool.open(locate(pool)))
+    rows, there = Rows.of_pool(Pool.open(local / "pool")), Rows.of_pool(Pool.open(locate(pool)))
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     server[0].requests.clear()
     assert there.read(order) == rows.read(order)
