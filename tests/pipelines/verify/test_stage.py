@@ -308,7 +308,7 @@ CORRUPTIONS = {
     flip_a_bit_of_the_program: ("classifier.pt2", "is damaged"),
     cut_the_checkpoint: ("state.safetensors", "not a readable checkpoint"),
     score_anew_beside_an_index: ("index", "of other scores"),
-    cut_the_index: ("index", "missing, cut"),
+    cut_the_index: ("index", "missing, truncated"),
     spoil_a_mark: ("marks.jsonl", "is not a mark"),
 }
 
