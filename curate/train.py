@@ -17,7 +17,7 @@ from pipelines.train import TrainConfig
     TrainConfig,
     groups={
         "Data": ("labeled", "pool", "run", "validation", "truth", "resume"),
-        "Recipe": ("recipe.method", "recipe.rule", "recipe.num_steps", "seed", "controls.detector_init"),
+        "Recipe": ("recipe.method", "recipe.rule", "recipe.num_steps", "seed"),
         "Network": (
             "network.backbone",
             "network.weights",
