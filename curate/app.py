@@ -1,4 +1,4 @@
-"""The command line: one file per command, loaded here; errors are rendered here and nowhere else."""
+"""The command line: loads the commands, one file each, and turns every error into a sentence and an exit code."""
 
 import signal
 import sys
@@ -17,6 +17,7 @@ from curate.export import export
 from curate.generate import generate
 from curate.ingest import ingest
 from curate.inspect import inspect
+from curate.options import Command
 from curate.report import report
 from curate.review import review
 from curate.score import score
@@ -27,12 +28,12 @@ from pipelines.errors import CurateError
 app = typer.Typer(
     name="curate",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # errors are a line, and help is text: see curate.options.Command
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (ingest, train, score, inspect, review, export, report, verify, demo, generate, benchmark):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _print_version(asked: bool) -> None:
@@ -47,14 +48,14 @@ def common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Which images of a crawl are real, what do they show, and how to train on them."""
+    """Find out which images of a crawl are real and what they show, and train on them."""
 
 
-_INTERRUPTED = "Interrupted; the same command goes on from here."
+_INTERRUPTED = "Interrupted. Run the same command again to resume."
 
 
 def main() -> None:
-    """Run the command line: exit 0 done, 1 the user can mend it, 2 usage, 130 interrupted, 70 a bug."""
+    """Run the command line. Exit codes: 0 done, 1 an error of the user, 2 usage, 130 interrupted, 70 a bug."""
     interrupted = Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -66,15 +67,15 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code == 130:  # typer takes KeyboardInterrupt for itself, and says nothing
+        if end.code == 130:  # typer handles KeyboardInterrupt itself, without a message
             console.fail(_INTERRUPTED)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(_explain(error, interrupted.is_set()))
+        sys.exit(explain(error, interrupted.is_set()))
 
 
-def _explain(error: BaseException, interrupted: bool) -> int:
-    """Say what went wrong; returns the exit code."""
+def explain(error: BaseException, interrupted: bool) -> int:
+    """Print what went wrong, and return the exit code."""
     if interrupted or isinstance(error, KeyboardInterrupt):  # some libraries turn Ctrl-C into an error of their own
         console.fail(_INTERRUPTED)
         return 130
@@ -82,8 +83,8 @@ def _explain(error: BaseException, interrupted: bool) -> int:
         console.fail(str(error))
         return 1
     if isinstance(error, BrokenPipeError):
-        sys.stderr.close()  # the reader of our output has gone, there is nobody to tell
+        sys.stderr.close()  # the reader of our output is gone, so there is nobody to tell
         return 1
     traceback.print_exception(error)
-    console.fail("This is a bug in curate; please report it with the traceback above.")
+    console.fail("This is a bug in curate. Please report it with the traceback above.")
     return 70

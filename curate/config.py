@@ -2,68 +2,97 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from curate.options import Flags, group_of, option_name, settings_of
 from pipelines.errors import BadInput
 
 Config = TypeVar("Config", bound=BaseModel)
 
+RECIPES = Path(__file__).parent / "recipes"
+
 
 def resolve(
-    kind: type[Config],
-    flags: Mapping[str, Any],
-    recipe: str | None = None,
-    *,
-    options: Mapping[str, str] = MappingProxyType({}),
+    kind: type[Config], flags: Flags, file: str | None = None, *, names: Mapping[str, str] = MappingProxyType({})
 ) -> Config:
-    """Build a `kind` from the flags that were given (those that are not None) over `recipe`.
+    """Build a `kind` from `file` and from `flags`, which are values by the path of a field; None counts as not given.
 
-    `recipe` is a TOML file, or the name of one that ships with curate (`cpu`); `options` names the option of a flag
-    where that is not the flag's own name.
-    Raises BadInput naming the key, the value and where it came from.
+    `file` is a TOML file, or the name of a recipe that ships with curate (`cpu`). `names` has the options that are not
+    spelled like their field, as in `curate.options.options`.
+    Raises BadInput that says which option or key is wrong, with which value, and where it came from.
     """
-    values = _read(recipe) if recipe else {}
-    for key in values:
-        if key not in kind.model_fields:
-            near = difflib.get_close_matches(key, kind.model_fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(kind.model_fields))}."
-            raise BadInput(f"{recipe}: unknown key {key!r}; {hint}")
-    for key, value in flags.items():
-        if value is not None:
-            *groups, name = key.split(".")
-            table = values
-            for group in groups:
-                table = table.setdefault(group, {})
-            table[name] = value
+    values = read_toml(file) if file else {}
+    _refuse_unknown_keys(kind, values, str(file), tuple(settings_of(kind)))
+    given = {path: value for path, value in flags.items() if value is not None}
+    for path, value in given.items():
+        *groups, name = path.split(".")
+        table = values
+        for group in groups:
+            table = table.setdefault(group, {})
+        table[name] = value
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        flag = next((name for name in flags if key == name or key.startswith(f"{name}.")), key)
-        option = options.get(flag, f"--{flag.rpartition('.')[2].replace('_', '-')}")
-        if first["type"] == "missing":
-            raise BadInput(f"{option} is missing; give it, or {key} in --config.") from None
-        where = option if flags.get(flag) is not None else (recipe or "configuration")
-        raise BadInput(f"{where}: {key} = {first['input']!r}: {first['msg']}.") from None
+        raise BadInput(_explanation(error, given, file, names)) from None
 
 
-def _read(recipe: str) -> dict[str, Any]:
-    shipped = files("curate").joinpath("recipes", f"{recipe}.toml")
-    path = Path(recipe)
+def read_toml(file: str) -> dict[str, Any]:
+    """Read a TOML file, or a recipe that ships with curate. Raises BadInput if it can't be read."""
+    path, shipped = Path(file), RECIPES / f"{file}.toml"
     try:
-        text = shipped.read_text() if not path.suffix and shipped.is_file() else path.read_text(encoding="utf-8")
+        text = (shipped if not path.suffix and shipped.is_file() else path).read_text(encoding="utf-8")
         return tomllib.loads(text)
     except OSError as error:
-        names = sorted(entry.name.removesuffix(".toml") for entry in files("curate").joinpath("recipes").iterdir())
+        names = ", ".join(sorted(recipe.stem for recipe in RECIPES.iterdir()))
         raise BadInput(
-            f"--config {recipe}: cannot be read ({error.strerror}); give a TOML file or one of {', '.join(names)}."
+            f"--config {file}: cannot be read ({error.strerror}); give a TOML file or one of {names}."
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"--config {recipe}: is not TOML ({error}).") from None
+        raise BadInput(f"--config {file}: is not TOML ({error}).") from None
+
+
+def _refuse_unknown_keys(
+    kind: type[BaseModel], table: Mapping[str, Any], file: str, known: Sequence[str], inside: str = ""
+) -> None:
+    """Raise BadInput for a key that the configuration does not have; `known` has the paths of those that it has."""
+    for key, value in table.items():
+        if (field := kind.model_fields.get(key)) is None:
+            raise BadInput(f"{file}: unknown key {inside + key!r}; {_hint(key, known, inside)}")
+        if group := group_of(field):
+            if not isinstance(value, dict):
+                raise BadInput(f"{file}: {inside + key} = {value!r}: must be a table, [{inside + key}].")
+            _refuse_unknown_keys(group, value, file, known, f"{inside}{key}.")
+
+
+def _hint(key: str, known: Sequence[str], inside: str) -> str:
+    """Known key that an unknown one may have been meant to be: one of its own table, else one of any."""
+    rests = (path.removeprefix(inside) for path in known if path.startswith(inside))
+    beside = {key: f"{inside}{key}" for key in (rest.partition(".")[0] for rest in rests)}
+    anywhere = {path.rpartition(".")[2]: path for path in known}
+    for paths in (beside, anywhere):
+        if near := difflib.get_close_matches(key, paths, n=1):
+            return f"did you mean {paths[near[0]]!r}?"
+    return f"known keys: {', '.join(sorted(beside.values()))}."
+
+
+def _explanation(error: ValidationError, given: Flags, file: str | None, names: Mapping[str, str]) -> str:
+    """Say in a sentence what is wrong with the first value that was refused, and where it came from."""
+    first = error.errors()[0]
+    path, value = ".".join(map(str, first["loc"])), first["input"]
+    field = next((each for each in given if f"{path}.".startswith(f"{each}.")), path)
+    option = names.get(field, option_name(field)).split()[0]
+    if first["type"] == "missing":
+        return f"{option} is missing; give it, or {path} in --config."
+    why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    if field in given:
+        shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else value
+        return f"{option} {shown}: {why}."
+    shown = (
+        "" if isinstance(value, dict) else f"{path} = {value!r}: "
+    )  # of a group as a whole, the sentence says enough
+    return f"{file or 'configuration'}: {shown}{why}."

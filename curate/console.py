@@ -1,31 +1,25 @@
-"""All that is drawn: progress on stderr, results on stdout as a table or as JSON, errors in one sentence."""
+"""Everything that curate prints: results on stdout as tables or JSON; progress, notes and errors on stderr."""
 
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.color import Color
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.progress import OnTick, Tick
 from pipelines.storage.json_text import to_json
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 LINE_EVERY_S = 10.0
-PICTURE_SIDE = 16  # pixels, and columns of the terminal
 
 
 @contextmanager
 def progress(title: str) -> Iterator[OnTick]:
-    """Show a stage's ticks on stderr: a bar with rate and ETA, or a line every 10 s without a terminal."""
+    """Show a stage's ticks on stderr: in a terminal as a bar with rate and ETA, otherwise as a line every 10 s."""
     err = Console(stderr=True)
     with _bar(title, err) if err.is_terminal else _lines(title) as on_tick:
         yield on_tick
@@ -79,7 +73,7 @@ def _warn(tick: Tick, err: Console) -> None:
 
 
 class _Rate:
-    """Units per second since the first tick of that unit: a resumed stage does not boast with what it skipped."""
+    """Units per second since the first tick of that unit, so that what a resumed stage skips does not count."""
 
     def __init__(self) -> None:
         self._unit: str | None = None
@@ -108,7 +102,7 @@ def _cell(value: Any) -> str:
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of equal keys to stdout as a table; what they hold is text, never markup."""
+    """Print rows of equal keys to stdout as a table. Their values are printed as they are, never read as markup."""
     view = Table()
     for name in rows[0] if rows else ():
         numeric = all(isinstance(row[name], int | float) for row in rows)
@@ -116,12 +110,12 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         view.add_row(*(Text(_cell(value)) for value in row.values()))
     out = Console()
-    out.print(Text(title, style="bold"))  # a line of its own: the table's own title would wrap to its width
+    out.print(Text(title, style="bold"))  # on a line of its own: rich would wrap a title to the width of its table
     out.print(view)
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:
-    """Print one mapping to stdout, a line each."""
+    """Print one mapping to stdout, an item per line."""
     view = Table.grid(padding=(0, 2))
     for name, value in values.items():
         view.add_row(Text(name), Text(_cell(value)))
@@ -130,53 +124,16 @@ def facts(title: str, values: Mapping[str, Any]) -> None:
     out.print(view)
 
 
-def shows_pictures() -> bool:
-    """Whether stdout is a terminal that draws any color."""
-    out = Console()
-    return out.is_terminal and out.color_system == "truecolor" and not out.no_color
-
-
-def pictures(items: Sequence[tuple[str, "Image.Image"]]) -> None:
-    """Print small RGB images of at most `PICTURE_SIDE` pixels a side in rows, a line of text below each.
-
-    A character is two pixels: its upper half in the foreground's color, its lower half in the background's.
-    """
-    out = Console()
-    in_row = max(1, out.width // (PICTURE_SIDE + 2))
-    grid = Table.grid(padding=(0, 2, 1, 0))
-    for start in range(0, len(items), in_row):
-        grid.add_row(*(_picture(line, image) for line, image in items[start : start + in_row]))
-    out.print(grid)
-
-
-def _picture(line: str, image: "Image.Image") -> Text:
-    text = Text(no_wrap=True, overflow="crop")
-    for y in range(0, image.height, 2):
-        for x in range(image.width):
-            upper, lower = (_color(image, x, row) for row in (y, y + 1))
-            text.append("▀", Style(color=upper, bgcolor=lower))
-        text.append("\n")
-    return text.append(line[:PICTURE_SIDE])
-
-
-def _color(image: "Image.Image", x: int, y: int) -> Color | None:
-    if y >= image.height:
-        return None
-    pixel = image.getpixel((x, y))
-    assert isinstance(pixel, tuple)
-    return Color.from_rgb(*pixel)
-
-
 def as_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object to stdout; a number that is none is null."""
+    """Print one JSON object to stdout; NaN and infinities become null."""
     print(to_json(value))
 
 
 def note(text: str) -> None:
-    """Say something beside the result: on stderr."""
+    """Print a remark to stderr, so that stdout holds only the result."""
     Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def fail(sentence: str) -> None:
-    """Say what went wrong, in one sentence, on stderr."""
+    """Print an error to stderr, in one sentence."""
     Console(stderr=True).print(Text(f"curate: {sentence}", style="red"), soft_wrap=True)

@@ -1,69 +1,82 @@
 """`curate inspect`."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from curate import console
+from curate.config import resolve
+from curate.options import ConfigFile, Flags, Json, options
+from pipelines import inspect as stage
+from pipelines.inspect import DisagreementConfig, DuplicatesConfig, InspectConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from pipelines.inspect import InspectConfig
-    from pipelines.inspect.config import DisagreementConfig, DuplicatesConfig
     from pipelines.inspect.lookup import Inspection, Item
     from pipelines.inspect.near_duplicates import Copy
     from pipelines.run.neighbors import Facts
 
 
+@options(
+    InspectConfig,
+    DisagreementConfig,
+    DuplicatesConfig,
+    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "html")},
+    names={"neighbors": "--neighbors -k"},
+)
 def inspect(
+    flags: Flags,
     queries: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY|IMAGE]...", help="Keys of the pool, image files, or folders of images."),
+        typer.Argument(
+            metavar="KEY|IMAGE",
+            help=InspectConfig.model_fields["queries"].description,
+            show_default=False,
+        ),
     ] = None,
     disagreement: Annotated[
-        bool, typer.Option("--disagreement", help="Instead: images whose neighborhood contradicts their verdict most.")
+        bool,
+        typer.Option(
+            "--disagreement",
+            help="Instead, list the images whose verdict is contradicted by the most neighbors.",
+            rich_help_panel="Listing",
+        ),
     ] = False,
     near_duplicates: Annotated[
-        bool, typer.Option("--near-duplicates", help="Instead: groups of copies that differ in size or compression.")
+        bool,
+        typer.Option(
+            "--near-duplicates",
+            help="Instead, list groups of copies that differ in size or compression.",
+            rich_help_panel="Listing",
+        ),
     ] = False,
-    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run that scored it.  [default: run]")] = None,
-    neighbors: Annotated[int | None, typer.Option("--neighbors", "-k", help="How many to show.  [default: 10]")] = None,
-    top: Annotated[int | None, typer.Option(help="How many images or groups to list.  [default: 50]")] = None,
-    radius: Annotated[
-        int | None, typer.Option(help="Bits of 64 in which hashes of near-duplicates differ at most.  [default: 4]")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a contact sheet, one HTML file.")] = None,
-    config: Annotated[str | None, typer.Option(help="TOML file with any setting of this command.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    config: ConfigFile = None,
+    json: Json = False,
 ) -> None:
-    """Show an image's scores beside those of the images that the model finds most like it."""
+    """Show images and their scores beside their nearest neighbors.
+
+    Neighbors are the images of the pool that the model finds most similar.
+    """
     asked = {"KEY|IMAGE": bool(queries), "--disagreement": disagreement, "--near-duplicates": near_duplicates}
     if sum(asked.values()) != 1:
         raise typer.BadParameter(f"give one of {', '.join(asked)}.")
-    belongs = {"--neighbors": not near_duplicates, "--top": not queries, "--radius": near_duplicates}
-    for option, value in (("--neighbors", neighbors), ("--top", top), ("--radius", radius)):
-        if value is not None and not belongs[option]:
-            raise typer.BadParameter(f"{option} has no meaning with {next(name for name in asked if asked[name])}.")
-
-    flags = {"pool": pool, "run": run, "html": html}
+    applies = {"neighbors": not near_duplicates, "top": not queries, "radius": near_duplicates}
+    for path, does in applies.items():
+        if path in flags and not does:
+            mode = next(name for name in asked if asked[name])
+            raise typer.BadParameter(f"--{path} does not apply to {mode}.")
     if near_duplicates:
-        _near_duplicates(flags | {"top": top, "radius": radius}, config, json)
+        _near_duplicates(flags, config, json)
     elif disagreement:
-        _disagreement(flags | {"top": top, "neighbors": neighbors}, config, json)
+        _disagreement(flags, config, json)
     else:
-        _queries(flags | {"queries": tuple(queries or ()), "neighbors": neighbors}, config, json)
+        _queries(flags | {"queries": tuple(queries or ())}, config, json)
 
 
-def _queries(flags: dict[str, Any], config: str | None, json: bool) -> None:
-    from dataclasses import asdict
-
-    from curate.config import resolve
-    from pipelines import inspect as stage
-
-    settings = resolve(stage.InspectConfig, flags, config)
+def _queries(flags: Flags, config: str | None, json: bool) -> None:
+    settings = resolve(InspectConfig, flags, config)
     with console.progress("index") as on_tick:
         summary = stage.run(settings, on_tick)
     if json:
@@ -73,14 +86,11 @@ def _queries(flags: dict[str, Any], config: str | None, json: bool) -> None:
     for inspection in summary.inspections:
         show(inspection)
     console.note(_index(summary.index))
-    _next(settings.html, f"see the images, or curate export --out clean/ {_places(settings)}")
+    _next(settings.html, f"see the images, or curate export --out clean/ {_locations(settings)}")
 
 
-def _disagreement(flags: dict[str, Any], config: str | None, json: bool) -> None:
-    from dataclasses import asdict
-
-    from curate.config import resolve
-    from pipelines.inspect import DisagreementConfig, disagreement
+def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
+    from pipelines.inspect import disagreement
 
     settings = resolve(DisagreementConfig, flags, config)
     with console.progress("disagreement") as on_tick:
@@ -90,10 +100,8 @@ def _disagreement(flags: dict[str, Any], config: str | None, json: bool) -> None
         counts = {"num_images": summary.num_images, "contradicted": summary.contradicted}
         console.as_json({"index": asdict(summary.index), **counts, "inspections": found})
         return
-    console.facts(
-        "Disagreement", {"images": summary.num_images, "contradicted by most of their neighbors": summary.contradicted}
-    )
-    _pictures((inspection.query.name, inspection.query) for inspection in summary.inspections)
+    facts = {"images": summary.num_images, "contradicted by most of their neighbors": summary.contradicted}
+    console.facts("Disagreement", facts)
     rows = [
         {
             "key": inspection.query.key,
@@ -107,14 +115,11 @@ def _disagreement(flags: dict[str, Any], config: str | None, json: bool) -> None
     ]
     console.table(f"How many of {settings.neighbors} nearest neighbors have another verdict or label", rows)
     console.note(_index(summary.index))
-    _next(settings.html, f"see them with their neighbors, or curate inspect KEY {_places(settings)}")
+    _next(settings.html, f"see them with their neighbors, or curate inspect KEY {_locations(settings)}")
 
 
-def _near_duplicates(flags: dict[str, Any], config: str | None, json: bool) -> None:
-    from dataclasses import asdict
-
-    from curate.config import resolve
-    from pipelines.inspect import DuplicatesConfig, near_duplicates
+def _near_duplicates(flags: Flags, config: str | None, json: bool) -> None:
+    from pipelines.inspect import near_duplicates
 
     settings = resolve(DuplicatesConfig, flags, config)
     with console.progress("near-duplicates") as on_tick:
@@ -125,14 +130,14 @@ def _near_duplicates(flags: dict[str, Any], config: str | None, json: bool) -> N
     facts = {
         "images": summary.num_images,
         "groups": summary.num_groups,
-        "images beside the best of their group": summary.num_redundant,
+        "redundant images, all but the best of each group": summary.num_redundant,
         "plain surfaces, not compared": summary.num_plain,
     }
     console.facts("Near-duplicates", facts)
     console.table("Largest groups", [_group(group) for group in summary.groups])
     if not summary.confirmed:
-        console.note("Some shards have no scores: their images were compared by perceptual hash alone.")
-    _next(settings.html, f"see the groups, or curate export --drop-near-duplicates --out clean/ {_places(settings)}")
+        console.note("Some shards have no scores; their images were compared only by perceptual hash.")
+    _next(settings.html, f"see the groups, or curate export --drop-near-duplicates --out clean/ {_locations(settings)}")
 
 
 def _group(group: "Sequence[Copy]") -> dict[str, Any]:
@@ -147,7 +152,7 @@ def _group(group: "Sequence[Copy]") -> dict[str, Any]:
     }
 
 
-def _places(settings: "InspectConfig | DisagreementConfig | DuplicatesConfig") -> str:
+def _locations(settings: InspectConfig | DisagreementConfig | DuplicatesConfig) -> str:
     return f"--pool {settings.pool} --run {settings.run}"
 
 
@@ -159,7 +164,7 @@ def _index(index: "Facts") -> str:
     if index.exact:
         return f"Neighbors by exact search of {index.num_images:,} images."
     return (
-        f"Neighbors by {index.factory} over {index.num_images:,} images, {index.lists_searched} lists a query: "
+        f"Neighbors by {index.factory} over {index.num_images:,} images, {index.lists_searched} lists per query: "
         f"recall@10 {index.recall_at_10:.3f} against exact search, measured on {index.num_queries} images."
     )
 
@@ -169,7 +174,7 @@ def show(inspection: "Inspection") -> None:
     query, count = inspection.query, len(inspection.neighbors)
     facts: dict[str, Any] = {"file": f"{query.member} of {query.source}"}
     if query.tar:
-        facts["lies in"] = f"{query.tar}, {query.num_bytes:,} bytes at {query.offset:,}"
+        facts["stored in"] = f"{query.tar}, {query.num_bytes:,} bytes at {query.offset:,}"
     if query.prob_synthetic is not None:
         agree = count - inspection.other_verdict
         facts["verdict"] = f"{query.verdict}: {query.prob_synthetic:.3f} synthetic; {agree} of {count} neighbors agree"
@@ -179,18 +184,7 @@ def show(inspection: "Inspection") -> None:
     if query.marked:
         facts["marked"] = query.marked
     console.facts(query.name, facts)
-    _pictures([(query.name, query), *((f"{item.distance:.4f}", item) for item in inspection.neighbors)])
     console.table(f"Nearest neighbors of {query.name}", _rows(inspection.neighbors))
-
-
-def _pictures(items: "Iterable[tuple[str, Item]]") -> None:
-    """Small pictures with a line below each, where the terminal has the colors for them."""
-    if console.shows_pictures():
-        from pipelines.images.thumbnails import thumbnail
-        from pipelines.inspect.lookup import content_of
-
-        side = console.PICTURE_SIDE
-        console.pictures([(line, thumbnail(content_of(item), side)) for line, item in items])
 
 
 def _verdict(item: "Item") -> str:
@@ -219,7 +213,5 @@ def _rows(items: "Sequence[Item]") -> list[dict[str, Any]]:
 
 
 def _as_json(inspection: "Inspection") -> dict[str, Any]:
-    from dataclasses import asdict
-
     counts = {"other_verdict": inspection.other_verdict, "other_label": inspection.other_label}
     return asdict(inspection) | counts

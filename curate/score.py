@@ -1,78 +1,58 @@
 """`curate score`."""
 
-from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from dataclasses import asdict
 
 from curate import console
+from curate.config import resolve
+from curate.options import ConfigFile, Flags, Json, options
+from pipelines import score as stage
+from pipelines.errors import BadInput
+from pipelines.score import ScoreConfig
 
 
-def score(
-    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
-    run: Annotated[Path | None, typer.Option(help="Training run.  [default: run]")] = None,
-    device: Annotated[Literal["auto", "cuda", "cpu"] | None, typer.Option(help="[default: auto]")] = None,
-    max_false_positive_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of real images that you are willing to lose; chosen by labeled images kept from the detector."
-        ),
-    ] = None,
-    truth: Annotated[Path | None, typer.Option(help="Known truth to report against.")] = None,
-    engine: Annotated[
-        Literal["local", "ray"] | None, typer.Option(help="This process, or Ray: a task a shard.  [default: local]")
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster.  [default: $RAY_ADDRESS, else one is started here]")
-    ] = None,
-    shard_index: Annotated[
-        int | None, typer.Option(help="Score every N-th shard, from this one on: the index in a Slurm array.")
-    ] = None,
-    num_shards: Annotated[int | None, typer.Option(help="N: how many calls share the pool.")] = None,
-    config: Annotated[str | None, typer.Option(help="TOML file with any setting of this command.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Score every image of the pool: real or synthetic, pseudo-label, confidence, embedding."""
-    from dataclasses import asdict
+@options(
+    ScoreConfig,
+    groups={
+        "Data": ("pool", "run", "truth"),
+        "Verdicts": ("max_false_positive_rate",),
+        "Machine": ("device", "engine", "ray_address", "shard_index", "num_shards"),
+    },
+)
+def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
+    """Score every image of the pool.
 
-    from curate.config import resolve
-    from pipelines import score as stage
-    from pipelines.errors import BadInput
-
-    if (shard_index is None) != (num_shards is None):
+    Scores are whether it is real or synthetic, its pseudo-label, the confidence in that, and an embedding.
+    """
+    if ("shard_index" in flags) != ("num_shards" in flags):
         raise BadInput("--shard-index and --num-shards go together: call I of N takes --shard-index I --num-shards N.")
-    flags = {
-        "pool": pool, "run": run, "device": device, "truth": truth, "max_false_positive_rate": max_false_positive_rate,
-        "engine": engine, "ray_address": ray_address, "shard_index": shard_index, "num_shards": num_shards,
-    }  # fmt: skip
-    settings = resolve(stage.ScoreConfig, flags, config)
+    settings = resolve(ScoreConfig, flags, config)
     with console.progress("score") as on_tick:
         summary = stage.run(settings, on_tick)
     if json:
         console.as_json(asdict(summary))
         return
-    shown = {
+    facts = {
         "images": summary.num_images,
         "shards": summary.num_shards,
-        "scored before": summary.num_scored_before,
+        "shards scored before": summary.num_scored_before,
         "called synthetic": "no detector" if summary.called_share is None else f"{summary.called_share:.1%}",
-        "synthetic, estimated in training": _share(summary.estimated_share, summary.estimated_interval),
+        "synthetic, estimated in training": _estimate(summary.estimated_share, summary.estimated_interval),
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
         "mean confidence": summary.mean_confidence,
         "seconds": summary.seconds,
     }
-    console.facts(f"Scored into {settings.run}/scores", shown | (summary.truth or {}))
+    console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
     if summary.thresholds:
         console.note(summary.thresholds.statement)
     console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
-    places = f"--pool {settings.pool} --run {settings.run}"
+    locations = f"--pool {settings.pool} --run {settings.run}"
     if settings.num_shards > 1:
-        console.note(f"Next, after the last of the {settings.num_shards}: curate score {places}, which sums up")
+        console.note(f"Next, after the last of the {settings.num_shards} calls: curate score {locations}, to sum up")
         return
-    console.note(f"Next: curate inspect KEY {places}, or curate export --out clean/ {places}")
+    console.note(f"Next: curate inspect KEY {locations}, or curate export --out clean/ {locations}")
 
 
-def _share(share: float | None, interval: tuple[float, float] | None) -> str:
+def _estimate(share: float | None, interval: tuple[float, float] | None) -> str:
     if share is None or interval is None:
         return "unknown"
     return f"{share:.1%} (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"

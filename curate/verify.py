@@ -1,43 +1,42 @@
 """`curate verify`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from curate import console
+from curate.config import resolve
+from curate.options import Flags, Json, options
+from pipelines import verify as stage
+from pipelines.errors import BadInput
+from pipelines.verify import VerifyConfig
 
 
-def verify(
-    pool: Annotated[str | None, typer.Option(help="Ingested pool, a folder or URL.  [default: pool]")] = None,
-    run: Annotated[Path | None, typer.Option(help="Training run, verified if it has scores.  [default: run]")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Check that tars, manifests, counts, rejects and scores agree, to the last byte; exit 1 where they do not."""
-    from dataclasses import asdict
+@options(VerifyConfig, groups={"Data": ("pool", "run")})
+def verify(flags: Flags, json: Json = False) -> None:
+    """Check that pool and run are intact, to the last byte.
 
-    from curate.config import resolve
-    from pipelines import verify as stage
-    from pipelines.errors import BadInput
-
-    if run is not None and not run.is_dir():
-        raise BadInput(f"--run {run}: is no folder; name a run, or leave it out to verify the pool alone.")
-    settings = resolve(stage.VerifyConfig, {"pool": pool, "run": run})
+    Tars, manifests, counts, rejects and scores must agree; if they don't, the exit code is 1.
+    """
+    if "run" in flags and not Path(flags["run"]).is_dir():
+        raise BadInput(f"--run {flags['run']}: is not a folder. Name a run, or leave it out to verify only the pool.")
+    settings = resolve(VerifyConfig, flags)
     with console.progress("verify") as on_tick:
         summary = stage.run(settings, on_tick)
     if json:
         console.as_json(asdict(summary))
     else:
-        shown = {
+        facts = {
             "shards": summary.num_shards,
-            "images in sound shards": summary.num_images,
+            "images in intact shards": summary.num_images,
             "rejects": summary.num_rejects,
             "shards with scores": summary.num_scored,
             "problems": len(summary.problems),
         }
-        console.facts(f"Verified {settings.pool}", shown)
+        console.facts(f"Verified {settings.pool}", facts)
         if summary.problems:
             console.table("Problems", [asdict(problem) for problem in summary.problems])
     if summary.problems:
         raise typer.Exit(1)
-    console.note("All of it agrees.")
+    console.note("No problems found.")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+from simplejpeg import decode_jpeg
 
 from pipelines.images.formats import FORMATS, describe_other, is_truncated, sniff
 from pipelines.images.phash import SIDE, phash
@@ -88,7 +89,7 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
 def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | None:
     """Accept a sound JPEG without EXIF or the like; return None for anything else, which Pillow then examines.
 
-    Most files of a crawl are such JPEGs, and parsing their headers takes Pillow 45 of 140 µs.
+    Most files of a crawl are such JPEGs. simplejpeg decodes one of 32 pixels in 7 µs, `Image.open` in 47.
     """
     try:
         size = _plain_jpeg_size(content)
@@ -96,12 +97,12 @@ def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) 
             return None
         width, height = size
         scale = next((scale for scale in (8, 4, 2) if min(size) // scale >= SIDE), 1)
-        # What Image.open and draft would ask of the same decoder.
-        decoder = ("jpeg", "L", "", scale, 0)
-        luma = Image.frombytes("L", (-(-width // scale), -(-height // scale)), content, *decoder)
-        hash_ = _hash(luma, width, height, scale)
+        # simplejpeg takes the smallest scale that gives this size, as `Image.draft` does, and refuses every file that
+        # libjpeg-turbo warns about. Pillow then decides about those.
+        luma_HW1 = decode_jpeg(content, "gray", min_height=-(-height // scale), min_width=-(-width // scale))
+        hash_ = phash(luma_HW1[..., 0], (height / scale, width / scale))
         return Accepted("jpg", width, height, hash_, *declared(None, content, metadata))
-    except (ValueError, IndexError, OSError, struct.error):
+    except (ValueError, IndexError, struct.error):
         return None
 
 

@@ -1,31 +1,77 @@
-"""Small pictures of an image, as they look: upright and in RGB."""
+"""Thumbnails: small copies of images for people to look at, upright, in RGB and re-encoded.
+
+Re-encoding means that nothing of a foreign file but its pixels gets into a page. Call these functions within
+`pipelines.images.check.foreign_images`.
+"""
 
 import base64
 import io
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
-from pipelines.images.check import foreign_images
 
-THUMBNAIL = 192  # pixels of the longer side; smaller images stay as they are, for the browser to enlarge
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """Size and encoding of the thumbnails of a page."""
+
+    side: int  # pixels of the longer side; smaller images keep their size, and the browser enlarges them
+    codec: Literal["JPEG", "WEBP"]
+    quality: int
+    lossless_below: int = (
+        0  # pixels: images with a shorter longer side are stored without loss, to be seen pixel by pixel
+    )
+    lossless_codec: Literal["PNG", "WEBP"] = "WEBP"
+    decoded_side: int | None = None  # pixels: JPEGs are decoded at a fraction of their size, no side below this
 
 
-def thumbnail(content: bytes, side: int) -> Image.Image:
-    """The image in RGB and upright, made smaller to fit a square of `side` pixels; a small one stays as it is."""
-    with foreign_images(), Image.open(io.BytesIO(content)) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+class Thumbnail(NamedTuple):
+    """An encoded thumbnail."""
+
+    media_type: str
+    content: bytes
+    lossless: bool
+
+    @property
+    def data_uri(self) -> str:
+        """The thumbnail as an address, for a page that needs no other files."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.content).decode()}"
+
+
+CONTACT_SHEET = Format(side=192, codec="JPEG", quality=88, lossless_below=192, lossless_codec="PNG")
+
+
+def encode(content: bytes, format_: Format) -> Thumbnail:
+    """Make the thumbnail of an image file."""
+    picture = thumbnail(content, format_.side, format_.decoded_side)
+    out = io.BytesIO()
+    lossless = max(picture.size) < format_.lossless_below
+    codec = format_.lossless_codec if lossless else format_.codec
+    if lossless:
+        picture.save(out, codec, lossless=True)  # PNG knows nothing else
+    else:
+        picture.save(out, codec, quality=format_.quality)
+    return Thumbnail(f"image/{codec.lower()}", out.getvalue(), lossless)
+
+
+def thumbnail(content: bytes, side: int, decoded_side: int | None = None) -> Image.Image:
+    """The image, upright and in RGB, reduced to fit a square of `side` pixels; smaller images keep their size.
+
+    A JPEG may be decoded at a fraction of its size, with no side below `decoded_side` pixels; None decodes it whole.
+    """
+    with Image.open(io.BytesIO(content)) as opened:
+        if decoded_side is not None:
+            opened.draft("RGB", (decoded_side, decoded_side))
+        picture = upright(opened).convert("RGB")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
-def data_uri(content: bytes) -> str:
-    """A thumbnail, encoded anew: nothing of a foreign file but its pixels gets into the page."""
-    picture = thumbnail(content, THUMBNAIL)
-    out = io.BytesIO()
-    if max(picture.size) == THUMBNAIL:
-        picture.save(out, "JPEG", quality=88)
-        kind = "jpeg"
-    else:
-        picture.save(out, "PNG")  # small images are looked at by the pixel
-        kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+def upright(opened: Image.Image) -> Image.Image:
+    """Decode an image and turn it as its EXIF says; an image with broken EXIF stays as it is."""
+    opened.load()
+    try:
+        return ImageOps.exif_transpose(opened)
+    except Exception:  # the image itself is fine, and ingest keeps it
+        return opened

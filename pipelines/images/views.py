@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.errors import CorruptShard
+from pipelines.images.thumbnails import upright
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,21 +69,13 @@ class Decoder:
 def _picture(key: str, data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            return _upright(opened).convert("RGB")
+            return upright(opened).convert("RGB")
     except MemoryError:
         raise  # a problem of this machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise CorruptShard(
             f"image {key} cannot be decoded ({error}); ingest the crawl again, which rejects such files."
         ) from None
-
-
-def _upright(opened: Image.Image) -> Image.Image:
-    opened.load()
-    try:
-        return ImageOps.exif_transpose(opened)
-    except Exception:  # broken EXIF: the image itself is fine, and ingest keeps it
-        return opened
 
 
 def _square(picture: Image.Image, native: Pixels, size: int) -> Pixels:

@@ -1,15 +1,17 @@
-"""What `curate ingest` is asked for, and what it came to."""
+"""Configuration and summary of `curate ingest`."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines import settings
 from pipelines.compute.engine import EngineName
-from pipelines.compute.processes import usable_cores
-from pipelines.images.check import Limits
 from pipelines.storage.locations import AnyFolder
 from pipelines.storage.tar import MAX_MEMBER_BYTES
+
+if TYPE_CHECKING:
+    from pipelines.images.check import Limits
 
 
 class IngestConfig(BaseModel):
@@ -17,20 +19,39 @@ class IngestConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sources: tuple[str, ...] = Field(min_length=1)
-    pool: AnyFolder = Path("pool")
-    jobs: int = Field(default_factory=usable_cores, ge=1)
-    engine: EngineName = "local"
-    ray_address: str | None = None
-    shard_size: int = Field(default=1000, ge=1)  # of sources that have no shards of their own: folders and parquet
-    min_side: int = Field(default=16, ge=1)
-    max_pixels: int = Field(default=89_478_485, ge=1)  # where Pillow warns of decompression bombs
-    max_bytes: int = Field(default=1 << 28, ge=1, le=MAX_MEMBER_BYTES)
-    max_seconds: float = Field(default=60, gt=0, allow_inf_nan=False)  # to decode one image, by the clock
+    sources: tuple[str, ...] = Field(
+        min_length=1,
+        description="Images to ingest: folders, .tar or .parquet files, brace patterns "
+        '("crawl/{00000..00099}.tar"), @LIST files or URLs.',
+    )
+    pool: AnyFolder = settings.pool()
+    jobs: int = settings.jobs()
+    engine: EngineName = settings.engine()
+    ray_address: str | None = settings.ray_address()
+    shard_size: int = Field(
+        default=1000, ge=1, description="Images in a shard, for folders and parquet files, which have no shards."
+    )
+    min_side: int = Field(default=16, ge=1, description="Reject images with a side shorter than this, in pixels.")
+    max_pixels: int = Field(
+        default=89_478_485,  # from here on, Pillow warns of decompression bombs
+        ge=1,
+        description="Reject images with more pixels (width x height) than this.",
+    )
+    max_bytes: int = Field(
+        default=1 << 28, ge=1, le=MAX_MEMBER_BYTES, description="Reject image files larger than this, in bytes."
+    )
+    max_seconds: float = Field(
+        default=60,
+        gt=0,
+        allow_inf_nan=False,
+        description="Reject images that take longer than this to decode, in seconds of wall clock.",
+    )
 
     @property
-    def limits(self) -> Limits:
-        """What an image may measure."""
+    def limits(self) -> "Limits":
+        """Limits that an image must keep."""
+        from pipelines.images.check import Limits  # here, because a configuration needs no heavy library
+
         return Limits(min_side=self.min_side, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
 
 
@@ -39,12 +60,12 @@ class Summary:
     """What one ingest did; kept + rejected = read."""
 
     pool: str
-    shards: int  # added
-    skipped: int  # units that the pool held already
-    read: int
-    kept: int
-    rejected: dict[str, int]  # by reason
-    declared: dict[str, int]  # kept images that declare their origin, by what they say
+    shards: int  # added by this ingest
+    skipped: int  # units that were in the pool before
+    read: int  # images
+    kept: int  # images
+    rejected: dict[str, int]  # images by reason
+    declared: dict[str, int]  # kept images that declare their origin, by what they declare
     images: int  # in the pool now
-    notes: tuple[str, ...]  # what was left aside
+    notes: tuple[str, ...]  # what was skipped, and why
     seconds: float

@@ -1,4 +1,4 @@
-"""Inspect: look into a scored pool, at single images, at contradictions, at near-duplicates."""
+"""Inspect: looks into a scored pool, at single images, at contradicted verdicts and at near-duplicates."""
 
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,6 @@ __all__ = ["DisagreementConfig", "DuplicatesConfig", "InspectConfig", "run"]
 
 def run(config: InspectConfig, on_tick: OnTick = ignore) -> "Summary":
     """Look images up; see `pipelines.inspect.lookup`."""
-    from pipelines.inspect import lookup  # not before it is asked for: a configuration needs no heavy library
+    from pipelines.inspect import lookup  # a configuration alone needs no heavy library
 
     return lookup.run(config, on_tick)

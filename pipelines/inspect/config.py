@@ -1,11 +1,48 @@
-"""What `curate inspect` is asked for, and what it came to."""
+"""Configurations of `curate inspect`: of looking images up, of disagreement and of near-duplicates."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.run.duplicates import MAX_DISTANCE, MAX_RADIUS, RADIUS
+from pipelines import settings
 from pipelines.storage.locations import AnyFolder, LocalFolder
+
+
+def _neighbors() -> Any:
+    return Field(default=10, ge=1, le=1000, description="Nearest neighbors of each image.")
+
+
+def _top() -> Any:
+    return Field(default=50, ge=1, le=1000, description="Images or groups to list.")
+
+
+def _html() -> Any:
+    return Field(default=None, description="Contact sheet to write, one HTML file.")
+
+
+class InspectConfig(BaseModel):
+    """Which images to look up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queries: tuple[str, ...] = Field(min_length=1, description="Keys of the pool, image files, or folders of images.")
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run()
+    neighbors: int = _neighbors()
+    html: Path | None = _html()
+
+
+class DisagreementConfig(BaseModel):
+    """How many neighbors to compare with, and how many images to list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run()
+    neighbors: int = _neighbors()
+    top: int = _top()
+    html: Path | None = _html()
 
 
 class DuplicatesConfig(BaseModel):
@@ -13,33 +50,9 @@ class DuplicatesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-    radius: int = Field(default=RADIUS, ge=0, le=MAX_RADIUS)  # bits
-    max_distance: float = Field(default=MAX_DISTANCE, ge=0, le=2)
-    top: int = Field(default=50, ge=1, le=1000)  # the largest groups
-    html: Path | None = None
-
-
-class DisagreementConfig(BaseModel):
-    """What to compare, and how many to list."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-    neighbors: int = Field(default=10, ge=1, le=1000)
-    top: int = Field(default=50, ge=1, le=1000)
-    html: Path | None = None
-
-
-class InspectConfig(BaseModel):
-    """What to look at."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    queries: tuple[str, ...] = Field(min_length=1)
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-    neighbors: int = Field(default=10, ge=1, le=1000)
-    html: Path | None = None
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run()
+    radius: int = settings.radius()
+    max_distance: float = settings.max_distance()
+    top: int = _top()
+    html: Path | None = _html()

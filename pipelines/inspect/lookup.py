@@ -1,13 +1,13 @@
-"""Inspect: why an image was called what it was called, by the images that the model finds most like it.
+"""Looks up images and shows them beside the images that the model finds most similar, to explain a verdict or label.
 
 in      pool/, run/ with scores, and queries: keys of the pool, image files, folders of images
-out     for each query its own scores and its nearest neighbors with theirs, and how many of them disagree; as values,
-        and on request as one HTML page that needs nothing beside it; run/index/ (`pipelines.run.neighbors`)
-again   the same, from the index that is there
+out     for each query its scores, its nearest neighbors with theirs, and how many of them disagree; as values, and on
+        request as one self-contained HTML page; run/index/ (`pipelines.run.neighbors`)
+again   the same result, from the existing index
 
-The embeddings are the classifier's, so that neighbors show alike things. Where they have other labels, the label is in
-doubt. Other verdicts are no such sign: the detector judges traces and not what is shown, and a synthetic cat may well
-live among real ones.
+The embeddings are the classifier's, so neighbors show similar things. If they have another label, the label is in
+doubt. Another verdict is no such sign: the detector judges how an image was made, not what it shows, and a synthetic
+cat can well have real cats as neighbors.
 """
 
 import re
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pipelines.errors import BadInput, MissingArtifact
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
 from pipelines.images.rejects import Reject
-from pipelines.images.thumbnails import data_uri
+from pipelines.images.thumbnails import CONTACT_SHEET, encode
 from pipelines.inspect.config import InspectConfig
 from pipelines.pages import render, write_page
 from pipelines.pool.manifest import shard_of
@@ -43,7 +43,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """An image and what is known of it; `key` is None where it is not from the pool."""
+    """An image and what is known about it; `key` is None if it is not from the pool."""
 
     key: str | None
     source: str
@@ -55,18 +55,18 @@ class Item:
     confidence: float
     marked: str | None = None  # by a person: real, synthetic or skip
     distance: float | None = None  # to the query: 1 - cosine of the embeddings
-    tar: str | None = None  # shard of the pool that holds the image's bytes; this and the next: None outside
-    offset: int | None = None  # of its first byte there
+    tar: str | None = None  # shard of the pool with the image's bytes; this and the next two: None outside the pool
+    offset: int | None = None  # of the image's first byte in the tar
     num_bytes: int | None = None
 
     @property
     def name(self) -> str:
-        """How to call it in a list."""
+        """The image's name in a list."""
         return self.key or self.member
 
     @property
     def verdict(self) -> str:
-        """In a word: the detector's, or that of whoever marked it."""
+        """The verdict in words: a person's if the image is marked, else the detector's."""
         return "not judged" if self.synthetic is None else "synthetic" if self.synthetic else "real"
 
 
@@ -79,18 +79,18 @@ class Inspection:
 
     @property
     def other_verdict(self) -> int:
-        """How many neighbors have another verdict than the query."""
+        """Number of neighbors with another verdict than the query's."""
         return sum(neighbor.synthetic != self.query.synthetic for neighbor in self.neighbors)
 
     @property
     def other_label(self) -> int:
-        """How many neighbors have another pseudo-label than the query."""
+        """Number of neighbors with another pseudo-label than the query's."""
         return sum(neighbor.pseudo_label != self.query.pseudo_label for neighbor in self.neighbors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What was found, and by what index."""
+    """The queries with their neighbors, and the index that found them."""
 
     inspections: tuple[Inspection, ...]
     index: Facts
@@ -99,13 +99,13 @@ class Summary:
 class _Query(NamedTuple):
     item: Item
     embedding: npt.NDArray[np.floating[Any]]
-    place: tuple[str, int] | None  # shard and row of an image of the pool
+    shard_row: tuple[str, int] | None  # None if the image is not from the pool
 
 
 def run(config: InspectConfig, on_tick: OnTick = ignore) -> Summary:
-    """Look up every query; write the page where `config.html` asks for one.
+    """Look up every query, and write the page if `config.html` names one.
 
-    Raises BadInput for a query that is neither a key nor an image, MissingArtifact where the pool has no scores.
+    Raises BadInput for a query that is neither a key nor an image, MissingArtifact if the pool has no scores.
     """
     scored = ScoredPool.open(config.pool, config.run)
     queries = list(_queries(config, scored))
@@ -116,11 +116,12 @@ def run(config: InspectConfig, on_tick: OnTick = ignore) -> Summary:
     return Summary(inspections=inspections, index=index.facts)
 
 
-def of_places(places: Sequence[tuple[str, int]], index: Index, neighbors: int) -> tuple[Inspection, ...]:
-    """Images of the pool, given as shard and row, each with its nearest neighbors."""
-    items = _look_up(index.scored, places)
-    embeddings = (index.scored.embeddings(shard)[row] for shard, row in places)
-    queries = [_Query(items[place], embedding, place) for place, embedding in zip(places, embeddings, strict=True)]
+def inspect_rows(shard_rows: Sequence[tuple[str, int]], index: Index, neighbors: int) -> tuple[Inspection, ...]:
+    """Look up images of the pool, each given as shard and row, with their nearest neighbors."""
+    items = _look_up(index.scored, shard_rows)
+    queries = [
+        _Query(items[shard, row], index.scored.embeddings(shard)[row], (shard, row)) for shard, row in shard_rows
+    ]
     return tuple(_with_neighbors(queries, index, neighbors))
 
 
@@ -130,7 +131,7 @@ def _with_neighbors(queries: Sequence[_Query], index: Index, count: int) -> Iter
     # One more than asked for, because an image of the pool is its own nearest neighbor.
     found = index.search(np.stack([query.embedding for query in queries]), count + 1)
     others = [
-        [neighbor for neighbor in mine if (neighbor.shard, neighbor.row) != query.place][:count]
+        [neighbor for neighbor in mine if (neighbor.shard, neighbor.row) != query.shard_row][:count]
         for query, mine in zip(queries, found, strict=True)
     ]
     items = _look_up(index.scored, [(neighbor.shard, neighbor.row) for mine in others for neighbor in mine])
@@ -143,7 +144,7 @@ def _with_neighbors(queries: Sequence[_Query], index: Index, count: int) -> Iter
 
 
 def _queries(config: InspectConfig, scored: ScoredPool) -> Iterator[_Query]:
-    """All queries in the order given; the images from outside are embedded together."""
+    """All queries in the given order; those from outside the pool are embedded together."""
     files = {text: _files(text, scored) for text in config.queries if not _KEY.fullmatch(text)}
     outside = iter(_from_outside([file for found in files.values() for file in found], scored))
     for text in config.queries:
@@ -159,26 +160,26 @@ def _from_pool(key: str, scored: ScoredPool) -> _Query:
         raise MissingArtifact(f"{key}: shard {shard} has no scores in {scored.run} yet; run `curate score` first.")
     if shard not in scored.shards:
         raise BadInput(
-            f"{key}: {scored.pool.root} has no shard {shard}; its shards go from {scored.shards[0]} to "
-            f"{scored.shards[-1]}, which are the first five digits of a key."
+            f"{key}: {scored.pool.root} has no shard {shard}. The first five digits of a key are its shard, from "
+            f"{scored.shards[0]} to {scored.shards[-1]}."
         )
     keys = scored.pool.rows(shard, ["key"])["key"].to_pylist()
     if key not in keys:
-        between = f"are among {keys[0]} to {keys[-1]}" if keys else "are none, for all its images were rejected"
+        existing = f"are among {keys[0]} to {keys[-1]}" if keys else "do not exist, as all its images were rejected"
         raise BadInput(
-            f"{key}: no image of {scored.pool.root} has this key; those of shard {shard} {between} "
-            f"(rejects/{shard}.parquet lists what was left out)."
+            f"{key}: no image of {scored.pool.root} has this key. Keys of shard {shard} {existing}; "
+            f"rejects/{shard}.parquet lists rejected images."
         )
-    place = shard, keys.index(key)
-    return _Query(_look_up(scored, [place])[place], scored.embeddings(shard)[place[1]], place)
+    row = keys.index(key)
+    return _Query(_look_up(scored, [(shard, row)])[shard, row], scored.embeddings(shard)[row], (shard, row))
 
 
 def _files(text: str, scored: ScoredPool) -> list[tuple[Path, bytes, Accepted]]:
-    """The image file that a query names, or the images of the folder."""
+    """The image file, or the images of the folder, that a query names."""
     path = Path(text)
     if not path.exists():
         raise BadInput(
-            f"{text}: is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000)."
+            f"{text} is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000)."
         )
     found = []
     with foreign_images():
@@ -190,22 +191,22 @@ def _files(text: str, scored: ScoredPool) -> list[tuple[Path, bytes, Accepted]]:
             if not isinstance(accepted, Reject):
                 found.append((file, content, accepted))
             elif not path.is_dir():
-                raise BadInput(f"{text}: is not an image that can be read ({accepted.detail or accepted.reason}).")
+                raise BadInput(f"{text} is not an image that can be read ({accepted.detail or accepted.reason}).")
     if not found:
-        raise BadInput(f"{text}: is a folder without an image in it.")
+        raise BadInput(f"{text} is a folder without an image.")
     return found
 
 
 def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredPool) -> list[_Query]:
-    """Score images that are not in the pool with the run's model."""
+    """Score images from outside the pool with the run's model."""
     if not files:
         return []
-    from pipelines.run.scorer import Scorer  # only here: a key needs no model, and torch takes seconds to load
+    from pipelines.run.scorer import Scorer  # imported here: keys need no model, and torch takes seconds to load
 
     scorer = Scorer.load(scored.run)
     queries = []
     for path, content, accepted in files:
-        # One at a time: images of all sizes, and few.
+        # One at a time, as they are few and of any size.
         scores = scorer.score([content], [str(path)])
         item = Item(
             key=None,
@@ -221,10 +222,10 @@ def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredP
     return queries
 
 
-def _look_up(scored: ScoredPool, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Item]:
-    """What the pool knows of the images at (shard, row); each shard is read once."""
+def _look_up(scored: ScoredPool, shard_rows: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Item]:
+    """The images at each (shard, row); each shard is read once."""
     rows_of = defaultdict[str, set[int]](set)
-    for shard, row in places:
+    for shard, row in shard_rows:
         rows_of[shard].add(row)
     items: dict[tuple[str, int], Item] = {}
     for shard, rows in rows_of.items():
@@ -238,7 +239,7 @@ def _look_up(scored: ScoredPool, places: Sequence[tuple[str, int]]) -> dict[tupl
 
 
 def content_of(item: Item) -> bytes:
-    """The image's file: from its shard, or from where it lies."""
+    """The bytes of the image's file, read from its shard or from outside the pool."""
     if item.tar is None:
         return Path(item.source, item.member).read_bytes()
     assert item.offset is not None and item.num_bytes is not None
@@ -250,13 +251,13 @@ def content_of(item: Item) -> bytes:
 
 
 def page_of(inspections: Sequence[Inspection]) -> str:
-    """The contact sheet of inspections, with the images from where they lie."""
+    """The contact sheet of some inspections, with their images."""
     items = ((inspection.query, *inspection.neighbors) for inspection in inspections)
     return contact_sheet(inspections, ([content_of(item) for item in row] for row in items))
 
 
 def contact_sheet(inspections: Sequence[Inspection], contents: Iterable[Sequence[bytes]]) -> str:
-    """One HTML page; `contents` holds the image files of each query and its neighbors. All text is escaped."""
-    pictures = ([data_uri(content) for content in row] for row in contents)
-    sheets = list(zip(inspections, pictures, strict=True))
-    return render("contact_sheet.html.j2", sheets=sheets)
+    """One HTML page; `contents` has the image files of each query and its neighbors. All text is escaped."""
+    with foreign_images():
+        pictures = [[encode(content, CONTACT_SHEET).data_uri for content in row] for row in contents]
+    return render("contact_sheet.html.j2", {"sheets": list(zip(inspections, pictures, strict=True))})

@@ -1,18 +1,11 @@
-"""Near-duplicates: groups of images that are copies of each other but for size, compression or a touch of editing.
+"""Shows the largest groups of near-duplicates in a pool, the best copy of each first.
 
-in      pool/ with its perceptual hashes; the embeddings of run/ where they are
-out     the groups, as values, and on request as one HTML page
-again   the same
+in      pool/ with its perceptual hashes, and the embeddings of run/ if there are any
+out     the groups, as values and on request as one HTML page
+again   the same result
 
-Two images are near-duplicates where their hashes differ in at most `radius` of 64 bits and their embeddings, where both
-have one, lie within `max_distance`. The hash sees shape alone: two birds before a sky are alike to it, and the
-classifier tells them apart. Groups are what such pairs connect.
-
-No step takes more than about N log N. Hashes that agree in all but `radius` bits agree in at least three of radius + 3
-blocks of their bits, so sorting by every three blocks brings them together (exactly so while no more than
-`_WINDOW` images share three blocks; beyond that each is compared with its next in order, which still connects a dense
-cluster). An image whose hash has few bits set is a plain or nearly plain surface, which the hash tells nothing about:
-it is in no group. Memory holds some 95 bytes an image, most of them while hashes are sorted.
+`pipelines.run.duplicates` finds the groups. The best copy, which an export keeps, has the most pixels and, among
+equals, the most bytes.
 """
 
 from collections import defaultdict
@@ -22,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.images.thumbnails import data_uri
+from pipelines.images.check import foreign_images
+from pipelines.images.thumbnails import CONTACT_SHEET, encode
 from pipelines.inspect.config import DuplicatesConfig
 from pipelines.pages import render, write_page
 from pipelines.pool.manifest import Pool
@@ -51,9 +45,9 @@ class Copy:
     width: int
     height: int
     num_bytes: int
-    bits: int  # of the hash in which it differs from the first of its group
-    tar: str  # shard of the pool that holds the image's bytes
-    offset: int  # of its first byte there
+    bits: int  # of the hash that differ from the first image of the group
+    tar: str  # shard of the pool with the image's bytes
+    offset: int  # of the image's first byte in the tar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +56,16 @@ class Summary:
 
     num_images: int
     num_groups: int
-    num_redundant: int  # images beside the first of their group
-    num_plain: int  # images that the hash tells nothing about, in no group
-    confirmed: bool  # whether all images have embeddings to compare
+    num_redundant: int  # images that are not the first of their group
+    num_plain: int  # images that the hash says nothing about, in no group
+    confirmed: bool  # whether all images had embeddings to compare
     groups: tuple[tuple[Copy, ...], ...]  # the largest
 
 
 def run(config: DuplicatesConfig, on_tick: OnTick = ignore) -> Summary:
-    """Group the near-duplicates of a pool; write the page where `config.html` asks for one.
+    """Group the near-duplicates of a pool, and write the page if `config.html` names one.
 
-    Raises MissingArtifact where there is no pool.
+    Raises MissingArtifact if there is no pool.
     """
     scored = ScoredPool(Pool.open(config.pool), config.run)
     groups = Groups.find(scored, config.radius, config.max_distance, on_tick)
@@ -88,9 +82,6 @@ def run(config: DuplicatesConfig, on_tick: OnTick = ignore) -> Summary:
     if config.html:
         write_page(config.html, _page(summary))
     return summary
-
-
-# The groups as they are shown
 
 
 def _copies(pool: Pool, groups: Groups, wanted: Positions) -> Iterator[tuple[Copy, ...]]:
@@ -110,8 +101,12 @@ def _copies(pool: Pool, groups: Groups, wanted: Positions) -> Iterator[tuple[Cop
 
 
 def _page(summary: Summary) -> str:
-    pictures = [[data_uri(_content(copy)) for copy in group[:_SHOWN]] for group in summary.groups]
-    return render("near_duplicates.html.j2", summary=summary, sheets=list(zip(summary.groups, pictures, strict=True)))
+    with foreign_images():
+        pictures = [
+            [encode(_content(copy), CONTACT_SHEET).data_uri for copy in group[:_SHOWN]] for group in summary.groups
+        ]
+    sheets = list(zip(summary.groups, pictures, strict=True))
+    return render("near_duplicates.html.j2", {"summary": summary, "sheets": sheets})
 
 
 def _content(copy: Copy) -> bytes:

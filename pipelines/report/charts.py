@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn here so that a page needs no script: histogram, curves, points, bars.
+"""Draws charts as inline SVG, so that a page needs no script: histograms, curves, points and bars.
 
 Colors are CSS classes of the page (`real`, `synthetic`, `c0` to `c9`, `rest`), so that it can have a light and a dark
-face. Every chart has a title and a description for those who do not see it. All text is escaped.
+theme. Every chart has a title and a description for screen readers. All text is escaped.
 """
 
 import math
@@ -16,7 +16,7 @@ COLORS = 10  # of the page's palette
 _WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 12, 36
 _MAP_SIDE = 500
-_MAP_LAYERS = 8  # in which the groups take turns, so that the last one does not cover the others
+_MAP_LAYERS = 8  # each with points of all groups, so that the last group does not cover the others
 
 Points = npt.NDArray[np.floating[Any]]
 
@@ -37,9 +37,10 @@ def histogram(
     threshold: float | None = None,
     overlay: npt.NDArray[np.int64] | None = None,
 ) -> Markup:
-    """Shares of values in equal bins over 0..1, on a square-root scale that leaves small ones visible.
+    """Shares of values in equal bins over 0..1, on a square-root scale that keeps small shares visible.
 
-    Bars from `threshold` on are drawn as synthetic; `overlay` is a second set, drawn as an outline over the first.
+    `counts` (B,) and `overlay` (B,) are counts of each bin; the overlay is drawn as an outline. Bars from `threshold`
+    on are drawn as synthetic.
     """
     height = 240
     shares = counts / max(int(counts.sum()), 1)
@@ -79,25 +80,25 @@ def histogram(
 
 
 def curves(name: str, title: str, description: str, series: Sequence[Series], top: float | None = None) -> Markup:
-    """Curves over the same x; y from 0 (or below, where there is such) to `top` or to what is needed."""
+    """Curves over the same x axis; the y axis goes from 0, or the lowest value, to `top`, or the highest value."""
     height, width = 190, 320
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points]
     first, last = min(xs), max(xs)
     low, high = min(0.0, *ys), top if top is not None else max(*ys, 1e-9)
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
+    def xy(point: tuple[float, float]) -> tuple[float, float]:
         across = (point[0] - first) / max(last - first, 1e-9)
         up = (min(point[1], high) - low) / max(high - low, 1e-9)
         return _LEFT + across * (width - _LEFT - _RIGHT), height - _BOTTOM - up * (height - _BOTTOM - _TOP)
 
-    parts = [_grid(place((first, tick))[1], f"{tick:g}", width) for tick in _ticks(low, high, 4)]
+    parts = [_grid(xy((first, tick))[1], f"{tick:g}", width) for tick in _ticks(low, high, 4)]
     for tick in _ticks(first, last, 4):
-        parts.append(_label(place((tick, low))[0], height - _BOTTOM + 16, _short(tick)))
+        parts.append(_label(xy((tick, low))[0], height - _BOTTOM + 16, _short(tick)))
     for each in series:
         parts.append(
             Markup('<path class="curve {}" d="{}"><title>{}</title></path>').format(
-                each.color, _path([place(point) for point in each.points]), each.name
+                each.color, _path([xy(point) for point in each.points]), each.name
             )
         )
     return _svg(name, title, description, width, height, parts)
@@ -106,25 +107,28 @@ def curves(name: str, title: str, description: str, series: Sequence[Series], to
 def points(
     name: str, title: str, description: str, points_N2: Points, groups: Mapping[str, npt.NDArray[np.bool_]]
 ) -> Markup:
-    """Points in a square, each in the color of its group: CSS class -> which of them (N,)."""
-    low, high = np.percentile(points_N2, (0.1, 99.9), axis=0)  # a few outliers would leave no room for the rest
+    """Points in a square, each in the color of its group; `groups` maps a CSS class to its members, a mask (N,)."""
+    low, high = np.percentile(points_N2, (0.1, 99.9), axis=0)  # outliers would leave no room for the rest
     margin = 12
     inside = ((points_N2 - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
-    places = np.rint(margin + inside * (_MAP_SIDE - 2 * margin)).astype(int)
-    places[:, 1] = _MAP_SIDE - places[:, 1]
-    layer = np.arange(len(places)) % _MAP_LAYERS
+    pixels = np.rint(margin + inside * (_MAP_SIDE - 2 * margin)).astype(int)
+    pixels[:, 1] = _MAP_SIDE - pixels[:, 1]
+    layer = np.arange(len(pixels)) % _MAP_LAYERS
     parts = []
     for number in range(_MAP_LAYERS):
         for color, members in groups.items():
-            drawn = places[members & (layer == number)].tolist()
+            drawn = pixels[members & (layer == number)].tolist()
             if drawn:
-                dots = "".join(f"M{x} {y}h0" for x, y in drawn)  # no length and a round cap: a dot
+                dots = "".join(f"M{x} {y}h0" for x, y in drawn)  # a line of no length with round caps is a dot
                 parts.append(Markup('<path class="dots {}" d="{}"/>').format(color, dots))
     return _svg(name, title, description, _MAP_SIDE, _MAP_SIDE, parts)
 
 
 def bar(parts: Iterable[tuple[str, float]], width: int = 140) -> Markup:
-    """A small stacked bar for a table's cell: (CSS class, share of the whole width); the table has the numbers."""
+    """A small stacked bar for a table cell; each part is a CSS class and a share of the width.
+
+    It is hidden from screen readers, as the table has the numbers.
+    """
     drawn, start = Markup(), 0.0
     for color, share in parts:
         length = max(0.0, min(share, 1 - start))

@@ -1,16 +1,16 @@
-"""What `curate report` is asked for, and what it came to."""
+"""Configuration and summary of `curate report`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.report.confounds import Audit
+from pipelines import settings
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
-    pass
+    from pipelines.report.confounds import Audit
 
 
 class ReportConfig(BaseModel):
@@ -18,17 +18,22 @@ class ReportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-    labeled: Path | None = None  # None: where training read it
-    out: Path | None = None  # None: report.html in the run
-    map: Literal["auto", "tsne", "pca"] = "auto"  # auto: t-SNE where openTSNE is installed
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run()
+    labeled: Path | None = Field(
+        default=None, description="Labeled images, if they are no longer where training read them."
+    )
+    out: Path | None = Field(default=None, description="HTML file to write; without it, report.html in the run.")
+    map: Literal["auto", "tsne", "pca"] = Field(
+        default="auto",
+        description="Layout of the embeddings. tsne needs curate[viz]; auto is tsne if that is installed, else pca.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = settings.device()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the page says in a few numbers."""
+    """The page in a few numbers."""
 
     out: str
     num_bytes: int  # of the page
@@ -36,6 +41,6 @@ class Summary:
     num_images: int
     num_rejected: int
     num_unscored: int  # images of shards without scores
-    synthetic_share: float | None  # None without a detector
-    audit: Audit | None  # None without scores
-    next: str  # what to run for a fuller report, or to go on
+    synthetic_share: float | None  # share of the images called synthetic; None without a detector
+    audit: "Audit | None"  # None without scores
+    next: str  # command to run next: for a fuller report, or the next step

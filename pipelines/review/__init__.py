@@ -1,4 +1,4 @@
-"""Review: serve a local page on which a person browses a pool and marks images."""
+"""Review: serves a local page on which a person browses a pool and marks images."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,6 @@ __all__ = ["ReviewConfig", "Summary", "run"]
 
 def run(config: ReviewConfig, on_ready: Callable[[str], None], on_tick: OnTick = ignore) -> Summary:
     """Run the stage; see `pipelines.review.server`."""
-    from pipelines.review import server  # not before it is asked for: a configuration needs no heavy library
+    from pipelines.review import server  # a configuration alone needs no heavy library
 
     return server.run(config, on_ready, on_tick)

@@ -1,27 +1,27 @@
-"""What `curate review` is asked for, and what it came to."""
+"""Configuration and summary of `curate review`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines import settings
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 
 class ReviewConfig(BaseModel):
-    """What to look at, and where the page is."""
+    """What to review, and where the page is served."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-    port: int = Field(default=8765, ge=0, le=65535)  # 0: any free one
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run()
+    port: int = Field(default=8765, ge=0, le=65535, description="Local port of the page; 0 is any free one.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a person left in the run."""
+    """What a person's marks in the run amount to."""
 
     marks: str  # the file
-    images: dict[str, int]  # of the pool, by mark: real, synthetic, skip; those labeled are among the real ones
-    was_cut: bool  # whether a kill had cut the last mark of an earlier sitting
+    images: dict[str, int]  # of the pool, by mark: real, synthetic, skip; images marked with a class count as real
+    was_cut: bool  # whether a kill cut off the last mark of an earlier session

@@ -1,7 +1,7 @@
 """The pool as a person browses it: compact columns in memory, filters and orders over them, and the image files.
 
-Holds about 100 bytes an image: what filters need is in arrays, and all else is read when an image is looked at. A row
-is an image's position in the pool, over all scored shards in order.
+It takes about 100 bytes of memory an image: the columns that filters need are in arrays, and everything else is read
+when an image is opened. A row here is an image's number among all scored shards in order.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from pipelines.progress import OnTick, Tick, ignore
 from pipelines.review import order
 from pipelines.run import marks
 from pipelines.run.marks import Judgment, Mark, Verdict
-from pipelines.run.neighbors import Index, Neighbor
+from pipelines.run.neighbors import Index, Neighbor, num_others
 from pipelines.run.scores import ScoredPool
 from pipelines.storage import locks
 from pipelines.storage.atomic import replacing, save_array
 from pipelines.storage.shards import read_spans
 
-NEIGHBORS = 10  # among which disagreement is counted
-MAX_NEIGHBORHOODS = 200_000  # images up to which the neighbors of all are looked up: minutes, once
+NEIGHBORS = 10  # of each image, among which disagreement is counted
+MAX_NEIGHBORHOODS = 200_000  # images; in larger pools disagreement is not counted, as it would take too many minutes
 BINS = 50  # of the histogram
-NO_SCORE = -1.0  # where no detector was trained
+NO_SCORE = -1.0  # prob_synthetic if no detector was trained
 
 _CHUNK = 1024
 _VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "skip")
@@ -43,7 +43,7 @@ Order = Literal["suggested", "synthetic", "real", "threshold", "other_label", "o
 
 
 class Filter(BaseModel):
-    """Which images to show, and in which order."""
+    """Which images to show, and in what order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,17 +57,17 @@ class Filter(BaseModel):
 
 @dataclass(frozen=True)
 class Neighborhood:
-    """Shares (N,) of each image's nearest neighbors that have another pseudo-label or verdict, by the model."""
+    """Shares (N,) of each image's nearest neighbors with another pseudo-label or verdict by the model."""
 
     other_label: npt.NDArray[np.float32]
     other_verdict: npt.NDArray[np.float32]
 
 
 class Gallery:
-    """A scored pool with its marks. Safe to use from several threads."""
+    """A scored pool with its marks. It can be used from several threads."""
 
     def __init__(self, scored: ScoredPool, on_tick: OnTick = ignore) -> None:
-        self.scored = ScoredPool(scored.pool, scored.run)  # what the model says; the marks are kept apart
+        self.scored = ScoredPool(scored.pool, scored.run)  # without marks: what the model says
         self.classes = scored.classes
         self.threshold = scored.threshold
         self._shard_number = {shard: number for number, shard in enumerate(scored.shards)}
@@ -77,9 +77,9 @@ class Gallery:
         self.neighborhood = self._neighborhood(on_tick) if len(self) <= MAX_NEIGHBORHOODS else None
         self._lock = threading.Lock()
         self._orders: dict[Order, Rows] = {"suggested": self._suggested()}
-        self.marked: npt.NDArray[np.int8]  # (N,) index of the verdict
-        self.marked_labels: npt.NDArray[np.int16]  # (N,) index of the class
-        self._size = 0  # of the file of marks, in bytes
+        self.marked: npt.NDArray[np.int8]  # (N,) index of a person's verdict, -1 if not marked
+        self.marked_labels: npt.NDArray[np.int16]  # (N,) index of a person's class, -1 if not labeled
+        self._size = 0  # bytes of the marks file that were read
         self._read_marks()
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Gallery:
 
     @property
     def has_detector(self) -> bool:
-        """Whether there are verdicts."""
+        """Whether the run has a detector, and so verdicts."""
         return bool(self.prob[0] != NO_SCORE)
 
     def _columns(self) -> None:
@@ -116,34 +116,33 @@ class Gallery:
         self._by_digest = np.argsort(self._digests).astype(np.int32)
 
     def _neighborhood(self, on_tick: OnTick) -> Neighborhood:
-        """Look up the neighbors of all images, once for an index and its scores: kept in run/review/."""
+        """The disagreement of all images, computed once for an index and its scores and stored in run/review/."""
         folder = self.scored.run / "review"
-        with locks.awaited(folder):  # a second page takes what the first leaves
+        with locks.awaited(folder):  # a second page uses the result of the first
             return self._look_up(folder / "neighborhood.npy", on_tick)
 
     def _look_up(self, file: Path, on_tick: OnTick) -> Neighborhood:
         verdicts, labels = self.synthetic, self._model_labels
-        mark = hashlib.sha256(json.dumps(self.index.parts).encode() + verdicts.tobytes() + labels.tobytes()).digest()
+        facts = json.dumps(self.index.parts).encode() + verdicts.tobytes() + labels.tobytes()
+        fingerprint = hashlib.sha256(facts).digest()
         try:
-            kept = np.load(file, allow_pickle=False)
-            if kept.nbytes == 2 * len(self) + len(mark) and kept[2 * len(self) :].tobytes() == mark:
-                return Neighborhood(*(kept[: 2 * len(self)].reshape(2, -1) / np.float32(NEIGHBORS)))
+            stored = np.load(file, allow_pickle=False)
+            if stored.nbytes == 2 * len(self) + len(fingerprint) and stored[2 * len(self) :].tobytes() == fingerprint:
+                return Neighborhood(*(stored[: 2 * len(self)].reshape(2, -1) / np.float32(NEIGHBORS)))
         except (OSError, ValueError, EOFError):
-            pass  # none is kept yet, or it is cut
+            pass  # it is not stored yet, or truncated
         counts = np.zeros((2, len(self)), dtype=np.uint8)
         for number, shard in enumerate(self.scored.shards):
             first = self.starts[number]
             for start in range(0, self.starts[number + 1] - first, _CHUNK):
                 vectors = np.asarray(self.scored.embeddings(shard)[start : start + _CHUNK], dtype=np.float32)
-                own = np.arange(first + start, first + start + len(vectors))[:, None]
-                _, others = self.index.search_positions(vectors, NEIGHBORS + 1)  # positions are rows, -1 is none
-                counted = (others != own) & (others != _NONE)
-                counted &= counted.cumsum(axis=1) <= NEIGHBORS
-                counts[0, own[:, 0]] = (counted & (labels[others] != labels[own])).sum(axis=1)
-                counts[1, own[:, 0]] = (counted & (verdicts[others] != verdicts[own])).sum(axis=1)
+                own = np.arange(first + start, first + start + len(vectors))
+                _, found = self.index.search_positions(vectors, NEIGHBORS + 1)  # positions are rows
+                counts[0, own], _ = num_others(found, own, labels, NEIGHBORS)
+                counts[1, own], _ = num_others(found, own, verdicts, NEIGHBORS)
             on_tick(Tick(done=self.starts[number + 1], total=len(self), unit="images"))
         with replacing(file) as temporary:
-            save_array(temporary, np.concatenate([counts.ravel(), np.frombuffer(mark, np.uint8)]))
+            save_array(temporary, np.concatenate([counts.ravel(), np.frombuffer(fingerprint, np.uint8)]))
         return Neighborhood(*(counts / np.float32(NEIGHBORS)))
 
     def _row_of(self, neighbor: Neighbor) -> int:
@@ -152,22 +151,22 @@ class Gallery:
     # Marks
 
     def refresh(self) -> None:
-        """Take up the marks on the disk, where another page on the same run has made some."""
+        """Read the marks file again if another page on the same run has added marks."""
         with self._lock:
             if self._size_on_disk() != self._size:
                 self._read_marks()
 
     def mark(self, keys: Sequence[str], judgment: Judgment) -> list[int]:
-        """Mark images as one action; returns their rows. Raises BadInput for a key or a label that is unknown."""
+        """Mark images as one action; returns their rows. Raises BadInput for an unknown key or label."""
         verdict, label = judgment.verdict, judgment.label
         if label is not None and label not in self.classes:
-            raise BadInput(f"label {label!r}: is none of the classes ({', '.join(self.classes)}).")
+            raise BadInput(f"label {label!r} is none of the classes ({', '.join(self.classes)}).")
         rows = [self.row(key) for key in keys]
         made = [Mark(sha256=self.sha256(row), key=self.key(row), verdict=verdict, label=label) for row in rows]
         with self._lock:
             written = marks.append(self.scored.run, made)
             if self._size + written != self._size_on_disk():
-                self._read_marks()  # others have marked, too
+                self._read_marks()  # others have added marks as well
             else:
                 self.marked[rows] = _VERDICTS.index(verdict)
                 self.marked_labels[rows] = _NONE if label is None else self.classes.index(label)
@@ -175,14 +174,14 @@ class Gallery:
         return rows
 
     def undo(self) -> list[int]:
-        """Take back the latest action; returns the rows of its images."""
+        """Undo the latest action; returns the rows of its images."""
         with self._lock:
             undone = marks.undo(self.scored.run)
             self._read_marks()
         return [int(row) for row in self._rows_of(undone)]
 
     def _read_marks(self) -> None:
-        self._size = self._size_on_disk()  # before reading: what comes in between is read again the next time
+        self._size = self._size_on_disk()  # taken first, so that marks added meanwhile are read again the next time
         found = marks.read(self.scored.run)
         marked = np.full(len(self), _NONE, dtype=np.int8)
         labels = np.full(len(self), _NONE, dtype=np.int16)
@@ -191,7 +190,7 @@ class Gallery:
             marked[row] = _VERDICTS.index(mark.verdict)
             if mark.label in self.classes:
                 labels[row] = self.classes.index(mark.label)
-        self.marked, self.marked_labels = marked, labels  # at once, for others are looking
+        self.marked, self.marked_labels = marked, labels  # replaced whole, as other threads read them
         self.can_undo = found.last_action is not None
 
     def _size_on_disk(self) -> int:
@@ -199,20 +198,20 @@ class Gallery:
         return file.stat().st_size if file.exists() else 0
 
     def _rows_of(self, digests: Sequence[str]) -> Rows:
-        """Rows of those images among `digests` that the pool holds."""
+        """Rows of the images with these SHA-256, as far as the pool has them."""
         wanted = _bytes(digests)
-        places = np.searchsorted(self._digests, wanted, sorter=self._by_digest)
-        rows = self._by_digest[np.minimum(places, len(self) - 1)]
+        ranks = np.searchsorted(self._digests, wanted, sorter=self._by_digest)
+        rows = self._by_digest[np.minimum(ranks, len(self) - 1)]
         return np.asarray(rows[self._digests[rows] == wanted], dtype=np.int32)
 
-    # What is asked of it
+    # Queries
 
     def row(self, key: str) -> int:
-        """Row of a key; BadInput where the pool has none."""
+        """Row of a key; BadInput if no scored image has it."""
         wanted = key.encode("ascii", "replace")
-        place = int(np.searchsorted(self._keys, wanted, sorter=self._by_key))
-        if place == len(self) or self._keys[row := int(self._by_key[place])] != wanted:
-            raise BadInput(f"{key}: no scored image of {self.scored.pool.root} has this key; load the page again.")
+        rank = int(np.searchsorted(self._keys, wanted, sorter=self._by_key))
+        if rank == len(self) or self._keys[row := int(self._by_key[rank])] != wanted:
+            raise BadInput(f"{key}: no scored image of {self.scored.pool.root} has this key. Reload the page.")
         return row
 
     def key(self, row: int) -> str:
@@ -220,11 +219,11 @@ class Gallery:
         return str(self._keys[row].decode())
 
     def sha256(self, row: int) -> str:
-        """SHA-256 of an image's bytes, hexadecimal."""
+        """SHA-256 of an image's bytes, in hexadecimal."""
         return bytes(self._digests[row]).ljust(32, b"\0").hex()
 
     def content(self, row: int) -> bytes:
-        """The image file, as it was crawled."""
+        """The bytes of the image file, as it was crawled."""
         span = int(self._offsets[row]), int(self._sizes[row])
         (content,) = read_spans(self.scored.pool.tar(shard_of(self.key(row))), [span])
         return content
@@ -238,17 +237,17 @@ class Gallery:
         return order[passed[order]]
 
     def histogram(self, wanted: Filter) -> list[int]:
-        """Number of images by score, in BINS equal bins, whatever range of scores the filter asks for."""
+        """Number of images by score, in BINS equal bins; the filter's range of scores is ignored."""
         counts, _ = np.histogram(self.prob[self._passed(wanted)], BINS, (0, 1))
         return [int(count) for count in counts]
 
     def counts(self) -> dict[str, int]:
-        """Number of images by mark."""
+        """Number of images by mark; those labeled are among the real ones."""
         numbers: dict[str, int] = {verdict: int((self.marked == i).sum()) for i, verdict in enumerate(_VERDICTS)}
         return numbers | {"labeled": int((self.marked_labels != _NONE).sum())}
 
     def describe(self, row: int) -> dict[str, Any]:
-        """What a grid shows of an image."""
+        """What the grid shows about an image."""
         marked, label = int(self.marked[row]), int(self.marked_labels[row])
         prob = float(self.prob[row])
         return {
@@ -264,13 +263,13 @@ class Gallery:
         }
 
     def detail(self, row: int, neighbors: int) -> dict[str, Any]:
-        """All that is known of an image, and its nearest neighbors."""
+        """Everything that is known about an image, and its nearest neighbors."""
         number = self._shard_number[shard_of(self.key(row))]
-        shard, place = self.scored.shards[number], row - self.starts[number]
+        shard, in_shard = self.scored.shards[number], row - self.starts[number]
         names = ("source", "member", "format", "width", "height", "num_bytes", "declared", "declared_by", "probs")
-        (facts,) = self.scored.rows(shard, names).slice(place, 1).to_pylist()
+        (facts,) = self.scored.rows(shard, names).slice(in_shard, 1).to_pylist()
         probs = [float(prob) for prob in facts.pop("probs")]
-        embedding = np.asarray(self.scored.embeddings(shard)[place : place + 1], dtype=np.float32)
+        embedding = np.asarray(self.scored.embeddings(shard)[in_shard : in_shard + 1], dtype=np.float32)
         (found,) = self.index.search(embedding, neighbors + 1)
         others = [(self._row_of(neighbor), neighbor.distance) for neighbor in found]
         best = sorted(zip(probs, self.classes, strict=True), reverse=True)[:5]
@@ -285,7 +284,7 @@ class Gallery:
         }
 
     def _passed(self, wanted: Filter) -> npt.NDArray[np.bool_]:
-        """Which rows pass a filter, but for its range of scores; a person's marks win over the model."""
+        """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""
         passed = np.ones(len(self), dtype=bool)
         if wanted.verdict != "any":
             synthetic = np.where(self.marked == 0, False, np.where(self.marked == 1, True, self.synthetic))
@@ -335,5 +334,5 @@ class Gallery:
 
 
 def _bytes(digests: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """SHA-256 in hexadecimal as an array of 32 bytes each."""
+    """SHA-256 in hexadecimal as an array (N,) of 32 bytes each."""
     return np.frombuffer(bytes.fromhex("".join(digests)), dtype="S32")

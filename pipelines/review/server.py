@@ -1,16 +1,15 @@
-"""Review: a local page on which a person looks through the pool and says what is real and what is synthetic.
+"""Serves the local page on which a person looks through a pool and marks images as real or synthetic.
 
 in      a scored pool (`pipelines.review.gallery`)
-out     run/marks.jsonl, a line a mark, on the disk before the page shows it (`pipelines.run.marks`)
-again   the marks are there
+out     run/marks.jsonl, one line for each mark, on the disk before the page shows it (`pipelines.run.marks`)
+again   the page starts with the existing marks
 
-The server answers on the loopback interface alone. It wants a token that only this process and its terminal know: once
-in the address, from then on as a cookie. A Host header other than the loopback's is refused, so that no site whose name
-is pointed here can read the crawl, and a request that changes something must come from the page itself. The page loads
-nothing from elsewhere, and shows whatever a crawl wrote into names as text.
+The server listens on the loopback interface only. It requires a token that only this process and its terminal know: in
+the address of the first request, and as a cookie from then on. It refuses Host headers other than the loopback's, so
+that a site whose name was redirected here cannot read the crawl, and every request that changes something must come
+from the page itself. The page loads nothing from elsewhere and shows names from a crawl as text.
 """
 
-import io
 import secrets
 import socket
 from collections.abc import Callable
@@ -20,8 +19,6 @@ from importlib.resources import files
 from typing import Any
 
 import uvicorn
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
 from pydantic import Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -35,25 +32,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.errors import BadInput, CurateError
 from pipelines.images.check import foreign_images
 from pipelines.images.formats import sniff
+from pipelines.images.thumbnails import Format, Thumbnail, encode
+from pipelines.pages import render
 from pipelines.progress import OnTick, ignore
 from pipelines.review.config import ReviewConfig, Summary
-from pipelines.review.gallery import MAX_NEIGHBORHOODS, NEIGHBORS, Filter, Gallery
+from pipelines.review.gallery import MAX_NEIGHBORHOODS, Filter, Gallery
 from pipelines.run import marks
 from pipelines.run.marks import Judgment
 from pipelines.run.scores import ScoredPool
 
 HOST = "127.0.0.1"
-NAMES = {"127.0.0.1", "localhost"}  # of this machine, as a Host header; the port may be a tunnel's
-THUMBNAIL = 256  # pixels of the longer side
-SHOWN = 2048  # the same, of an image that browsers cannot show as it is
-AS_IT_IS = 64 * 1024  # bytes up to which a file is its own thumbnail
+NAMES = {"127.0.0.1", "localhost"}  # accepted in the Host header, with any port, as it may be a tunnel's
+THUMBNAIL = Format(side=256, codec="WEBP", quality=90, decoded_side=256)
+LARGE = Format(side=2048, codec="WEBP", quality=90, decoded_side=2048)  # for images that browsers cannot show
+MAX_THUMBNAIL_BYTES = 64 * 1024  # smaller files that browsers can show are sent as their own thumbnail
+MAX_IMAGE_BYTES = 1 << 30
 MAX_ROWS = 500  # of one request
-MAX_MARKS = 10_000
-MAX_BODY = 1 << 20
+MAX_MARKS = 10_000  # of one request
+MAX_BODY = 1 << 20  # bytes of a request
 
 _STATIC = {"review.css": "text/css", "review.js": "text/javascript", "review.svg": "image/svg+xml"}
 _SHOWABLE = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif", "avif": "image/avif"}
-_FOREVER = "private, max-age=31536000, immutable"  # an address holds the image's hash
+_FOREVER = "private, max-age=31536000, immutable"  # the address contains the image's hash
 _HEADERS = [
     (b"content-security-policy",
      b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -66,15 +66,16 @@ _HEADERS = [
 
 
 class _Marking(Judgment):
-    """What the page asks to put on record, of one image or of many."""
+    """A request of the page to mark one image or many."""
 
     keys: tuple[str, ...] = Field(min_length=1, max_length=MAX_MARKS)
 
 
 def run(config: ReviewConfig, on_ready: Callable[[str], None], on_tick: OnTick = ignore) -> Summary:
-    """Serve the page until Ctrl-C; `on_ready` gets its address, token and all, `on_tick` what comes before.
+    """Serve the page until Ctrl-C.
 
-    Raises MissingArtifact where the pool has no scores, BadInput for a port that is taken.
+    `on_tick` reports the preparation, then `on_ready` gets the page's address with the token. Raises MissingArtifact if
+    the pool has no scores, BadInput if the port is taken.
     """
     was_cut = marks.read(config.run).cut
     with _listen(config.port) as listener:
@@ -82,7 +83,7 @@ def run(config: ReviewConfig, on_ready: Callable[[str], None], on_tick: OnTick =
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
         settings = uvicorn.Config(app(gallery, token, port), log_level="warning", access_log=False, lifespan="off")
         on_ready(f"http://{HOST}:{port}/?token={token}")
-        with foreign_images(), suppress(KeyboardInterrupt):  # how a person leaves; every mark is on the disk
+        with foreign_images(), suppress(KeyboardInterrupt):  # the normal way to stop; every mark is on the disk
             uvicorn.Server(settings).run(sockets=[listener])
     return Summary(marks=str(marks.path(config.run)), images=gallery.counts(), was_cut=was_cut)
 
@@ -96,13 +97,13 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise BadInput(
-            f"--port {port}: cannot be used ({error.strerror}); name another, or 0 for any free one."
+            f"--port {port} cannot be used ({error.strerror}). Choose another port, or 0 for any free one."
         ) from None
     return listener
 
 
 def app(gallery: Gallery, token: str, port: int) -> Starlette:
-    """Build the server of a gallery; `port` names its cookie, which a machine's servers share otherwise."""
+    """Build the server of a gallery; `port` is part of the cookie's name, as servers of a machine share cookies."""
     pages = _Pages(gallery)
     routes = [
         Route("/", pages.page),
@@ -125,7 +126,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 class _Guard:
-    """Lets requests through that bear the token and come from this machine's own page, and hardens every answer."""
+    """Lets a request pass if it has the token and comes from this machine's own page; adds headers to every answer."""
 
     def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
         self._app, self._token, self._cookie = app, token, cookie
@@ -133,7 +134,7 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request or pass it on."""
         if scope["type"] != "http":
-            return  # nothing else is spoken here
+            return  # no other protocol is supported
 
         async def hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -149,28 +150,28 @@ class _Guard:
         await answer(scope, receive, hardened)
 
     def _check(self, request: Request) -> Response | None:
-        """The answer to a request that goes no further."""
+        """The answer to a request that is refused or redirected; None if it may pass."""
         host = request.headers.get("host", "")
         if host.rpartition(":")[0] not in NAMES and host not in NAMES:
-            return PlainTextResponse("This page is served to the machine it runs on alone.", 421)
+            return PlainTextResponse("This page is only served to the machine that it runs on.", 421)
         if request.method not in ("GET", "HEAD", "POST"):
-            return PlainTextResponse("No such method.", 405)
+            return PlainTextResponse("This method is not supported.", 405)
         given = request.query_params.get("token")
         if given is not None and request.url.path == "/" and self._is_token(given):
-            answer = RedirectResponse("/", 303)  # so that the token is not in the address any more
+            answer = RedirectResponse("/", 303)  # removes the token from the address
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
         if not self._is_token(request.cookies.get(self._cookie, "")):
             return PlainTextResponse(
-                "Open the address that `curate review` printed: it holds the key to this page.", 403
+                "Open the address that `curate review` printed: it contains the token for this page.", 403
             )
         if request.method == "POST":
             if request.headers.get("origin") not in (f"http://{host}", f"https://{host}"):
-                return PlainTextResponse("Only the page itself may change something.", 403)
+                return PlainTextResponse("Only the page itself may change anything.", 403)
             if request.headers.get("content-type") != "application/json":
-                return PlainTextResponse("Only JSON is taken.", 415)
+                return PlainTextResponse("The request must be JSON.", 415)
             if not 0 <= int(request.headers.get("content-length", "-1")) <= MAX_BODY:
-                return PlainTextResponse("Too much at once.", 413)
+                return PlainTextResponse("The request is too large.", 413)
         return None
 
     def _is_token(self, given: str) -> bool:
@@ -178,32 +179,26 @@ class _Guard:
 
 
 class _Pages:
-    """What the server answers."""
+    """The answers to requests that pass the guard."""
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
-        environment = Environment(
-            loader=PackageLoader("pipelines"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
-        self._template = environment.get_template("review.html.j2")
-        self._thumbnail = lru_cache(maxsize=2000)(self._shrunk)  # some 20 MB
+        self._thumbnail = lru_cache(maxsize=2000)(self._encoded)  # about 20 MB
 
     def page(self, request: Request) -> Response:
         gallery = self._gallery
-        return HTMLResponse(
-            self._template.render(
-                pool=str(gallery.scored.pool.root),
-                run=str(gallery.scored.run),
-                classes=gallery.classes,
-                total=len(gallery),
-                threshold=gallery.threshold,
-                has_detector=gallery.has_detector,
-                has_neighborhood=gallery.neighborhood is not None,
-                unscored=len(gallery.scored.unscored),
-                max_neighborhoods=MAX_NEIGHBORHOODS,
-                neighbors=NEIGHBORS,
-            )
-        )
+        values = {
+            "pool": str(gallery.scored.pool.root),
+            "run": str(gallery.scored.run),
+            "classes": gallery.classes,
+            "total": len(gallery),
+            "threshold": gallery.threshold,
+            "has_detector": gallery.has_detector,
+            "has_neighborhood": gallery.neighborhood is not None,
+            "unscored": len(gallery.scored.unscored),
+            "max_neighborhoods": MAX_NEIGHBORHOODS,
+        }
+        return HTMLResponse(render("review.html.j2", values))
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -212,7 +207,7 @@ class _Pages:
         return Response(files("pipelines.review").joinpath("static", name).read_bytes(), media_type=_STATIC[name])
 
     def view(self, request: Request) -> Response:
-        """Rows of a view as little-endian int32: even a million are few megabytes, and the page asks for no page."""
+        """All rows of a view at once, as little-endian int32: a million rows are 4 MB."""
         self._gallery.refresh()
         rows = self._gallery.view(_filter(request))
         return Response(rows.astype("<i4").tobytes(), media_type="application/octet-stream")
@@ -225,21 +220,21 @@ class _Pages:
         try:
             rows = [int(row) for row in request.query_params["rows"].split(",")]
         except (KeyError, ValueError):
-            raise BadInput("rows: must be numbers with commas between them.") from None
+            raise BadInput("rows must be numbers separated by commas.") from None
         if len(rows) > MAX_ROWS or not all(0 <= row < len(self._gallery) for row in rows):
-            raise BadInput(f"rows: must be at most {MAX_ROWS} of 0 to {len(self._gallery) - 1}; load the page again.")
+            raise BadInput(
+                f"rows must be at most {MAX_ROWS} numbers from 0 to {len(self._gallery) - 1}. Reload the page."
+            )
         return JSONResponse([self._gallery.describe(row) for row in rows])
 
     def detail(self, request: Request) -> Response:
         return JSONResponse(self._gallery.detail(self._row(request), 12))
 
     def thumbnail(self, request: Request) -> Response:
-        row = self._row(request)
-        return self._picture(request, row, THUMBNAIL, AS_IT_IS)
+        return self._picture(request, THUMBNAIL, MAX_THUMBNAIL_BYTES)
 
     def image(self, request: Request) -> Response:
-        row = self._row(request)
-        return self._picture(request, row, SHOWN, 1 << 30)
+        return self._picture(request, LARGE, MAX_IMAGE_BYTES)
 
     async def mark(self, request: Request) -> Response:
         try:
@@ -264,26 +259,21 @@ class _Pages:
         except BadInput:
             raise HTTPException(404) from None
 
-    def _picture(self, request: Request, row: int, side: int, as_it_is: int) -> Response:
-        """An image file as it is where a browser shows it and it is small enough, else its pixels encoded anew."""
-        headers = {"cache-control": _FOREVER, "etag": f'"{self._gallery.sha256(row)}-{side}"'}
+    def _picture(self, request: Request, format_: Format, max_bytes: int) -> Response:
+        """The image file itself if browsers can show it and it is not too large, else a new encoding of its pixels."""
+        row = self._row(request)
+        headers = {"cache-control": _FOREVER, "etag": f'"{self._gallery.sha256(row)}-{format_.side}"'}
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
         content = self._gallery.content(row)
-        kind = _SHOWABLE.get(sniff(content) or "")
-        if kind is None or len(content) > as_it_is:
-            shrunk = self._thumbnail if side == THUMBNAIL else self._shrunk
-            kind, content = shrunk(row, side)
-        return Response(content, media_type=kind, headers=headers)
+        media_type = _SHOWABLE.get(sniff(content) or "")
+        if media_type is None or len(content) > max_bytes:
+            encoded = self._thumbnail(row) if format_ is THUMBNAIL else encode(content, format_)
+            media_type, content = encoded.media_type, encoded.content
+        return Response(content, media_type=media_type, headers=headers)
 
-    def _shrunk(self, row: int, side: int) -> tuple[str, bytes]:
-        with Image.open(io.BytesIO(self._gallery.content(row))) as opened:
-            opened.draft("RGB", (side, side))
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        picture.save(out, "WEBP", quality=90)
-        return "image/webp", out.getvalue()
+    def _encoded(self, row: int) -> Thumbnail:
+        return encode(self._gallery.content(row), THUMBNAIL)
 
 
 def _filter(request: Request) -> Filter:

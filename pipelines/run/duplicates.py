@@ -1,4 +1,15 @@
-"""DUPLICATES"""
+"""Finds near-duplicates: groups of images that are copies of each other up to size, compression or slight edits.
+
+Two images are near-duplicates if their perceptual hashes differ in at most `radius` of 64 bits and their embeddings, if
+both have one, are within `max_distance`. The hash sees shape alone: two birds against the sky look alike to it, and the
+classifier tells them apart. Groups are the connected components of such pairs.
+
+No step takes more than about N log N. Hashes that differ in at most `radius` bits agree in at least three of
+radius + 3 blocks of bits, so sorting by every choice of three blocks brings them together. This is exact while at most
+`_WINDOW` images share three blocks; beyond that, each image is compared with the next ones in order, which still
+connects a dense cluster. An image whose hash has few bits set is a nearly plain surface, about which the hash says
+nothing, so it is in no group. Memory use is about 95 bytes an image, most of it while hashes are sorted.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +24,11 @@ from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.neighbors import embeddings_at
 from pipelines.run.scores import ScoredPool
 
-RADIUS = 4  # of 64 bits: re-encoding and resizing change up to 4, from 6 on different images meet
-MAX_DISTANCE = 0.1  # 1 - cosine of the embeddings
-MAX_RADIUS = 8
-MIN_BITS = 12  # set in a hash that tells something; a picture with detail has 32, a plain surface none
+MIN_BITS = 12  # bits set in a hash that can be trusted; a detailed picture has about 32, a plain surface none
 
 _BLOCKS_IN_COMMON = 3
-_WINDOW = 64  # hashes that share blocks and are compared with each
-_PAIRS_AT_ONCE = 1 << 16  # whose embeddings are in memory
+_WINDOW = 64  # hashes with the same blocks that each hash is compared with
+_PAIRS_AT_ONCE = 1 << 16  # pairs whose embeddings are in memory at a time
 
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
@@ -28,43 +36,43 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Groups:
-    """The near-duplicates of a pool: `number_N` (N,) is the group of each image in order, -1 where it has none."""
+    """The near-duplicates of a pool: `number_N` (N,) is the group of each image in order, -1 if it is in none."""
 
     pool: Pool
     number_N: Positions
-    num_plain: int
+    num_plain: int  # images that the hash says nothing about
 
     @classmethod
     def find(cls, scored: ScoredPool, radius: int, max_distance: float, on_tick: OnTick = ignore) -> "Groups":
-        """Find them; both limits are as in DuplicatesConfig."""
+        """Group a pool's images by hashes within `radius` bits and embeddings within `max_distance` (1 - cosine)."""
         hash_N = np.concatenate([_hashes(scored, shard) for shard in scored.pool.shards])
-        telling = np.flatnonzero(np.bitwise_count(hash_N) >= MIN_BITS)
+        detailed = np.flatnonzero(np.bitwise_count(hash_N) >= MIN_BITS)
         embeddings = _Embeddings(scored)
         root_N = np.arange(len(hash_N))
-        masks = _masks(radius)
+        masks = block_masks(radius)
         for done, mask in enumerate(masks, 1):
-            for a, b in _near(hash_N, telling, mask, radius):
-                news = root_N[a] != root_N[b]
-                near = embeddings.within(max_distance, a[news], b[news])
-                root_N = joined(root_N, a[news][near], b[news][near])
+            for a, b in near_pairs(hash_N, detailed, mask, radius):
+                is_new = root_N[a] != root_N[b]
+                near = embeddings.within(max_distance, a[is_new], b[is_new])
+                root_N = joined(root_N, a[is_new][near], b[is_new][near])
             on_tick(Tick(done=done, total=len(masks), unit="passes"))
         _, number_N, count_N = np.unique(root_N, return_inverse=True, return_counts=True)
         grouped = count_N > 1
         return cls(
             pool=scored.pool,
             number_N=np.where(grouped, grouped.cumsum() - 1, -1)[number_N],
-            num_plain=len(hash_N) - len(telling),
+            num_plain=len(hash_N) - len(detailed),
         )
 
     def of(self, shard: str) -> Positions:
-        """Group of each image of a shard, -1 where it has none."""
+        """Group (n,) of each image of a shard, -1 if it is in none."""
         number = self.pool.shards.index(shard)
         start = sum(self.pool.counts[:number])
         return self.number_N[start : start + self.pool.counts[number]]
 
 
 def best_first(row: Mapping[str, Any]) -> tuple[int, int, str]:
-    """What to sort rows of the manifest by, so that the best copy comes first: most pixels, most bytes, first key."""
+    """Sort key for rows of the manifest, the best copy first: most pixels, then most bytes, then first key."""
     return -row["width"] * row["height"], -row["num_bytes"], row["key"]
 
 
@@ -72,20 +80,25 @@ def best_first(row: Mapping[str, Any]) -> tuple[int, int, str]:
 
 
 def _hashes(scored: ScoredPool, shard: str) -> Hashes:
-    # Through its scores where it has some: they say so if they are those of other images.
+    # Reading through the scores raises Incompatible if they are those of other images.
     rows = scored.rows(shard, ["phash"]) if shard in scored.shards else scored.pool.rows(shard, ["phash"])
     return np.asarray(rows["phash"].to_numpy())
 
 
-def _masks(radius: int) -> list[np.uint64]:
-    """Every three of radius + 3 blocks of the 64 bits: where `radius` bits differ, three blocks are the same."""
+def block_masks(radius: int) -> list[np.uint64]:
+    """Masks of any three of radius + 3 blocks of 64 bits; hashes within `radius` agree under one of them."""
     edges = np.linspace(0, 64, radius + _BLOCKS_IN_COMMON + 1).astype(int)
     blocks = [(1 << int(stop)) - (1 << int(start)) for start, stop in pairwise(edges)]
     return [np.uint64(sum(chosen)) for chosen in combinations(blocks, _BLOCKS_IN_COMMON)]
 
 
-def _near(hash_N: Hashes, chosen: Positions, mask: np.uint64, radius: int) -> Iterator[tuple[Positions, Positions]]:
-    """Pairs of the chosen images that are the same under `mask` and within `radius`, of each with its next in order."""
+def near_pairs(
+    hash_N: Hashes, chosen: Positions, mask: np.uint64, radius: int
+) -> Iterator[tuple[Positions, Positions]]:
+    """Pairs of the `chosen` images whose hashes agree under `mask` and are within `radius` bits.
+
+    The chosen images are sorted by hash, and each is compared with the next ones in that order.
+    """
     chosen = chosen[np.lexsort((hash_N[chosen], hash_N[chosen] & mask))]
     hashes = hash_N[chosen]
     first = np.arange(len(chosen))
@@ -101,7 +114,7 @@ def _near(hash_N: Hashes, chosen: Positions, mask: np.uint64, radius: int) -> It
 
 
 class _Embeddings:
-    """Embeddings of the images that have scores, by their positions in the pool."""
+    """Embeddings of the images that have scores, by position in the pool."""
 
     def __init__(self, scored: ScoredPool) -> None:
         shards = scored.pool.shards
@@ -110,7 +123,7 @@ class _Embeddings:
         self._has_scores = np.repeat([shard in scored.shards for shard in shards], scored.pool.counts)
 
     def within(self, max_distance: float, a: Positions, b: Positions) -> npt.NDArray[np.bool_]:
-        """Whether the images of each pair lie that near; true as well where one of them has no scores."""
+        """Whether the images of each pair are within `max_distance`; also true if one of them has no scores."""
         near = np.ones(len(a), dtype=bool)
         known = np.flatnonzero(self._has_scores[a] & self._has_scores[b])
         for start in range(0, len(known), _PAIRS_AT_ONCE):
@@ -123,7 +136,7 @@ class _Embeddings:
 
 
 def joined(root_N: Positions, a: Positions, b: Positions) -> Positions:
-    """Connect the images of each pair: `root_N` (N,) is the first image that each is connected to, before and after."""
+    """Connect the images of each pair; returns `root_N` (N,), the first image that each is connected to, updated."""
     root_N = root_N.copy()
     while len(a):
         low, high = np.minimum(root_N[a], root_N[b]), np.maximum(root_N[a], root_N[b])

@@ -1,4 +1,4 @@
-"""What scores are worth against a known truth."""
+"""Compares scores with a known truth: AUROC of the detector, error rates of its verdicts, accuracy of pseudo-labels."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipelines.pool.truth import UNKNOWN, Truth, check
 def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     """Area under the ROC curve: the probability that a positive outranks a negative, ties counting half.
 
-    `nan` where one side is empty.
+    `nan` if there are no positives or no negatives.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     num_positive, num_negative = int(truth.sum()), int((~truth).sum())
@@ -26,16 +26,16 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
 
 
 def is_color(images_BCHW: Tensor) -> Tensor:
-    """Whether each of uint8 images (B, 3, H, W) has color: mean channel values that spread over 6 levels or more.
+    """Whether each of uint8 images (B, 3, H, W) has color (B,): its channels' means span at least 6 levels.
 
-    Grey is a shortcut in many contaminated sets, so that figures are given without grey images too.
+    Grey is a shortcut in many contaminated data sets, so results are also reported without grey images.
     """
     mean_BC = images_BCHW.float().mean((2, 3))
     return mean_BC.amax(1) - mean_BC.amin(1) >= 6
 
 
 def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> dict[str, float]:
-    """Compare the scores of a run with the truth: detector's AUROC and rates, pseudo-label accuracy by kind."""
+    """Compare the scores of a run with the truth; a figure is `nan` if there are no images to compute it from."""
     probs, verdicts, labels, synthetic, correct = [], [], [], [], []
     number = {name: i for i, name in enumerate(classes)}
     for shard in pool.shards:
@@ -63,5 +63,5 @@ def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> d
 
 
 def mean(values: npt.NDArray[np.bool_]) -> float:
-    """Share of those that are true; `nan` of none."""
+    """Share of the values that are true; `nan` if there are none."""
     return float(values.mean()) if values.size else float("nan")

@@ -1,14 +1,14 @@
-"""Marks: what a person said of images, in run/marks.jsonl; it is only ever appended to.
+"""Marks: a person's verdicts and labels of images, in the append-only file run/marks.jsonl.
 
     {"sha256": "5fe..", "key": "000012345", "verdict": "real", "label": "cat", "action": "9f2c", "time": ..}
     {"undo": "9f2c", "time": "2026-11-22T19:48:15Z"}
 
-A line is a mark, or takes back all marks of one action (many images may be marked at once). What holds now is a fold
-over the lines: of each image the last mark that was not taken back. Images are known by their sha256, so that marks
-outlive an ingest that gives them other keys; the key is there for people.
+A line either is a mark or undoes all marks of one action, which may have marked many images. The current marks follow
+from all lines: each image has the last mark that was not undone. Images are identified by their SHA-256, so marks
+survive a new ingest that gives the images other keys; the key is there for people to read.
 
-An append is on the disk before it returns. A kill can cut the last line at most: it is left out when read, and mended
-by the next append.
+An append is on the disk before it returns. A kill can cut off only the last line: reading skips it, and the next append
+repairs the file.
 """
 
 import fcntl
@@ -27,11 +27,11 @@ from pipelines.storage.atomic import CANNOT_LOCK, sync
 
 FILE = "marks.jsonl"
 
-Verdict = Literal["real", "synthetic", "skip"]  # skip: looked at, and nothing to say
+Verdict = Literal["real", "synthetic", "skip"]  # skip: the person looked at it and could not tell
 
 
 class Judgment(BaseModel):
-    """What a person says of an image; a label says that it is real and of this class."""
+    """What a person says about an image; a label says that it is real and of this class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class Judgment(BaseModel):
     @model_validator(mode="after")
     def _labeled_is_real(self) -> Self:
         if self.label is not None and self.verdict != "real":
-            raise ValueError(f"a label says that an image is real, and the verdict is {self.verdict}")
+            raise ValueError(f"a label says that an image is real, but the verdict is {self.verdict}")
         return self
 
 
@@ -60,7 +60,7 @@ class _MarkLine(Mark):
 class _UndoLine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    undo: str  # the action taken back
+    undo: str  # the action
     time: datetime
 
 
@@ -69,21 +69,21 @@ _LINE: TypeAdapter[_MarkLine | _UndoLine] = TypeAdapter(_MarkLine | _UndoLine)
 
 @dataclass(frozen=True)
 class Marks:
-    """What holds now."""
+    """The current marks of a run."""
 
     current: Mapping[str, Mark] = field(default_factory=dict)  # by sha256
-    last: tuple[str, ...] = ()  # sha256 of the images of the latest action that was not taken back
+    last: tuple[str, ...] = ()  # sha256 of the images of the latest action that was not undone
     last_action: str | None = None
-    cut: bool = False  # whether the last line was cut by a kill
+    cut: bool = False  # whether a kill cut off the last line
 
 
 def path(run: Path) -> Path:
-    """Where the marks of a run are."""
+    """The file with the marks of a run."""
     return run / FILE
 
 
 def read(run: Path) -> Marks:
-    """Fold the marks of a run, none where it has none; CorruptShard names a line that is no mark."""
+    """Read the current marks of a run, which may have none; CorruptShard names a line that is not a mark."""
     try:
         return _fold(path(run), path(run).read_bytes())
     except FileNotFoundError:
@@ -91,16 +91,16 @@ def read(run: Path) -> Marks:
 
 
 def append(run: Path, marks: Iterable[Mark]) -> int:
-    """Put marks on record as one action, on the disk when this returns; returns the number of bytes.
+    """Append marks as one action; returns the number of bytes written, which are on the disk by then.
 
-    Raises BadInput where they cannot be written.
+    Raises BadInput if they cannot be written.
     """
     action, now = secrets.token_hex(4), _now()
     return _append(path(run), [_MarkLine(**mark.model_dump(), action=action, time=now) for mark in marks])
 
 
 def undo(run: Path) -> tuple[str, ...]:
-    """Take back the latest action that still holds; returns the sha256 of its images, none where there is none."""
+    """Undo the latest action that was not undone; returns the sha256 of its images, none if there is no action."""
     before = read(run)
     if before.last_action is not None:
         _append(path(run), [_UndoLine(undo=before.last_action, time=_now())])
@@ -119,7 +119,7 @@ def _fold(file: Path, content: bytes) -> Marks:
         try:
             line = _LINE.validate_json(text)
         except ValidationError:
-            raise CorruptShard(f"{file}: line {number} is not a mark; mend or remove that line.") from None
+            raise CorruptShard(f"{file}: line {number} is not a mark. Correct or remove that line.") from None
         if isinstance(line, _UndoLine):
             actions.pop(line.undo, None)
         else:
@@ -131,7 +131,7 @@ def _fold(file: Path, content: bytes) -> Marks:
 
 
 def _complete(text: bytes) -> bool:
-    """Whether a last line without its line break is whole all the same."""
+    """Whether a last line that lacks its line break is complete otherwise."""
     try:
         return bool(text and _LINE.validate_json(text))
     except ValidationError:
@@ -144,7 +144,7 @@ def _append(file: Path, lines: Iterable[BaseModel]) -> int:
         is_new = not file.exists()
         with file.open("a+b", buffering=0) as log:
             _lock(log.fileno())
-            _mend(log.fileno())
+            _repair(log.fileno())
             before = os.fstat(log.fileno()).st_size
             try:
                 _write(log.fileno(), content)
@@ -155,12 +155,12 @@ def _append(file: Path, lines: Iterable[BaseModel]) -> int:
         if is_new:
             sync(file.parent)
     except OSError as error:
-        raise BadInput(f"{file}: cannot be written ({error.strerror}); the last mark is not kept.") from None
+        raise BadInput(f"{file} cannot be written ({error.strerror}); the last mark is not saved.") from None
     return len(content)
 
 
 def _lock(log: int) -> None:
-    """Have another page on the same run wait."""
+    """Make other pages on the same run wait."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX)
     except OSError as error:
@@ -174,8 +174,8 @@ def _write(log: int, content: bytes) -> None:
         left = left[os.write(log, left) :]
 
 
-def _mend(log: int) -> None:
-    """Give a last line its line break where only that is missing, and remove it where a kill cut it."""
+def _repair(log: int) -> None:
+    """Complete the last line if only its line break is missing, and remove it if a kill cut it off."""
     size = os.fstat(log).st_size
     if not size or os.pread(log, 1, size - 1) == b"\n":
         return

@@ -1,16 +1,16 @@
-"""Nearest neighbors over the embeddings of a scored pool: a FAISS index, kept in run/index/.
+"""Nearest neighbors of images by the embeddings of a scored pool: a FAISS index, kept in run/index/.
 
-    run/index/faiss.index   over normalized embeddings; vector i is the i-th image of the shards in order
-    run/index/index.json    FAISS's name of it, measured recall, each shard with its rows and the mark of its scores;
-                            written last: the mark that both agree
+    run/index/faiss.index   the index over the normalized embeddings; vector i is the i-th image of the shards in order
+    run/index/index.json    FAISS's name of the index, its measured recall, and each shard with its number of rows and
+                            the fingerprint of its scores; written last, so it vouches that both files agree
 
-Small pools are searched exactly. From `EXACT_BELOW` images on, an inverted file (IVF) looks only at the lists nearest
-to the query, as many as a measurement against exact search asks for; from `FULL_BELOW` on it holds 6 bits a dimension.
-Whatever finds the candidates, they are ranked by the embeddings themselves, so that distances are exact. A graph
-(HNSW) answers sooner and a product quantizer is smaller, but both take over ten times as long to build.
+Small pools are searched exactly. From `EXACT_BELOW` images on, the index is an inverted file (IVF) that searches only
+the lists nearest to the query; how many is measured against exact search. From `FULL_BELOW` images on it stores 6 bits
+a dimension. In all cases the candidates are ranked by the embeddings themselves, so distances are exact. A graph (HNSW)
+answers faster and a product quantizer is smaller, but both take over ten times as long to build.
 
-Built once; extended by the shards that were scored since; built anew where an earlier shard's scores are others or the
-pool has outgrown its kind of index. Recall is measured each time.
+The index is built once and extended when more shards are scored. It is rebuilt if the scores of a shard in it change or
+if the pool outgrows its kind of index. Its recall is measured each time.
 """
 
 import bisect
@@ -34,65 +34,68 @@ from pipelines.run.scores import ScoredPool
 from pipelines.storage import locks
 from pipelines.storage.atomic import replacing, write_json
 
-EXACT_BELOW = 50_000  # images: up to here a search through all of them takes a millisecond or two
-FULL_BELOW = 4**11  # images: up to here the index holds float16 embeddings, 4 million of width 128 are 1 GB
+EXACT_BELOW = 50_000  # images; below this, searching all of them takes a millisecond or two
+FULL_BELOW = 4**11  # images; below this the index stores float16 embeddings (4 million of width 128 take 1 GB)
 RECALL_AT = 10
-TARGET_RECALL = 0.97  # of the sample, so that 0.95 holds beyond it
-NUM_QUERIES = 500  # images of the pool whose neighbors are found both ways to measure recall
+TARGET_RECALL = 0.97  # on the sample, so that 0.95 holds beyond it
+NUM_QUERIES = 500  # images of the pool that recall is measured on
+ROUGH_LISTS = 8  # the fewest lists of a rough search
+NEIGHBORHOOD = 4096  # images that `Index.neighborhoods` yields at a time
 
-_TRAINING_PER_LIST = 64  # vectors; FAISS asks for 39 at least, and takes 256 at most
-_CANDIDATES = 10  # for each neighbor asked for, where the index holds less than the embeddings do
-_GATHERED = 1 << 16  # embeddings of candidates in memory
-_ROUGH_SHARE = 8  # of the lists that a search goes through, a rough one takes one in so many,
-_ROUGH_LISTS = 8  # and this many at least
-_NEIGHBORHOOD = 4096  # images
-_ROUNDING = 1e-6  # of an inner product of unit vectors in float32
+_ROUGH_DIVISOR = 8  # a rough search takes one eighth of the lists of a search
+_TRAINING_PER_LIST = 64  # vectors; FAISS wants at least 39 and uses at most 256
+_CANDIDATES = 10  # for each neighbor asked for, if the index stores less than the embeddings hold
+_GATHERED = 1 << 16  # embeddings of candidates in memory at a time
+_ROUNDING = 1e-6  # error of an inner product of unit vectors in float32
 
 Floats = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
 
 class Neighbor(NamedTuple):
-    """An image of the pool as a search finds it."""
+    """An image of the pool that a search found."""
 
     shard: str
-    row: int  # in its shard
+    row: int  # within the shard
     distance: float  # 1 - cosine of the embeddings, 0..2
 
 
 class _Part(NamedTuple):
     shard: str
     num_rows: int
-    mark: str  # of its scores
+    fingerprint: str  # of its scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What the index of a run is, and how far it can be trusted."""
+    """The kind of a run's index, and how reliable it is."""
 
     factory: str  # FAISS's name: Flat is exact, IVF1024,SQfp16 has 1024 lists of float16 vectors
     num_images: int
-    lists_searched: int | None  # of an inverted file, for each query
-    recall_at_10: float  # share of an image's 10 nearest neighbors that a search finds; 1 where it is exact
-    num_queries: int | None  # that this was measured on
+    lists_searched: int | None  # lists of an inverted file that a query searches
+    recall_at_10: float  # share of an image's 10 nearest neighbors that a search finds; 1 if it is exact
+    num_queries: int | None  # images that the recall was measured on
 
     @property
     def exact(self) -> bool:
-        """Whether a search goes through all images."""
+        """Whether a search compares the query with all images."""
         return self.factory == "Flat"
 
 
 def choose(num_images: int) -> str:
-    """FAISS's name of the index for so many embeddings; an inverted file has about the square root in lists."""
+    """FAISS's name of the index for this many images; an inverted file has about their square root in lists."""
     if num_images < EXACT_BELOW:
         return "Flat"
-    lists = 4 ** round(log(num_images, 4) / 2)  # a power of 4, so that a growing pool keeps its lists for long
+    lists = 4 ** round(log(num_images, 4) / 2)  # a power of 4, so that a growing pool rarely changes its lists
     return f"IVF{lists},SQfp16" if num_images < FULL_BELOW else f"IVF{lists},SQ6"
 
 
 @dataclass(frozen=True)
 class Index:
-    """The embeddings of some shards, ready to be searched."""
+    """The index of the embeddings of some shards, ready to be searched.
+
+    An image has a *position*: its number among all images of the shards in order.
+    """
 
     scored: ScoredPool
     parts: tuple[_Part, ...]
@@ -101,9 +104,9 @@ class Index:
 
     @classmethod
     def open(cls, scored: ScoredPool, on_tick: OnTick = ignore) -> "Index":
-        """Open the run's index, after bringing it up to date with the scored shards.
+        """Open the run's index and bring it up to date with the scored shards.
 
-        Where another process is about that already, what it leaves is taken.
+        If another process is doing that already, wait for it and use its result.
         """
         with locks.awaited(scored.run / "index"):
             return cls._open(scored, on_tick)
@@ -111,7 +114,7 @@ class Index:
     @classmethod
     def _open(cls, scored: ScoredPool, on_tick: OnTick) -> "Index":
         folder = scored.run / "index"
-        parts = tuple(_Part(shard, scored.num_rows(shard), scored.mark(shard)) for shard in scored.shards)
+        parts = tuple(_Part(shard, scored.num_rows(shard), scored.fingerprint(shard)) for shard in scored.shards)
         width = scored.embeddings(scored.shards[0]).shape[1]
         factory = choose(sum(part.num_rows for part in parts))
         facts, known = _read_facts(folder / "index.json")
@@ -135,17 +138,17 @@ class Index:
         return int(self.faiss.ntotal)
 
     def search(self, queries_ND: npt.NDArray[Any], k: int) -> list[list[Neighbor]]:
-        """The `k` nearest images of each query, nearest first; fewer where the index finds no more."""
+        """The `k` nearest images of each query, nearest first; fewer if the index finds no more."""
         distances, positions = self.search_positions(queries_ND, k)
         return [
-            [Neighbor(*self.place(p), d) for d, p in zip(*found, strict=True) if p >= 0]
+            [Neighbor(*self.shard_row(p), d) for d, p in zip(*found, strict=True) if p >= 0]
             for found in zip(distances.tolist(), positions.tolist(), strict=True)
         ]
 
     def search_positions(self, queries_ND: npt.NDArray[Any], k: int) -> tuple[Floats, Positions]:
         """Distances (N, k) and positions (N, k) of the `k` nearest images of each query, nearest first.
 
-        The position of an image is its number in the shards in order; -1 where the index finds no more.
+        A position is -1 if the index finds no more images.
         """
         queries = normalized(queries_ND)
         k = min(k, self.num_images)
@@ -156,40 +159,40 @@ class Index:
             order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
             similarities = np.take_along_axis(similarities, order, 1)
             positions = np.take_along_axis(positions, order, 1)
-        return np.clip(1 - similarities, 0, 2), positions  # rounding may step over the ends
+        return np.clip(1 - similarities, 0, 2), positions  # rounding can leave this range
 
     def search_roughly(self, queries_ND: npt.NDArray[Any], k: int) -> Positions:
-        """Positions (N, k) of images near each query, nearest first by what the index holds; -1 where it finds no more.
+        """Positions (N, k) of images near each query, nearest first by the index's own vectors; -1 if it finds no more.
 
-        For a question to all images at once: an inverted file looks through a few of the lists that a search takes.
+        This is for queries of the whole pool: an inverted file searches only some of the lists of a full search.
         """
         settings = None
         if self.facts.lists_searched is not None:
             settings = faiss.SearchParametersIVF()
-            settings.nprobe = max(_ROUGH_LISTS, self.facts.lists_searched // _ROUGH_SHARE)
+            settings.nprobe = max(ROUGH_LISTS, self.facts.lists_searched // _ROUGH_DIVISOR)
         _, positions = self.faiss.search(normalized(queries_ND), min(k, self.num_images), params=settings)
         return np.asarray(positions)
 
     def neighborhoods(self) -> Iterator[Positions]:
-        """The positions of all images, some thousand at a time: of an inverted file those that share a list.
+        """The positions of all images, at most NEIGHBORHOOD at a time; those of a list of an inverted file together.
 
-        Searching for them goes through the same lists, which stay in the processor's cache.
+        Such images are searched for in the same lists, which therefore stay in the processor's cache.
         """
         if self.facts.exact:
             positions = np.arange(self.num_images)
-            yield from (positions[i : i + _NEIGHBORHOOD] for i in range(0, self.num_images, _NEIGHBORHOOD))
+            yield from (positions[i : i + NEIGHBORHOOD] for i in range(0, self.num_images, NEIGHBORHOOD))
             return
         lists, waiting = self.faiss.invlists, np.empty(0, dtype=np.int64)
         for number in range(self.faiss.nlist):
             if size := lists.list_size(number):
                 waiting = np.concatenate([waiting, faiss.rev_swig_ptr(lists.get_ids(number), size)])
-            while len(waiting) >= _NEIGHBORHOOD:
-                yield waiting[:_NEIGHBORHOOD]
-                waiting = waiting[_NEIGHBORHOOD:]
+            while len(waiting) >= NEIGHBORHOOD:
+                yield waiting[:NEIGHBORHOOD]
+                waiting = waiting[NEIGHBORHOOD:]
         if len(waiting):
             yield waiting
 
-    def place(self, position: int) -> tuple[str, int]:
+    def shard_row(self, position: int) -> tuple[str, int]:
         """Shard and row of the image at a position."""
         number = bisect.bisect_right(self._starts, position) - 1
         return self.parts[number].shard, position - self._starts[number]
@@ -199,11 +202,11 @@ class Index:
         return [0, *accumulate(part.num_rows for part in self.parts)]
 
     def embeddings(self, positions_N: Positions) -> Floats:
-        """Normalized embeddings (N, D) of the images at some positions."""
+        """Normalized embeddings (N, D) of the images at these positions."""
         return embeddings_at(self.scored, self._starts, [part.shard for part in self.parts], positions_N)
 
     def _similarities(self, queries_ND: Floats, positions_NK: Positions) -> Floats:
-        """Inner products (N, K) of queries with the embeddings at positions; -1 goes last."""
+        """Inner products (N, K) of queries with the embeddings at these positions; minus infinity at position -1."""
         similarities = np.empty(positions_NK.shape, dtype=np.float32)
         step = max(1, _GATHERED // positions_NK.shape[1])
         for start in range(0, len(queries_ND), step):
@@ -215,7 +218,7 @@ class Index:
         return np.where(positions_NK < 0, np.float32(-np.inf), similarities)
 
     def _tuned(self) -> "Index":
-        """The same with its recall measured, searching as many lists as the target takes."""
+        """The same index with its recall measured, set to search as many lists as the target recall needs."""
         sample = np.linspace(0, self.num_images - 1, min(NUM_QUERIES, self.num_images)).astype(np.int64)
         queries = self.embeddings(sample)
         least = self._similarity_of_the_last(queries)
@@ -237,7 +240,7 @@ class Index:
         return Index(self.scored, self.parts, self.faiss, facts)
 
     def _similarity_of_the_last(self, queries_ND: Floats) -> Floats:
-        """Similarity (N,) of each query's tenth neighbor by exact search; it is an image itself, and the first."""
+        """Similarity (N,) of each query's tenth neighbor by exact search; the first result is the query itself."""
         best = np.full((len(queries_ND), RECALL_AT + 1), -np.inf, dtype=np.float32)
         for part in self.parts:
             similarities = queries_ND @ normalized(self.scored.embeddings(part.shard)).T
@@ -256,8 +259,22 @@ def normalized(embeddings_ND: npt.NDArray[Any]) -> Floats:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
+def num_others(
+    found_BK: Positions, own_B: Positions, values_N: npt.NDArray[Any], k: int
+) -> tuple[Positions, Positions]:
+    """How many (B,) of an image's `k` nearest neighbors have another value than it, and how many neighbors (B,) it has.
+
+    `found_BK` holds positions as a search for the images at `own_B` returns them: nearest first, usually with the image
+    itself among them, -1 where it found no more. `values_N` are the values of all images, such as their verdicts.
+    """
+    is_neighbor = (found_BK >= 0) & (found_BK != own_B[:, None])
+    is_neighbor &= is_neighbor.cumsum(axis=1) <= k
+    differs = values_N[found_BK] != values_N[own_B][:, None]
+    return (differs & is_neighbor).sum(axis=1), is_neighbor.sum(axis=1)
+
+
 def embeddings_at(scored: ScoredPool, starts: Sequence[int], shards: Sequence[str], positions_N: Positions) -> Floats:
-    """Normalized embeddings (N > 0, D) of the images at some positions in `shards`, the first of each at its start."""
+    """Normalized embeddings (N > 0, D) of the images at these positions; shard i of `shards` begins at `starts[i]`."""
     number_N = np.searchsorted(starts, positions_N, side="right") - 1
     numbers = np.unique(number_N)
     found_ND = np.empty((len(positions_N), scored.embeddings(shards[numbers[0]]).shape[1]), dtype=np.float32)
@@ -268,7 +285,7 @@ def embeddings_at(scored: ScoredPool, starts: Sequence[int], shards: Sequence[st
 
 
 def _extend(index: Any, scored: ScoredPool, parts: Sequence[_Part], start: int, on_tick: OnTick) -> None:
-    """Add the shards from `start` on; an index without its lists learns them first, from a sample of all shards."""
+    """Add the shards from number `start` on; a new inverted file first learns its lists from a sample of all shards."""
     if not index.is_trained:
         share = _TRAINING_PER_LIST * index.nlist / sum(part.num_rows for part in parts)
         step = max(1, int(1 / share))
@@ -290,22 +307,25 @@ def _read_facts(path: Path) -> tuple[Facts | None, tuple[_Part, ...]]:
 
 
 def contradiction(scored: ScoredPool) -> str | None:
-    """What the stored index of a run gets wrong, in words; shards scored since are added when it is next opened."""
+    """How the stored index of a run contradicts its scores, in words; None if it does not.
+
+    Shards scored since are no contradiction: they are added when the index is next opened.
+    """
     folder = scored.run / "index"
     facts, known = _read_facts(folder / "index.json")
     if facts is None:
         return "its index.json cannot be read"
     if _read(folder / "faiss.index", known, mapped=True) is None:
-        return "its faiss.index is missing, cut, or holds another number of images than its index.json says"
-    marks = {shard: scored.mark(shard) for shard in scored.shards}
-    stale = [part.shard for part in known if part.mark != marks.get(part.shard)]
-    return f"is of other scores than the run's, from shard {stale[0]} on" if stale else None
+        return "its faiss.index is missing, truncated, or has a different number of images than its index.json says"
+    fingerprints = {shard: scored.fingerprint(shard) for shard in scored.shards}
+    stale = [part.shard for part in known if part.fingerprint != fingerprints.get(part.shard)]
+    return f"indexes the embeddings of other scores than the run's, from shard {stale[0]} on" if stale else None
 
 
 def _read(path: Path, parts: Sequence[_Part], mapped: bool) -> Any:
-    """The stored index, or None where it is gone, broken or not that of `parts`: then it is built anew.
+    """The stored index, or None if it is missing, broken or not that of `parts`, and has to be rebuilt.
 
-    A mapped one is read from the disk as it is searched, and cannot be extended.
+    A mapped index is read from the disk while it is searched, and cannot be extended.
     """
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
@@ -315,11 +335,11 @@ def _read(path: Path, parts: Sequence[_Part], mapped: bool) -> Any:
 
 
 def _write(folder: Path, index: Index) -> None:
-    (folder / "index.json").unlink(missing_ok=True)  # from here to its return the two need not agree
+    (folder / "index.json").unlink(missing_ok=True)  # until it is written again, the two files may disagree
     with replacing(folder / "faiss.index") as temporary:
         try:
             faiss.write_index(index.faiss, str(temporary))
-        except RuntimeError as error:  # FAISS's kind of all errors: what is the disk's is told by its words
+        except RuntimeError as error:  # FAISS raises it for everything; only the text tells that the disk is at fault
             for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number), str(folder)) from error

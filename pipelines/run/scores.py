@@ -1,7 +1,7 @@
-"""A pool beside its scores: read together, and only if they belong together.
+"""Reads a pool together with its scores, and refuses scores that do not belong to it.
 
-The score files hold what the model says. Where a person has marked an image, `ScoredPool.rows` puts the mark in the
-model's place, so that whoever reads a verdict or a label here honors it.
+The score files hold what the model says. If a person has marked an image, `ScoredPool.rows` returns the mark instead of
+the model's verdict and label, so everything that reads them here respects it.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from pipelines.storage.locations import Location
 SCORE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("prob_synthetic", pa.float32()),  # this and the next two: null where no detector was trained
+        pa.field("prob_synthetic", pa.float32()),  # this and the next two: null if no detector was trained
         pa.field("synthetic", pa.bool_()),
         pa.field("verdict", pa.string()),  # real, unsure or synthetic (pipelines.run.verdicts)
         pa.field("pseudo_label", pa.string(), nullable=False),  # class name, by the real head
@@ -40,7 +40,7 @@ SCORE_SCHEMA = pa.schema(
 
 
 def model_digest(run: Location) -> str | None:
-    """Digest of the networks of a run, by which scores know what made them; None where it has none."""
+    """Digest of a run's networks, stored with the scores that they made; None if the run has none."""
     digest = hashlib.sha256()
     try:
         for name in ("classifier", "detector"):
@@ -69,24 +69,28 @@ class ScoredPool:
 
     @classmethod
     def open(cls, pool: Location, run: Path) -> "ScoredPool":
-        """Open a pool, and a run with its marks; MissingArtifact where no shard of it is scored; see `check`."""
+        """Open a pool, and a run with its marks.
+
+        Raises MissingArtifact if no shard of the pool is scored, and Incompatible as `check` does.
+        """
         scored = cls(Pool.open(pool), run, marks_file.read(run).current)
         if not scored.shards:
-            raise MissingArtifact(f"{run}/scores: holds no scores of {pool}; run `curate score` first.")
+            raise MissingArtifact(f"{run}/scores has no scores of {pool}; run `curate score` first.")
         scored.check()
         return scored
 
     def check(self) -> None:
-        """Raise Incompatible where the scores are not all of the run's model and by one limit: a `curate score` or a
-        `curate train` was interrupted, or scores are still to be made anew.
+        """Raise Incompatible unless all scores were made by the run's present model with the same thresholds.
+
+        They were not if `curate score` was interrupted, or if the run was trained again and not scored since.
         """
         origins = [self.origin(shard) for shard in self.shards]
-        for name, what in ((b"model", "models"), (b"thresholds", "limits")):
+        for name, what in ((b"model", "models"), (b"thresholds", "sets of thresholds")):
             if len({origin.get(name) for origin in origins}) > 1:
-                raise Incompatible(f"{self.run}/scores: holds scores by two {what}; run `curate score` again.")
+                raise Incompatible(f"{self.run}/scores has scores by two {what}; run `curate score` again.")
         by, now = origins[0].get(b"model") if origins else None, model_digest(self.run)
         if by is not None and now is not None and by != now.encode():
-            raise Incompatible(f"{self.run}: was trained again after it scored; run `curate score` again.")
+            raise Incompatible(f"{self.run} was trained again after it was scored; run `curate score` again.")
 
     @cached_property
     def shards(self) -> tuple[str, ...]:
@@ -100,20 +104,20 @@ class ScoredPool:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """What the run says of its model: classes, sizes and more."""
+        """The configuration of the run's model: classes, sizes and more."""
         path = self.run / "model" / "config.json"
         try:
             model = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise MissingArtifact(f"{path}: is not there; run `curate train` first.") from None
+            raise MissingArtifact(f"{path} does not exist; run `curate train` first.") from None
         except ValueError:
-            raise CorruptShard(f"{path}: is not JSON; train again.") from None
+            raise CorruptShard(f"{path} is not JSON; train again.") from None
         assert isinstance(model, dict)
         return model
 
     @property
     def threshold(self) -> float:
-        """Probability from which the scores call an image synthetic."""
+        """Lowest probability at which the scores call an image synthetic."""
         return verdicts.load(self.run).synthetic_from
 
     @property
@@ -124,52 +128,58 @@ class ScoredPool:
     def rows(self, shard: str, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
         """Rows of a shard with columns of SCHEMA, in the order of its tar.
 
-        Where an image is marked real or synthetic, `synthetic` and `verdict` say so; where it is labeled,
-        `pseudo_label` is that label and `confidence` is 1. `prob_synthetic` and `probs` are the model's, always. Raises
-        Incompatible where the scores are those of other images.
+        If an image is marked real or synthetic, `synthetic` and `verdict` are those of the mark; if it is labeled,
+        `pseudo_label` is the label and `confidence` is 1. `prob_synthetic` and `probs` are always the model's. Raises
+        Incompatible if the scores are those of other images.
         """
         of_scores = [name for name in columns if name in SCORE_SCHEMA.names and name != "key"]
         of_pool = {"key", "sha256"} | set(columns) & set(POOL_SCHEMA.names)
         rows = self.pool.rows(shard, [name for name in POOL_SCHEMA.names if name in of_pool])
         scores = read_parquet(self._scores(shard), ["key", *of_scores])
-        mark = (scores.schema.metadata or {}).get(b"shard")
-        if not rows["key"].equals(scores["key"]) or mark not in (None, self.pool.digest(shard).encode()):
+        scored_digest = (scores.schema.metadata or {}).get(b"shard")
+        if not rows["key"].equals(scores["key"]) or scored_digest not in (None, self.pool.digest(shard).encode()):
             raise Incompatible(
-                f"{self._scores(shard)}: holds the scores of other images than {self.pool.root}/{shard}.parquet lists; "
-                "give the --pool and --run that belong together, or run `curate score` again."
+                f"{self._scores(shard)} has the scores of other images than {self.pool.root}/{shard}.parquet lists. "
+                "Give the --pool and --run that belong together, or run `curate score` again."
             )
         for name in of_scores:
             rows = rows.append_column(scores.schema.field(name), scores[name])
-        return _honor(rows, self.marks).select(list(columns))
+        return _with_marks(rows, self.marks).select(list(columns))
 
     def scored_by(self, shard: str) -> str | None:
-        """Digest of the model that scored a shard, None where the scores don't say."""
-        mark = self.origin(shard).get(b"model")
-        return mark.decode() if mark else None
+        """Digest of the model that scored a shard; None if the scores do not say."""
+        digest = self.origin(shard).get(b"model")
+        return digest.decode() if digest else None
 
     def origin(self, shard: str) -> dict[bytes, bytes]:
-        """What the scores of a shard say of themselves: model, shard and thresholds; nothing where they are gone."""
+        """What a shard's scores were made from: model, shard and thresholds; empty if there are no scores."""
         try:
             return pq.read_schema(self._scores(shard)).metadata or {}
         except FileNotFoundError:
             return {}
 
-    def mark(self, shard: str) -> str:
-        """What tells the scores of a shard from others: digests of the model and of the shard that they are of."""
-        mark = self.origin(shard)
-        return (mark.get(b"model", b"") + b" " + mark.get(b"shard", b"")).decode()
+    def fingerprint(self, shard: str) -> str:
+        """Identifies the scores of a shard: digests of the model and of the shard that they were made from."""
+        origin = self.origin(shard)
+        return (origin.get(b"model", b"") + b" " + origin.get(b"shard", b"")).decode()
 
     def embeddings(self, shard: str) -> npt.NDArray[np.float16]:
-        """Embeddings of a shard, float16 (N, D), row i for row i of the manifest; memory-mapped."""
+        """Embeddings (N, D) of a shard, float16, memory-mapped; row i is that of row i of the manifest.
+
+        Raises CorruptShard if they are missing, unreadable or of the wrong shape.
+        """
         path = self.run / "embeddings" / f"{shard}.npy"
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise CorruptShard(f"{path}: is missing although its scores are there; run `curate score` again.") from None
+            raise CorruptShard(f"{path} is missing, but its scores exist; run `curate score` again.") from None
         except (ValueError, EOFError):
-            raise CorruptShard(f"{path}: cannot be read; remove it and run `curate score` again.") from None
+            raise CorruptShard(f"{path} cannot be read. Remove it and run `curate score` again.") from None
         if found.ndim != 2 or len(found) != self.num_rows(shard):
-            raise CorruptShard(f"{path}: has the shape {found.shape} for {self.num_rows(shard)} images; score again.")
+            raise CorruptShard(
+                f"{path} has the shape {found.shape} for {self.num_rows(shard)} images. "
+                "Remove it and run `curate score` again."
+            )
         return np.asarray(found)
 
     def num_rows(self, shard: str) -> int:
@@ -180,19 +190,20 @@ class ScoredPool:
         return self.run / "scores" / f"{shard}.parquet"
 
 
-def _honor(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
-    """Put a person's marks in the place of what the model says, and on record in the column `marked`."""
+def _with_marks(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
+    """Replace the model's verdicts and labels by a person's, and append the column `marked`."""
     found = [marked.get(sha256) for sha256 in rows["sha256"].to_pylist()] if marked else [None] * rows.num_rows
     verdicts = [mark.verdict if mark else None for mark in found]
     labels = [mark.label if mark else None for mark in found]
-    said: dict[str, list[Any]] = {
+    by_person: dict[str, list[Any]] = {
         "synthetic": [None if verdict in (None, "skip") else verdict == "synthetic" for verdict in verdicts],
         "verdict": [None if verdict == "skip" else verdict for verdict in verdicts],
         "pseudo_label": labels,
         "confidence": [None if label is None else 1.0 for label in labels],
     }
-    for name in said.keys() & set(rows.column_names):
+    for name in by_person.keys() & set(rows.column_names):
         column = rows.schema.field(name)
-        honored = pc.coalesce(pa.array(said[name], column.type), rows[name])
-        rows = rows.set_column(rows.column_names.index(name), column, honored)
+        merged = pc.coalesce(pa.array(by_person[name], column.type), rows[name])
+        rows = rows.set_column(rows.column_names.index(name), column, merged)
+
     return rows.append_column(SCHEMA.field("marked"), pa.array(verdicts, pa.string()))

@@ -1,15 +1,18 @@
-"""What `curate score` is asked for, and what it came to."""
+"""Configuration and summary of `curate score`."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipelines import settings
 from pipelines.compute.engine import EngineName
 from pipelines.errors import BadInput
-from pipelines.run.verdicts import Thresholds
 from pipelines.storage.locations import AnyFolder, LocalFolder
+
+if TYPE_CHECKING:
+    from pipelines.run.verdicts import Thresholds
 
 
 class ScoreConfig(BaseModel):
@@ -17,41 +20,55 @@ class ScoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pool: AnyFolder = Path("pool")
-    run: LocalFolder = Path("run")
-    truth: Path | None = None  # reported against
-    # Share of real images that may be called synthetic; None cuts where the estimated share of the pool lies above.
-    max_false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
-    batch_size: int = Field(default=256, ge=1)
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    engine: EngineName = "local"
-    ray_address: str | None = None
-    shard_index: int = Field(default=0, ge=0)  # of the calls that share the pool, and
-    num_shards: int = Field(default=1, ge=1)  # how many those are
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run("Folder of the training run; scores are written into it.")
+    truth: Path | None = Field(default=None, description="Known truth to report against.")
+    max_false_positive_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Largest acceptable share of real images called synthetic, between 0 and 1; calibrated on held-out "
+        "labeled images. Without it, the estimated share of the pool is called synthetic.",
+    )
+    batch_size: int = Field(default=256, ge=1, description="Images that are scored at once.")
+    device: Literal["auto", "cuda", "cpu"] = settings.device()
+    engine: EngineName = settings.engine()
+    ray_address: str | None = settings.ray_address()
+    shard_index: int = Field(
+        default=0,
+        ge=0,
+        description="Index of this call, from 0, among the calls that share the pool, as in a Slurm array; it scores "
+        "every num_shards-th shard from this one on.",
+    )
+    num_shards: int = Field(default=1, ge=1, description="Number of calls that share the pool.")
 
     @model_validator(mode="after")
     def _is_one_of(self) -> Self:
         if self.shard_index >= self.num_shards:
             raise BadInput(
-                f"--shard-index {self.shard_index}: of {self.num_shards} calls the last has {self.num_shards - 1}; "
-                "they count from 0."
+                f"--shard-index {self.shard_index}: the last of {self.num_shards} calls has index "
+                f"{self.num_shards - 1}, because they count from 0."
             )
         if self.truth and self.num_shards > 1:
-            raise BadInput("--truth: is compared with the whole pool; give it to `curate score` after the last shard.")
+            raise BadInput(
+                "--truth: is compared with the whole pool. Give it to a last `curate score` without --shard-index."
+            )
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What scoring came to, of the shards that it was asked for."""
+    """Result of scoring, for the shards of this call."""
 
     num_images: int
     num_shards: int
-    num_scored_before: int  # shards that were skipped
+    num_scored_before: int  # shards that were skipped, because they had scores
     seconds: float
-    called_share: float | None  # called synthetic; this and the next two are None without a detector
+    called_share: (
+        float | None
+    )  # share of the images called synthetic; this and the next two are None without a detector
     verdicts: dict[str, int] | None  # images by verdict
-    thresholds: Thresholds | None
+    thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on
     estimated_interval: tuple[float, float] | None
     mean_confidence: float

@@ -1,5 +1,5 @@
 "use strict";
-// A click on a table's head sorts by that column. Without scripts the tables stay as they are written.
+// A click on a column's header sorts the table by it. Without scripts the tables keep their order.
 for (const table of document.querySelectorAll("table.sortable")) {
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     const button = document.createElement("button");
@@ -16,7 +16,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const rows = [...table.tBodies[0].rows];
       rows.sort((a, b) => {
         const [x, y] = [value(a), value(b)];
-        if (x === "" || y === "") return (x === "") - (y === ""); // what is not known comes last
+        if (x === "" || y === "") return (x === "") - (y === ""); // unknown values come last
+
         return sign * (numeric ? x - y : x.localeCompare(y, undefined, { numeric: true }));
       });
       table.tBodies[0].append(...rows);

@@ -1,4 +1,4 @@
-"""What `curate train` is asked for, and what it reports."""
+"""Configuration and summary of `curate train`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.recipe import CLASSIFIER_REVISION, DETECTOR_REVISION, Controls, Recipe
+from pipelines import settings
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class MachineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Device to train on.")
+    device: Literal["auto", "cuda", "cpu"] = settings.device()
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="Precision of the networks; auto: bf16 where the device is faster in it."
     )
@@ -58,8 +59,8 @@ class TrainConfig(BaseModel):
     labeled: Path = Field(
         description="Labeled real images: a folder per class, or a CSV or parquet file of path and label."
     )
-    pool: AnyFolder = Field(default=Path("pool"), description="Ingested pool, a folder or URL.")
-    run: LocalFolder = Field(default=Path("run"), description="Folder to write the model to.")
+    pool: AnyFolder = settings.pool()
+    run: LocalFolder = settings.run("Folder to write the model to.")
     validation: Path | None = Field(default=None, description="Labeled images that measure accuracy during training.")
     truth: Path | None = Field(default=None, description="Known truth to report against; only controls train on it.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random.")

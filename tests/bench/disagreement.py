@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.inspect import disagreement
-from pipelines.run.neighbors import Index
+from pipelines.run.neighbors import Index, num_others
 from pipelines.run.scores import ScoredPool
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 def verdicts(scored: ScoredPool, index: Index) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Distance from the threshold (N,) and verdict (N,): the pool's, and made ones."""
     rng = np.random.default_rng(0)
-    prob, synthetic = disagreement._verdicts(scored)
+    prob, synthetic = disagreement.verdicts(scored)
     vectors = np.concatenate([index.embeddings(np.array(own)) for own in np.array_split(np.arange(len(prob)), 100)])
     directions = (vectors - vectors.mean(0)) @ rng.standard_normal((vectors.shape[1], 4))
     directions /= directions.std(0)
@@ -68,11 +68,11 @@ def compare(
     unsure: np.ndarray, synthetic: np.ndarray, rough: np.ndarray, thorough: np.ndarray, top: int
 ) -> dict[str, Any]:
     own, count = np.arange(len(unsure)), thorough.shape[1] - 1
-    roughly, of_rough = disagreement._others(rough, own, synthetic, count)
-    truly, of_thorough = disagreement._others(thorough, own, synthetic, count)
-    chosen = disagreement._candidates(roughly.astype(np.int16), unsure, top)
-    listed = chosen[disagreement._first(truly[chosen], unsure[chosen], top)]
-    wanted = disagreement._first(truly, unsure, top)
+    roughly, of_rough = num_others(rough, own, synthetic, count)
+    truly, of_thorough = num_others(thorough, own, synthetic, count)
+    chosen = disagreement.candidates(roughly.astype(np.int16), unsure, top)
+    listed = chosen[disagreement.most_contradicted(truly[chosen], unsure[chosen], top)]
+    wanted = disagreement.most_contradicted(truly, unsure, top)
     return {
         "share_synthetic": float(synthetic.mean()),
         "contradicted": [int((2 * roughly > of_rough).sum()), int((2 * truly > of_thorough).sum())],

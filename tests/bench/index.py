@@ -15,6 +15,7 @@ copy of the one before it, with up to 4 bits and a little of its embedding chang
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -29,9 +30,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import settings
 from pipelines.pool.manifest import Pool, key_of
 from pipelines.run import neighbors
-from pipelines.run.duplicates import MAX_DISTANCE, RADIUS, Groups
+from pipelines.run.duplicates import Groups
 from pipelines.run.scores import ScoredPool
 
 WIDTH = 128  # of the backbones wrn-28-2 and small
@@ -89,10 +91,12 @@ def lay_out(size: int, work: Path) -> None:
         copies = np.arange(1, SHARD, 100)
         made[copies] = made[copies - 1] + 0.01 * rng.standard_normal((len(copies), WIDTH)) * scale
         hashes[copies] = hashes[copies - 1]
-        for _ in range(RADIUS):
+        for _ in range(settings.RADIUS):
             hashes[copies] ^= np.uint64(1) << rng.integers(0, 64, len(copies), dtype=np.uint64)
         keys = [key_of(number, row) for row in range(SHARD)]
-        pq.write_table(pa.table({"key": keys, "phash": hashes}), work / "pool" / f"{shard}.parquet")
+        digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+        rows = pa.table({"key": keys, "sha256": digests, "phash": hashes})
+        pq.write_table(rows, work / "pool" / f"{shard}.parquet")
         (work / "pool" / f"{shard}_stats.json").write_text(json.dumps({"successes": SHARD}))
         mark = {"model": "made", "shard": pool.digest(shard)}
         scores = pa.table({"key": keys}).replace_schema_metadata(mark)
@@ -203,7 +207,7 @@ def near_duplicates(work: Path) -> dict[str, Any]:
     scored = ScoredPool.open(work / "pool", work / "run")
     before = peak_mb()
     started = time.perf_counter()
-    number_N = Groups.find(scored, RADIUS, MAX_DISTANCE).number_N
+    number_N = Groups.find(scored, settings.RADIUS, settings.MAX_DISTANCE).number_N
     seconds = time.perf_counter() - started
     planted = np.arange(1, len(number_N), 100)
     together = (number_N[planted] >= 0) & (number_N[planted] == number_N[planted - 1])

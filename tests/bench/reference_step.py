@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from models.networks import IMAGENET_MEAN, IMAGENET_STD, Standardize, backbone, set_norm_momentum
+from models.schedule import cosine
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 from models import augment
-from models.networks import IMAGENET_MEAN, IMAGENET_STD, Standardize, backbone, set_norm_momentum
 from models.ranks import Rng
-from models.schedule import cosine
 
 NUM_CLASSES = 10
 UNLABELED_RATIO = 7  # unlabeled images for each labeled one

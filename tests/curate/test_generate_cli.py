@@ -15,6 +15,8 @@ from curate.app import app
 from pipelines import generate
 from pipelines.errors import BadInput
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -68,7 +70,10 @@ def test_killed_and_started_again_it_gives_the_same_bytes(tiny_models: Any, tmp_
         (("--classes", "disc,cross", "--per-class", "3"), "--out is missing"),
         (("--classes", "a,a", "--per-class", "3", "--out", "o"), "class names must be distinct"),
         (("--classes", "no.txt", "--per-class", "3", "--out", "o"), r"no\.txt: cannot be read"),
-        (("--classes", "a,b", "--per-class", "3", "--out", "o", "--size", "30"), "--size: size = 30"),
+        (
+            ("--classes", "a,b", "--per-class", "3", "--out", "o", "--size", "30"),
+            "--size 30: Input should be a multiple of 8",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -23,8 +23,10 @@ from models.detector import Detector
 from pipelines import ingest, score
 from pipelines.pool.manifest import Pool
 from pipelines.run import marks, model
+from tests.warm import ROOT, curate
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -152,7 +154,7 @@ def test_look_filter_mark_undo_and_reload(home: Path, browser: Any) -> None:
         assert verdicts(home) == [("real", None), ("synthetic", None), ("real", "disc"), ("skip", None)]
         assert counts(page).split("\n") == ["2 real, 1 labeled", "1 synthetic", "1 skipped"]
         page.keyboard.press("Control+z")
-        said(page, "Taken back")
+        said(page, "Undone")
         assert page.get_attribute("#grid", "aria-activedescendant") == "cell-3"
         page.keyboard.press("u")
         page.wait_for_function("() => document.getElementById('counts').textContent.includes('0 labeled')")
@@ -166,7 +168,7 @@ def test_look_filter_mark_undo_and_reload(home: Path, browser: Any) -> None:
         said(page, "images real: triangle")
         assert verdicts(home).count(("real", "triangle")) > 5
         page.keyboard.press("u")
-        said(page, "Taken back")
+        said(page, "Undone")
 
         page.select_option("[name=marked]", "synthetic")
         page.wait_for_function("() => document.getElementById('shown').textContent === '1 image'")
@@ -195,7 +197,7 @@ def test_an_image_large_with_its_neighbors(home: Path, browser: Any) -> None:
         page.wait_for_function("() => document.getElementById('viewer-image').naturalWidth === 32")
         page.keyboard.press("s")  # marks it, and goes on
         page.wait_for_function("key => document.getElementById('viewer-name').textContent !== key", arg=key)
-        assert page.inner_text("#viewer-place").startswith("2 of")
+        assert page.inner_text("#viewer-position").startswith("2 of")
         page.keyboard.press("u")  # and comes back
         page.wait_for_function("key => document.getElementById('viewer-name').textContent === key", arg=key)
         neighbor = page.get_attribute("#viewer-neighbors button", "data-key")
@@ -360,14 +362,11 @@ def test_images_are_the_crawls_bytes_and_stay_in_the_browsers_cache(scored: Path
 
 def test_mistakes_are_one_sentence(home: Path, served: Server) -> None:
     def refused(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "curate", "review", "--no-open", *arguments],
-            cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        done = curate("review", "--no-open", *arguments, cwd=home)
         assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
         return done.stderr
 
-    assert "name another, or 0 for any free one" in refused("--port", str(served.port))
+    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port))
     assert "run `curate score` first" in refused("--run", "nowhere", "--port", "0")
     (home / "run" / "marks.jsonl").write_text("nonsense\n")
     assert "line 1 is not a mark" in refused("--port", "0")

@@ -1,11 +1,11 @@
-// The review page: a grid that draws only what is in the window, an image with its neighbors, and marks by keyboard.
-// A view is a list of row numbers, loaded at once; what is shown of them is fetched as they come into the window. All text
-// is set as text: names come from a crawl.
+// The review page: a grid that draws only the images in the window, a viewer with an image's neighbors, and marks by
+// keyboard. A view is a list of row numbers, loaded at once; their descriptions are fetched when they come into the window.
+// All text is set as text, never as HTML, because names come from a crawl.
 
 const PAGE = 200; // images described in one request
 const GAP = 10; // pixels between cells
 const BELOW = 30; // pixels of a cell below its image
-const SMALL = 96; // pixels below which an image is enlarged by the pixel
+const SMALL = 96; // pixels; smaller images are enlarged without smoothing
 const MOST = 10000; // images marked at once
 
 const $ = (id) => document.getElementById(id);
@@ -15,13 +15,13 @@ const threshold = Number(document.body.dataset.threshold);
 const classes = [...document.querySelectorAll("#picker [data-label]")].map((button) => button.dataset.label);
 
 let view = new Int32Array(); // rows in order
-let viewNumber = 0; // so that answers for an earlier view are dropped
+let viewNumber = 0; // answers for an earlier view are dropped
 let cursor = 0, anchor = 0; // positions in the view
 const chosen = new Set(); // positions
-const known = new Map(); // row -> what the server says of it
-const asked = new Map(); // row -> promise of the answer that will tell
+const known = new Map(); // row -> its description
+const asked = new Map(); // row -> promise of the answer that will describe it
 const cells = new Map(); // position -> element
-let shown = null; // key of the image in the viewer, null where there is none yet
+let shown = null; // key of the image in the viewer, null while it is loading
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -36,10 +36,10 @@ async function fetchOk(address, options) {
   try {
     answer = await fetch(address, options);
   } catch {
-    throw new Error("The server does not answer: start curate review again. Marks that were shown are kept.");
+    throw new Error("The server does not answer. Start curate review again; marks that were shown are saved.");
   }
   if (answer.ok) return answer;
-  if (answer.status === 403) throw new Error("The server was started anew: open the address it printed.");
+  if (answer.status === 403) throw new Error("The server was restarted. Open the address that it printed.");
   const said = await answer.json().catch(() => ({}));
   throw new Error(said.error || `The server answered ${answer.status}.`);
 }
@@ -71,7 +71,7 @@ async function describe(rows) {
     });
     for (const row of part) asked.set(row, answer);
   }
-  await Promise.all(rows.map((row) => asked.get(row))); // also what somebody else asked for
+  await Promise.all(rows.map((row) => asked.get(row))); // including rows that another call asked for
 }
 
 // The view
@@ -93,7 +93,7 @@ async function load(goTo = 0) {
     ]);
     if (number !== viewNumber) return;
     view = new Int32Array(rows);
-    known.clear(); // another page may have marked some
+    known.clear(); // another page may have marked some images
     chosen.clear();
     cursor = anchor = Math.min(goTo, Math.max(0, view.length - 1));
     for (const cell of cells.values()) cell.remove();
@@ -161,11 +161,11 @@ function layOut() {
   side = Math.floor((width - GAP * (columns - 1)) / columns);
   rowHeight = side + BELOW + GAP;
   space.style.height = `${Math.ceil(view.length / columns) * rowHeight + GAP}px`;
-  for (const [position, cell] of cells) place(cell, position);
+  for (const [position, cell] of cells) move(cell, position);
   draw();
 }
 
-function place(cell, position) {
+function move(cell, position) {
   cell.style.width = `${side}px`;
   cell.style.height = `${side + BELOW}px`;
   const x = (position % columns) * (side + GAP), y = Math.floor(position / columns) * rowHeight + 3;
@@ -192,7 +192,7 @@ function draw() {
   const active = cells.get(cursor);
   if (active) grid.setAttribute("aria-activedescendant", active.id);
   else grid.removeAttribute("aria-activedescendant");
-  $("chosen").textContent = chosen.size ? `${chosen.size.toLocaleString("en")} chosen` : "";
+  $("chosen").textContent = chosen.size ? `${chosen.size.toLocaleString("en")} selected` : "";
   clearTimeout(waiting);
   waiting = setTimeout(async () => {
     const [from, to] = inWindow(2), number = viewNumber;
@@ -204,7 +204,7 @@ function draw() {
       trouble(error);
     }
     if (number === viewNumber) for (const position of cells.keys()) drawCell(position);
-  }, 30); // while someone drags the scroll bar, nothing is fetched
+  }, 30); // nothing is fetched while the scroll bar is dragged
 }
 
 function drawCell(position) {
@@ -216,7 +216,7 @@ function drawCell(position) {
     cell.setAttribute("aria-posinset", position + 1);
     cell.setAttribute("aria-setsize", view.length);
     cell.setAttribute("aria-label", "loading");
-    place(cell, position);
+    move(cell, position);
     cells.set(position, cell);
     space.append(cell);
   }
@@ -279,7 +279,7 @@ function goTo(position, extend = false) {
 
 // Marks
 
-let marking = Promise.resolve(); // one after the other, in the order of the keys
+let marking = Promise.resolve(); // requests run one after the other, in the order of the keys
 
 function mark(verdict, label = null) {
   const inViewer = viewer.open;
@@ -287,7 +287,7 @@ function mark(verdict, label = null) {
   const rows = positions.map((position) => view[position]);
   const keys = inViewer ? [shown] : null;
   if (inViewer ? !shown : !rows.length) return;
-  if (rows.length > MOST) return trouble(new Error(`At most ${MOST.toLocaleString("en")} images are marked at once.`));
+  if (rows.length > MOST) return trouble(new Error(`At most ${MOST.toLocaleString("en")} images can be marked at once.`));
   if (inViewer && view[cursor] === viewer.row) step(1);
   else if (!inViewer && chosen.size) {
     chosen.clear();
@@ -311,8 +311,8 @@ function undo() {
     try {
       const changed = await post("/api/undo", {});
       take(changed);
-      if (!changed.rows.length) return say("Nothing to take back");
-      say(`Taken back: ${changed.rows.length === 1 ? changed.rows[0].key : `${changed.rows.length} images`}`);
+      if (!changed.rows.length) return say("Nothing to undo");
+      say(`Undone: ${changed.rows.length === 1 ? changed.rows[0].key : `${changed.rows.length} images`}`);
       const position = view.indexOf(changed.rows[0].row);
       if (position >= 0) {
         goTo(position);
@@ -351,7 +351,7 @@ async function open(key) {
   }
   try {
     const item = await (await fetchOk(`/api/image/${key}`)).json();
-    if (shown !== key) return; // someone was faster than the server
+    if (shown !== key) return; // another image was opened meanwhile
     learn([item, ...item.neighbors].map(({ neighbors, probs, ...plain }) => plain));
     viewer.row = item.row;
     drawViewer(item);
@@ -364,7 +364,7 @@ async function open(key) {
 function drawViewer(item) {
   $("viewer-name").textContent = item.key;
   const position = view[cursor] === item.row ? `${(cursor + 1).toLocaleString("en")} of ${view.length.toLocaleString("en")}` : "a neighbor";
-  $("viewer-place").textContent = position;
+  $("viewer-position").textContent = position;
   const image = picture(item, "image");
   image.id = "viewer-image";
   image.alt = inWords(item);
@@ -379,7 +379,7 @@ function drawViewer(item) {
   }
   const facts = {
     file: item.member, from: item.source, size: `${item.width} × ${item.height}, ${item.format}, ${item.num_bytes.toLocaleString("en")} bytes`,
-    declares: item.declared ? `${item.declared} (${item.declared_by})` : "nothing of its origin",
+    declares: item.declared ? `${item.declared} (${item.declared_by})` : "nothing about its origin",
   };
   $("viewer-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("viewer-probs").replaceChildren(...item.probs.map(({ label, prob }) => {
@@ -408,7 +408,7 @@ function drawViewer(item) {
 async function step(by) {
   goTo(cursor + by);
   const row = view[cursor];
-  shown = null; // a mark made until the next image is there must not go to this one
+  shown = null; // a mark made before the next image has loaded must not go to this one
   viewer.row = row;
   await describe([row]).catch(trouble);
   if (known.has(row)) await open(known.get(row).key);
@@ -427,7 +427,7 @@ function pick() {
 function narrow() {
   const typed = $("picker-text").value.trim().toLowerCase();
   const items = [...document.querySelectorAll("#picker-classes li")];
-  // What begins with the letters typed goes first.
+  // Classes that begin with the typed letters come first.
   const starts = items.filter((item) => label(item).startsWith(typed));
   const contains = items.filter((item) => !label(item).startsWith(typed) && label(item).includes(typed));
   for (const item of items) {
@@ -444,7 +444,7 @@ function picked(name) {
   mark("real", name);
 }
 
-// Hands
+// Keyboard and mouse
 
 function key(event) {
   const typing = event.target.matches?.("input[type=text], select");
@@ -522,7 +522,7 @@ $("open-help").addEventListener("click", () => $("help").showModal());
 for (const button of document.querySelectorAll("[data-action]")) {
   button.addEventListener("click", (event) => {
     act(button.dataset.action);
-    if (event.detail && !viewer.open && !picker.open) grid.focus(); // after a mouse the keys go on in the grid
+    if (event.detail && !viewer.open && !picker.open) grid.focus(); // after a mouse click, keys work in the grid again
   });
 }
 for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
@@ -552,7 +552,7 @@ filters.addEventListener("input", drawRange);
 filters.addEventListener("reset", () => setTimeout(load));
 
 if (hasDetector) {
-  // A drag over the histogram is a range of scores.
+  // Dragging over the histogram selects a range of scores.
   const histogram = $("histogram");
   let from = null;
   const at = (event) => {
@@ -574,7 +574,7 @@ if (hasDetector) {
   histogram.addEventListener("pointerup", (event) => {
     select(event);
     if (filters.elements.high.value - filters.elements.low.value < 0.02) {
-      filters.elements.low.value = 0; // a click alone takes the range back
+      filters.elements.low.value = 0; // a mere click clears the range
       filters.elements.high.value = 1;
     }
     from = null;
@@ -582,7 +582,8 @@ if (hasDetector) {
   });
 }
 
-// A reload keeps the filters.
+// Reloading the page keeps the filters.
+
 for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
   const field = filters.elements[name];
   if (field) field.value = value;

@@ -21,10 +21,10 @@ print(given_back, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again() -> None:
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     given_back, kept = map(int, done.stdout.split())
-    assert (
-        given_back > 10 * kept + 100
-    )  # pages that the system had to clear, for 16 MiB per step; few if pages are huge
+    # Pages that the system had to clear, for 16 MiB per step; few if pages are huge.
+    assert given_back > 10 * kept + 100

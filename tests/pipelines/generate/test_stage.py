@@ -20,7 +20,6 @@ from pipelines.benchmark import sources
 from pipelines.errors import BadInput, Incompatible
 from pipelines.generate import GenerateConfig
 from pipelines.generate import stage as generate_stage
-from pipelines.generate.prompts import Prompt
 from pipelines.storage.shards import read_samples
 
 
@@ -137,7 +136,7 @@ def test_prompts_of_the_users_own_need_no_prompt_model(tiny_models: Any, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"seed": 1}, Incompatible, r"was begun with seed = 0, not 1; repeat that"),
+        ({"seed": 1}, Incompatible, r"was begun with seed = 0, not 1\. Use that again"),
         ({"per_class": 4}, Incompatible, r"was begun with per_class = 3"),
         ({"image_model": "elsewhere"}, Incompatible, r"was begun with image_model = "),
     ],
@@ -188,7 +187,7 @@ def test_nothing_is_unpickled_and_no_code_of_a_model_runs(tiny_models: Any, tmp_
     index = json.loads((coded / "model_index.json").read_bytes())
     (coded / "model_index.json").write_text(json.dumps(index | {"unet": ["trap", "UNet2DConditionModel"]}))
     (coded / "unet" / "trap.py").write_text(f"open({str(sprung)!r}, 'w')\nfrom diffusers import UNet2DConditionModel\n")
-    for folder, why in ((pickled, "no file named"), (coded, r"code of its own, unet/trap\.py")):
+    for folder, why in ((pickled, "no file named"), (coded, r"contains code, unet/trap\.py")):
         with pytest.raises(BadInput, match=rf"cannot be loaded as a text-to-image pipeline of diffusers \(.*{why}"):
             generate.run(config_of(tiny_models, tmp_path / folder.name / "out", image_model=str(folder)))
     prompts = shutil.copytree(tiny_models.prompts, tmp_path / "prompts")
@@ -231,7 +230,7 @@ def test_weights_that_are_cut_are_one_sentence(tiny_models: Any, tmp_path: Path)
     for model, weights in (("prompts", "model.safetensors"), ("images", "vae/diffusion_pytorch_model.safetensors")):
         folder = shutil.copytree(getattr(tiny_models, model), tmp_path / model)
         os.truncate(folder / weights, 5000)
-        with pytest.raises(BadInput, match=f"{model}: cannot be loaded as a text-to-"):
+        with pytest.raises(BadInput, match=f"{model} cannot be loaded as a text-to-"):
             generate.run(config_of(tiny_models, tmp_path / "out", **{f"{model.removesuffix('s')}_model": str(folder)}))
 
 
@@ -257,7 +256,7 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, module, None)  # Python then answers an import as if nothing were installed
     if module == "diffusers":
         (tmp_path / "prompts.jsonl").write_text('{"class": "disc", "prompt": "a disc"}\n')
-    with pytest.raises(BadInput, match=rf"needs {module}; pip install 'curate\[generate\]' brings it"):
+    with pytest.raises(BadInput, match=rf"needs {module}\. Install it: pip install 'curate\[generate\]'"):
         generate.run(GenerateConfig(classes=("disc",), per_class=1, out=tmp_path, device="cpu"))
 
 
@@ -266,7 +265,7 @@ def test_a_folder_in_other_use_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"holds thesis\.tex, which no generation wrote"):
         generate.run(GenerateConfig(classes=("cross", "disc"), per_class=1, out=tmp_path))
     (tmp_path / "thesis.tex").rename(tmp_path / "00000.tar")  # a crawl's
-    with pytest.raises(BadInput, match=r"00000\.tar: is there without the run\.json of a generation"):
+    with pytest.raises(BadInput, match=r"00000\.tar is there without the run\.json of a generation"):
         generate.run(GenerateConfig(classes=("cross", "disc"), per_class=1, out=tmp_path))
     assert (tmp_path / "00000.tar").read_text() == "precious"
 
@@ -281,19 +280,9 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def test_every_image_of_every_class_has_one_place_and_one_seed(tmp_path: Path) -> None:
-    config = GenerateConfig(classes=("b", "a"), per_class=5, out=tmp_path, shard_size=4)
-    prompts = {name: [Prompt(text=f"{name}{i}", origin={}) for i in range(2)] for name in config.classes}
-    jobs = [job for shard in range(3) for job in generate_stage.jobs_of(config, shard, prompts)]
-    assert [job.key for job in jobs[:5]] == ["000000000", "000000001", "000000002", "000000003", "000010000"]
-    assert [(job.class_name, job.label, job.number) for job in jobs[:3]] == [("a", 0, 0), ("b", 1, 0), ("a", 0, 1)]
-    assert len({(job.class_name, job.number) for job in jobs}) == len({job.seed for job in jobs}) == 10
-    assert [job.prompt.text for job in jobs[:6:2]] == ["a0", "a1", "a0"]
-
-
 def test_classes_come_from_a_list_or_a_file(tmp_path: Path) -> None:
     assert generate_stage.read_classes("bird, airplane") == ("bird", "airplane")
     (tmp_path / "classes.txt").write_text("bird\n\nmaple tree \n")
     assert generate_stage.read_classes(str(tmp_path / "classes.txt")) == ("bird", "maple tree")
-    with pytest.raises(BadInput, match=r"nowhere\.txt: cannot be read"):
+    with pytest.raises(BadInput, match=r"nowhere\.txt cannot be read"):
         generate_stage.read_classes(str(tmp_path / "nowhere.txt"))

@@ -85,7 +85,9 @@ def crawl(folder: Path, *, parquet: bool, stats: bool) -> tuple[Path, list[int]]
 
 
 @pytest.mark.parametrize(("parquet", "stats"), [(True, True), (True, False), (False, True)])
-def test_what_the_crawl_promises_and_a_cut_tar_lacks_is_missing(tmp_path: Path, parquet: bool, stats: bool) -> None:
+def test_what_the_metadata_list_and_a_truncated_tar_lacks_is_missing(
+    tmp_path: Path, parquet: bool, stats: bool
+) -> None:
     tar, ends = crawl(tmp_path, parquet=parquet, stats=stats)
     whole = tar.read_bytes()
     assert reasons(records(tar)) == [(f"0000000{row}.jpg", "image") for row in range(3)]
@@ -110,7 +112,7 @@ def test_what_the_crawl_promises_and_a_cut_tar_lacks_is_missing(tmp_path: Path, 
     assert [reason for _, reason in reasons(records(tar))] == [Reason.MISSING] * 3
 
 
-def test_a_cut_tar_that_nobody_describes_is_one_reject(tmp_path: Path) -> None:
+def test_a_truncated_tar_without_metadata_is_one_reject(tmp_path: Path) -> None:
     tar, ends = crawl(tmp_path, parquet=False, stats=False)
     (tmp_path / "00000.parquet").write_bytes(b"")  # what a killed img2dataset leaves
     whole = tar.read_bytes()

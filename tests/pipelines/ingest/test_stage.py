@@ -33,7 +33,7 @@ def test_every_reason_is_given_and_every_image_kept(tmp_path: Path) -> None:
     nameless = [row["reason"] for row in rejects(tmp_path / "pool") if not row["member"]]
     assert nameless == [Reason.INCOMPLETE_ARCHIVE]
     given = {row["reason"] for row in rejects(tmp_path / "pool")}
-    elsewhere = {Reason.UNREADABLE, Reason.TOO_SLOW, Reason.CRASHED}  # tests may run as root; see test_sift
+    elsewhere = {Reason.UNREADABLE, Reason.TOO_SLOW, Reason.CRASHED}  # tests may run as root; see test_worker
     assert given == {str(reason) for reason in Reason} - elsewhere
     assert found["duplicate"]["detail"] == "duplicate of 000000000"
     assert all(row["detail"] for row in rejects(tmp_path / "pool"))
@@ -51,7 +51,7 @@ def test_every_reason_is_given_and_every_image_kept(tmp_path: Path) -> None:
     check(tmp_path / "pool")
 
 
-def test_a_wrong_extension_is_put_right_and_hostile_suffixes_stay_out(tmp_path: Path) -> None:
+def test_a_wrong_extension_is_corrected_and_hostile_suffixes_are_dropped(tmp_path: Path) -> None:
     files = [("a.jpg", picture(0, kind="PNG")), ("a.näme", b"1"), ("a." + "x" * 90, b"2"), ("a.cls", b"7")]
     pack(tmp_path / "0.tar", files)
     run(tmp_path / "pool", tmp_path / "0.tar")
@@ -83,7 +83,7 @@ def test_duplicates_name_the_first_with_the_same_bytes(tmp_path: Path) -> None:
     check(tmp_path / "pool")
 
 
-def test_a_shard_of_which_nothing_is_left_is_still_done(tmp_path: Path) -> None:
+def test_a_shard_without_new_images_is_finished_all_the_same(tmp_path: Path) -> None:
     pack(tmp_path / "0.tar", [("a.jpg", picture(0))])
     pack(tmp_path / "1.tar", [("a.jpg", picture(0))])
     summary = run(tmp_path / "pool", tmp_path / "{0,1}.tar")
@@ -140,7 +140,7 @@ def test_run_json_and_ticks_tell_what_was_done(crawl: Path, tmp_path: Path) -> N
 # What cannot be done
 
 
-def test_two_at_once_is_one_sentence_that_names_the_other(crawl: Path, tmp_path: Path) -> None:
+def test_a_second_ingest_at_a_time_is_refused_with_the_name_of_the_first(crawl: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
 
     def second(tick: Tick) -> None:
@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_pool_is_left_alone(crawl: Path, tmp_path: Path) -> 
 
 
 def test_a_run_is_no_pool(crawl: Path, tmp_path: Path) -> None:
-    """Though it has a run.json, too."""
+    """Although it also has a run.json."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text('{"config": {}, "summary": {}}')
     with pytest.raises(Incompatible, match="not empty and not a pool"):
@@ -193,7 +193,7 @@ def test_stats_that_do_not_say_what_the_shard_was_made_from(crawl: Path, tmp_pat
         run(tmp_path / "pool", crawl)
 
 
-def test_memory_of_digests_is_on_disk_and_goes_with_the_run(crawl: Path, tmp_path: Path) -> None:
+def test_the_digests_are_on_disk_during_the_run_only(crawl: Path, tmp_path: Path) -> None:
     seen = list[bool]()
 
     def look(tick: Tick) -> None:

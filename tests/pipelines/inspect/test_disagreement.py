@@ -12,7 +12,7 @@ from pipelines.errors import Incompatible, MissingArtifact
 from pipelines.inspect import disagreement
 from pipelines.inspect.config import DisagreementConfig
 from pipelines.pool.manifest import Pool
-from pipelines.run import neighbors
+from pipelines.run import neighbors, verdicts
 from pipelines.run.scores import SCORE_SCHEMA
 
 
@@ -28,7 +28,8 @@ def run(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("disagreement") / "run"
     for folder in ("scores", "embeddings", "model"):
         (run / folder).mkdir(parents=True)
-    (run / "model" / "config.json").write_text(json.dumps({"classes": ["a"], "threshold": 0.5}))
+    (run / "model" / "config.json").write_text(json.dumps({"classes": ["a"]}))
+    verdicts.save(run, verdicts.choose([], None))
     rng = np.random.default_rng(0)
     for shard in Pool.open(pool).shards:
         keys = Pool.open(pool).rows(shard, ["key"])["key"].to_pylist()
@@ -52,14 +53,12 @@ def write(run: Path, shard: str, keys: list[str], prob: np.ndarray | None) -> No
     pq.write_table(pa.table(columns, schema=SCORE_SCHEMA), run / "scores" / f"{shard}.parquet")
 
 
-def turn(run: Path, verdicts: dict[str, float]) -> None:
+def turn(run: Path, probs: dict[str, float]) -> None:
     """Give images another probability."""
     for path in sorted((run / "scores").glob("*.parquet")):
         scores = pq.read_table(path)
         keys = scores["key"].to_pylist()
-        prob = np.array(
-            [verdicts.get(key, p) for key, p in zip(keys, scores["prob_synthetic"].to_pylist(), strict=True)]
-        )
+        prob = np.array([probs.get(key, p) for key, p in zip(keys, scores["prob_synthetic"].to_pylist(), strict=True)])
         write(run, path.stem, keys, prob)
 
 

@@ -1,6 +1,7 @@
 """The gallery against plain parquet: filters, orders, neighbors, marks of others."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,24 @@ from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
 from pipelines.review import gallery as stage
 from pipelines.review.gallery import Filter, Gallery
-from pipelines.run import marks
+from pipelines.run import marks, verdicts
 from pipelines.run.marks import Judgment
 from pipelines.run.scores import ScoredPool
 from tests.conftest import World
 
 
 @pytest.fixture(scope="module")
-def scored(newborn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of networks as they were born, with a threshold in the middle of their scores."""
-    run = shutil.copytree(newborn / "run", tmp_path_factory.mktemp("gallery") / "run")
+    run = shutil.copytree(untrained / "run", tmp_path_factory.mktemp("gallery") / "run")
     files = sorted((run / "scores").glob("*.parquet"))
     middle = float(np.median(np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])))
     for file in files:
         table = pq.read_table(file)
-        place = table.schema.get_field_index("synthetic")
-        verdicts = pc.greater_equal(table["prob_synthetic"], middle)
-        pq.write_table(table.set_column(place, table.schema.field("synthetic"), verdicts), file)
-    config_file = run / "model" / "config.json"
-    config_file.write_text(config_file.read_text().replace('"threshold": 0.5', f'"threshold": {middle}'))
+        column = table.schema.get_field_index("synthetic")
+        called = pc.greater_equal(table["prob_synthetic"], middle)
+        pq.write_table(table.set_column(column, table.schema.field("synthetic"), called), file)
+    verdicts.save(run, replace(verdicts.load(run), synthetic_from=middle))
     return run
 
 

@@ -13,7 +13,7 @@ from pipelines.run.neighbors import Index, choose
 from pipelines.run.scores import ScoredPool
 from pipelines.score import ScoreConfig
 from pipelines.score import run as score
-from tests.conftest import save_newborn
+from tests.conftest import save_untrained
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def pool(world: Any) -> Path:
 
 
 @pytest.fixture
-def run(newborn: Path, tmp_path: Path) -> Path:
-    shutil.copytree(newborn / "run", tmp_path / "run")
+def run(untrained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(untrained / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -74,7 +74,7 @@ def test_it_is_built_once_extended_by_new_shards_and_rebuilt_for_another_model(
     opened()
     assert (run / "index" / "faiss.index").read_bytes() == before
 
-    save_newborn(run, seed=1)
+    save_untrained(run, seed=1)
     score(ScoreConfig(pool=pool, run=run, device="cpu"))
     rebuilt = opened()
     assert opened.built == list(range(1, shards + 1))
@@ -130,7 +130,7 @@ def test_neighborhoods_are_all_images_once_and_a_rough_search_finds_most_neighbo
     pool: Path, run: Path, opened: Opener, exact_below: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbors, "EXACT_BELOW", exact_below)
-    monkeypatch.setattr(neighbors, "_NEIGHBORHOOD", 128)
+    monkeypatch.setattr(neighbors, "NEIGHBORHOOD", 128)
     built = opened()
     vectors = all_embeddings(pool, run)
     seen = []
@@ -140,7 +140,7 @@ def test_neighborhoods_are_all_images_once_and_a_rough_search_finds_most_neighbo
         seen += own.tolist()
     assert sorted(seen) == list(range(built.num_images))
 
-    monkeypatch.setattr(neighbors, "_ROUGH_LISTS", 2)
+    monkeypatch.setattr(neighbors, "ROUGH_LISTS", 2)
     (rough, (_, thorough)) = built.search_roughly(vectors, 11), built.search_positions(vectors, 11)
     found = np.mean([len({*few} & {*many}) / 11 for few, many in zip(rough.tolist(), thorough.tolist(), strict=True)])
     assert found == 1 if built.facts.exact else 0.5 < found < 1

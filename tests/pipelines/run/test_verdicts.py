@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.errors import BadInput
+from pipelines.errors import BadInput, MissingArtifact
 from pipelines.run import verdicts
 
 
@@ -31,13 +31,13 @@ def test_too_few_held_out_images_are_a_sentence_with_the_smallest_rate() -> None
         verdicts.limit([0.1] * 9, 0.05)
     assert verdicts.limit([0.1] * 9, 0.1) > 0.1
     with pytest.raises(BadInput, match="with 0 held-out"):
-        verdicts.choose(0.5, [], 0.05)
+        verdicts.choose([], 0.05)
 
 
 def test_verdicts_lie_below_between_and_above_both_thresholds() -> None:
     held_out = np.linspace(0.0, 0.31, 99).tolist()
     for rate, synthetic_from in ((None, 0.5), (0.05, pytest.approx(0.297, abs=0.01))):
-        thresholds = verdicts.choose(0.5, held_out, rate)
+        thresholds = verdicts.choose(held_out, rate)
         assert thresholds.synthetic_from == synthetic_from
         called = thresholds.verdicts(np.array([0.1, 0.35, 0.45, 0.6], dtype=np.float32))
         assert called.tolist() == ["real", "unsure", "unsure", "synthetic"]
@@ -45,13 +45,14 @@ def test_verdicts_lie_below_between_and_above_both_thresholds() -> None:
 
 
 def test_without_held_out_images_nothing_is_unsure() -> None:
-    thresholds = verdicts.choose(0.5, [], None)
+    thresholds = verdicts.choose([], None)
     assert thresholds.verdicts(np.array([0.49, 0.5], dtype=np.float32)).tolist() == ["real", "synthetic"]
     assert "too few" in thresholds.statement
 
 
 def test_thresholds_are_read_as_they_were_written(tmp_path: Path) -> None:
-    assert verdicts.load(tmp_path) is None
-    thresholds = verdicts.choose(0.5, [0.1, 0.2], 0.4)
+    with pytest.raises(MissingArtifact, match=r"thresholds\.json is missing or damaged"):
+        verdicts.load(tmp_path)
+    thresholds = verdicts.choose([0.1, 0.2], 0.4)
     verdicts.save(tmp_path, thresholds)
     assert verdicts.load(tmp_path) == thresholds

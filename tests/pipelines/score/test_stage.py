@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,17 @@ from pipelines.score import ScoreConfig
 from pipelines.train import TrainConfig
 from tests.conftest import World
 
+SETTINGS: dict[str, Any] = {
+    "network": {"backbone": "small"},
+    "recipe": {"num_steps": 12, "batch_size": 8, "unlabeled_ratio": 2},
+    "machine": {"device": "cpu"},
+}
+
 
 @pytest.fixture(scope="module")
 def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained")
-    settings = {"backbone": "small", "num_steps": 12, "batch_size": 8, "unlabeled_ratio": 2, "device": "cpu"}
-    train.run(TrainConfig(labeled=world.seed, pool=world.pool, run=run, truth=world.truth, **settings))
+    train.run(TrainConfig(labeled=world.seed, pool=world.pool, run=run, truth=world.truth, **SETTINGS))
     return run
 
 
@@ -155,7 +161,7 @@ def test_scores_by_two_limits_or_of_an_earlier_model_are_not_read(world: World, 
     before = (run / "scores" / f"{first}.parquet").read_bytes()
     score.run(ScoreConfig(pool=world.pool, run=run, max_false_positive_rate=0.2))
     (run / "scores" / f"{first}.parquet").write_bytes(before)
-    with pytest.raises(Incompatible, match="by two limits; run `curate score` again"):
+    with pytest.raises(Incompatible, match="by two sets of thresholds; run `curate score` again"):
         export.run(wanted)
     score.run(ScoreConfig(pool=world.pool, run=run))
     export.run(wanted)
@@ -181,14 +187,12 @@ def test_a_baseline_says_nothing_about_synthetic(world: World, tmp_path: Path) -
             labeled=world.seed,
             pool=world.pool,
             run=run,
-            method="supervised",
-            backbone="small",
-            num_steps=2,
-            batch_size=8,
+            network={"backbone": "small"},
+            recipe={"method": "supervised", "num_steps": 2, "batch_size": 8},
         )
     )
     summary = score.run(ScoreConfig(pool=world.pool, run=run))
-    assert summary.synthetic_share is None
+    assert summary.called_share is None
     assert read_parquet(run / "scores" / "00000.parquet")["prob_synthetic"].null_count > 0
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -37,7 +38,7 @@ def test_seeds_that_lie_in_the_pool_are_taken_out(world: World, tmp_path: Path) 
 @pytest.mark.parametrize("memory", ["memory", "stream"])
 def test_a_truth_of_other_images_is_refused(world: World, tmp_path: Path, memory: str) -> None:
     (tmp_path / "truth.csv").write_text("key,is_synthetic\nelsewhere,1\n")
-    with pytest.raises(BadInput, match=r"--truth:? .*no image of .*"):
+    with pytest.raises(BadInput, match=r"--truth covers no image of .*\. Its keys must be"):
         train.run(config(world, tmp_path / "run", truth=tmp_path / "truth.csv", machine={"memory": memory}))
 
 
@@ -45,11 +46,9 @@ def test_a_truth_of_other_images_is_refused(world: World, tmp_path: Path, memory
 def test_an_oracle_needs_a_truth_of_every_image(world: World, tmp_path: Path, controls: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"--truth: an oracle .* that covers every image"):
         train.run(config(world, tmp_path / "run", controls=controls))
-    known = read_parquet(world.truth).slice(0, 400).to_pylist()
-    lines = [f"{row['key']},{row['is_synthetic']}" for row in known]
-    (tmp_path / "truth.csv").write_text("\n".join(["key,is_synthetic", *lines]) + "\n")
-    with pytest.raises(BadInput, match=r"truth\.csv: an oracle .* that covers every image"):
-        train.run(config(world, tmp_path / "run", controls=controls, truth=tmp_path / "truth.csv"))
+    pq.write_table(read_parquet(world.truth).slice(0, 400), tmp_path / "part.parquet")
+    with pytest.raises(BadInput, match=r"part\.parquet: an oracle .* that covers every image"):
+        train.run(config(world, tmp_path / "run", controls=controls, truth=tmp_path / "part.parquet"))
 
 
 def test_a_pool_of_one_image_is_refused(world: World, tmp_path: Path) -> None:

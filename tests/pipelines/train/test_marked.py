@@ -16,6 +16,7 @@ from pipelines.run import marks
 from pipelines.run.marks import Mark
 from pipelines.train import TrainConfig, marked
 from tests.conftest import World
+from tests.pipelines.train import runs
 
 DECODER = Decoder(32, 32)
 
@@ -33,18 +34,18 @@ def join(world: World, run: Path, pool: Path | None = None) -> marked.Training:
     return marked.join(Pool.open(pool or world.pool), read(world.seed, DECODER), run, DECODER)
 
 
-def test_marks_become_labeled_images_and_trusted_rows(world: World, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_marks_become_labeled_images_and_marked_rows(world: World, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     plain = join(world, tmp_path)
-    assert plain.trusted is None and plain.digest is None and len(plain.rows) == len(rows)
+    assert plain.marked is None and plain.fingerprint is None and len(plain.rows) == len(rows)
     marks.append(tmp_path, [said(rows[3], "real", "disc"), said(rows[500], "real", "cross"), said(rows[7], "skip")])
     marks.append(tmp_path, [said(rows[i], "real") for i in (0, 400)] + [said(rows[i], "synthetic") for i in (4, 5, 6)])
     found = join(world, tmp_path)
     assert found.counts == {"labeled": 2, "real": 2, "synthetic": 3}
-    assert found.trusted is not None and found.trusted.num_labeled == 42
+    assert found.marked is not None and found.marked.num_labeled == 42
     assert len(found.rows) == len(rows) - 2
     keys = found.rows.key.tolist()
-    assert [keys[i] for i in found.trusted.real] == [rows[0]["key"], rows[400]["key"]]
-    assert [keys[i] for i in found.trusted.synthetic] == [rows[i]["key"] for i in (4, 5, 6)]
+    assert [keys[i] for i in found.marked.real] == [rows[0]["key"], rows[400]["key"]]
+    assert [keys[i] for i in found.marked.synthetic] == [rows[i]["key"] for i in (4, 5, 6)]
     assert not {rows[3]["key"], rows[500]["key"]} & set(keys)
 
     classes = found.examples.classes
@@ -64,9 +65,9 @@ def test_marks_outlive_an_ingest_that_gives_other_keys(
     assert all(there[row["sha256"]] != row["key"] for row in fakes)
     marks.append(tmp_path / "pool", [said(row, "synthetic") for row in [*fakes, rows[0]]])  # the last is not there
     found = join(world, tmp_path / "pool", tmp_path / "pool")
-    assert found.trusted is not None
+    assert found.marked is not None
     keys = found.rows.key.tolist()
-    assert [keys[i] for i in found.trusted.synthetic] == [there[row["sha256"]] for row in fakes]
+    assert [keys[i] for i in found.marked.synthetic] == [there[row["sha256"]] for row in fakes]
 
 
 @pytest.mark.parametrize(
@@ -93,11 +94,7 @@ def test_training_with_marks_resumes_with_the_same_marks_alone(
     world: World, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     def config(**changes: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            "backbone": "small", "num_steps": 12, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25,
-            "log_every": 4, "checkpoint_every": 4, "device": "cpu",
-        }  # fmt: skip
-        return TrainConfig(labeled=world.seed, pool=world.pool, run=tmp_path, **(settings | changes))
+        return runs.config(world, tmp_path, {"recipe": {"num_steps": 12}, "machine": {"checkpoint_every": 4}}, changes)
 
     marks.append(tmp_path, [said(rows[1], "real", "disc"), said(rows[2], "real"), said(rows[3], "synthetic")])
 
@@ -119,4 +116,4 @@ def test_training_with_marks_resumes_with_the_same_marks_alone(
     marks.append(tmp_path, [said(rows[9], "synthetic")])
     with pytest.raises(Incompatible, match=r"other marks.*--no-resume"):
         train.run(config())
-    assert train.run(config(resume=False, num_steps=1)).marked["synthetic"] == 2
+    assert train.run(config(resume=False, recipe={"num_steps": 1})).marked["synthetic"] == 2

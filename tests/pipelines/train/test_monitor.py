@@ -32,7 +32,7 @@ def test_a_labeled_class_the_pool_lacks_and_a_collapse_raise_alarms(world: World
         machine={"log_every": 20},
     )
     summary = train.run(settings, lambda tick: heard.append(tick.note) if tick.note else None)
-    assert any("'zebra' is hardly found" in alarm for alarm in heard)
+    assert any("hardly any image of the labeled class 'zebra'" in alarm for alarm in heard)
     assert tuple(heard) == summary.alarms
 
 

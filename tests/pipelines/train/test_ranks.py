@@ -16,36 +16,34 @@ from safetensors.torch import load_file
 
 from pipelines import train
 from pipelines.errors import BadInput
+from pipelines.report.history import toml
 from pipelines.storage import locks
 from pipelines.train import TrainConfig
 from tests.conftest import World
+from tests.pipelines.train import runs
+from tests.pipelines.train.runs import metrics
 from tests.warm import Process
 
 # fp32 and small steps: sums in another order are not equal to the bit, and training makes such differences grow.
 SETTINGS: dict[str, Any] = {
-    "backbone": "small",
-    "num_steps": 12,
-    "batch_size": 8,
-    "unlabeled_ratio": 2,
-    # The detector starts at once: after some steps, one pseudo-label that rounding turned would give it other examples.
-    "warmup": 0.0,
-    "learning_rate": 0.003,
-    "threshold": 0.6,  # above 0.5, which is what a detector that has not settled says of all images
-    "log_every": 4,
-    "checkpoint_every": 4,
-    "precision": "fp32",
-    "device": "cpu",
+    "recipe": {
+        "num_steps": 12,
+        # The detector starts at once: after some steps, one pseudo-label that rounding turned would give it others.
+        "warmup": 0.0,
+        "learning_rate": 0.003,
+        "confidence_threshold": 0.6,  # above 0.5, which is what a detector that has not settled says of all images
+    },
+    "machine": {"checkpoint_every": 4, "evaluate_every": 1000, "precision": "fp32"},
 }
 
 
 def config(world: World, run: Path, **changes: Any) -> TrainConfig:
-    return TrainConfig(**(SETTINGS | {"labeled": world.seed, "pool": world.pool, "run": run} | changes))
+    return runs.config(world, run, SETTINGS, changes)
 
 
 def command(settings: TrainConfig) -> list[str]:
     recipe = settings.run.with_suffix(".toml")
-    values = settings.model_dump(mode="json", exclude_none=True)
-    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    recipe.write_text(toml(settings.model_dump(mode="json")))
     return ["-m", "curate", "train", "--config", str(recipe), "--json"]
 
 
@@ -55,7 +53,7 @@ def torchrun(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[s
 
 
 def forks(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]:
-    """The same processes without torchrun, and without its cold starts."""
+    """Start the same processes as forks: torchrun starts three fresh interpreters."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -72,16 +70,12 @@ def forks(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]
     )
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize(("detector_init", "start"), [("features", torchrun), ("random", forks)])
 def test_two_ranks_come_to_what_one_process_comes_to(
     world: World, tmp_path: Path, detector_init: str, start: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    train.run(config(world, tmp_path / "one", detector_init=detector_init))
-    done = start(config(world, tmp_path / "two", detector_init=detector_init), 2)
+    train.run(config(world, tmp_path / "one", controls={"detector_init": detector_init}))
+    done = start(config(world, tmp_path / "two", controls={"detector_init": detector_init}), 2)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_steps"] == 12  # one rank speaks for all
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
@@ -98,7 +92,10 @@ def test_two_ranks_come_to_what_one_process_comes_to(
 
 def test_baselines_on_two_ranks_share_the_batch_norm_of_timm(world: World, tmp_path: Path) -> None:
     """Which goes on to an activation that must not get lost."""
-    baseline = {"method": "fixmatch", "backbone": "timm:test_efficientnet", "learning_rate": 0.0003}
+    baseline = {
+        "network": {"backbone": "timm:test_efficientnet"},
+        "recipe": {"method": "fixmatch", "learning_rate": 0.0003},
+    }
     train.run(config(world, tmp_path / "one", **baseline))
     done = forks(config(world, tmp_path / "two", **baseline), 2)
     assert done.returncode == 0, done.stderr
@@ -108,7 +105,7 @@ def test_baselines_on_two_ranks_share_the_batch_norm_of_timm(world: World, tmp_p
 
 def test_routes_have_the_statistics_of_one_process_on_two_ranks(world: World, tmp_path: Path) -> None:
     """One process passes each route through the network by itself; ranks share sums over masks (models.norms)."""
-    routed = {"routing": "oracle", "truth": world.truth}
+    routed = {"controls": {"routing": "oracle"}, "truth": world.truth}
     train.run(config(world, tmp_path / "one", **routed))
     done = forks(config(world, tmp_path / "two", **routed), 2)
     assert done.returncode == 0, done.stderr
@@ -120,7 +117,7 @@ def test_routes_have_the_statistics_of_one_process_on_two_ranks(world: World, tm
         torch.testing.assert_close(ours[key].float(), value.float(), rtol=0.1, atol=0.02)
 
 
-def test_a_checkpoint_goes_on_with_another_number_of_ranks(world: World, tmp_path: Path) -> None:
+def test_a_checkpoint_is_resumed_with_another_number_of_ranks(world: World, tmp_path: Path) -> None:
     train.run(config(world, tmp_path / "one"))
 
     def interrupt(tick: Any) -> None:

@@ -124,7 +124,7 @@ def test_training_starts_from_the_classifier_of_another_run(world: World, tmp_pa
 
 
 def test_a_start_that_does_not_fit_is_refused(uninterrupted: Path, world: World, tmp_path: Path) -> None:
-    with pytest.raises(Incompatible, match="same --backbone and the same classes"):
+    with pytest.raises(Incompatible, match="needs a run with the same --backbone and classes"):
         train.run(config(world, tmp_path, network={"init_from": uninterrupted, "backbone": "wrn-28-2"}))
     with pytest.raises(MissingArtifact, match="no trained model"):
         train.run(config(world, tmp_path, network={"init_from": tmp_path / "nothing"}))
@@ -149,7 +149,7 @@ def test_any_timm_backbone_and_weights_from_a_file(world: World, tmp_path: Path)
 
 def test_weights_of_another_network_are_refused(world: World, tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(BadInput, match=r"is it of small\?"):
+    with pytest.raises(BadInput, match=r"Are these weights of small\?"):
         train.run(config(world, tmp_path / "run", network={"weights": tmp_path / "w.safetensors"}))
 
 

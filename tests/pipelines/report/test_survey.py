@@ -10,9 +10,11 @@ import pytest
 from pipelines import toy
 from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
-from pipelines.report.statistics import Best, Sample, Survey, survey
+from pipelines.report.survey import MAX_TABLES, Best, Sample, Survey, read_rows, survey
+from pipelines.run import verdicts
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage.atomic import write_json
+from pipelines.storage.shards import read_samples
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,8 @@ def scored(world: Any, tmp_path_factory: pytest.TempPathFactory) -> ScoredPool:
     run, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
     for folder in ("scores", "model"):
         (run / folder).mkdir()
-    write_json(run / "model" / "config.json", {"classes": toy.CLASSES, "threshold": 0.5})
+    write_json(run / "model" / "config.json", {"classes": toy.CLASSES})
+    verdicts.save(run, verdicts.choose([], None))
     pool = Pool.open(world.pool)
     for shard in pool.shards:
         keys = pool.rows(shard)["key"].to_pylist()
@@ -97,7 +100,7 @@ def test_a_sample_of_many_shards_waits_in_few_tables() -> None:
     sample = Sample(1000)
     for digest in digests:
         sample.add(pa.table({"sha256": [digest]}))
-        assert len(sample._parts) <= 65
+        assert len(sample.tables) <= MAX_TABLES + 1
     assert sample.rows()["sha256"].to_pylist() == sorted(digests)[:1000]
 
 
@@ -134,3 +137,13 @@ def test_a_missing_tar_is_said_to_be_missing(world: Any, tmp_path: Path) -> None
     (tmp_path / "pool" / "00000.tar").unlink()
     with pytest.raises(CorruptShard, match=r"00000\.tar: is missing"):
         survey(Pool.open(tmp_path / "pool"), None, (), sample=10, gallery=3, per_class=2)
+
+
+def test_a_row_is_read_with_what_stood_beside_it(world: Any) -> None:
+    pool = Pool.open(world.pool)
+    rows = survey(pool, None, (), sample=10_000, gallery=1, per_class=1).sample
+    samples = {key: sample for shard in pool.shards for key, sample in read_samples(pool.tar(shard))}
+    for row, (image, sidecars) in zip(rows.to_pylist(), read_rows(pool, rows), strict=True):
+        whole = samples[row["key"]]
+        assert image == whole.pop(row["format"])
+        assert sidecars == whole and set(whole) == {"json", "txt"}

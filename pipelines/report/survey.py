@@ -1,8 +1,9 @@
-"""One pass over a pool and its scores, for pages about it: counts, a sample, and the images at the ends.
+"""Surveys a pool and its scores in one pass: counts, a uniform sample, and the images with extreme scores.
 
-Memory does not grow with the pool: it holds one shard, one row a class, and the rows that were asked for.
+Memory does not grow with the pool: it holds one shard, a row for each class, and the rows that were asked for.
 """
 
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ import pyarrow.compute as pc
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run.scores import ScoredPool
-from pipelines.storage.shards import end_of_samples, sample_spans
+from pipelines.storage.shards import end_of_samples, read_spans_across, sample_spans, sample_start
+from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
 
 BINS = 50  # of the histograms over 0..1
-EXAMPLES = 3  # rejected records kept of each reason
+EXAMPLES = 3  # rejected records listed for each reason
+MAX_TABLES = 64  # of a sample, before they are merged: each has a cost of its own, however small
 
 _OF_POOL = (
     "key", "shard", "source", "member", "format", "width", "height", "offset", "num_bytes", "sha256", "declared",
@@ -30,62 +33,62 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class Rejected:
-    """The records that were rejected for one reason, with a few of them: (member, detail)."""
+    """The records that were rejected for one reason."""
 
     num_images: int = 0
-    examples: list[tuple[str, str]] = field(default_factory=list)
+    examples: list[tuple[str, str]] = field(default_factory=list)  # the first of them: (member, detail)
 
 
 @dataclass
 class Share:
-    """Some images and what was found of them."""
+    """Counts of some of the images."""
 
     num_images: int = 0
     num_synthetic: int = 0
     confidence: float = 0.0  # sum
 
 
-_PARTS = 64  # tables that wait to be put together: one has a cost of its own, however small
-
-
 class Sample:
-    """A uniform sample of at most `size` rows: those of the smallest SHA-256, so that the same images give the same."""
+    """A uniform sample of at most `size` rows: those with the smallest SHA-256, the same for the same images.
+
+    `tables` holds rows that are still in the running.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._parts: list[pa.Table] = []
+        self.tables: list[pa.Table] = []
         self._num_rows = 0
-        self._limit: str | None = None  # none from here on can get in
+        self._limit: str | None = None  # rows with this SHA-256 or a larger one cannot be in the sample
 
     def add(self, rows: pa.Table) -> None:
-        """Let the rows of a shard compete."""
+        """Consider the rows of a shard."""
         if self._limit is not None:
             rows = rows.filter(pc.less(rows["sha256"], self._limit))
-        if not rows.num_rows and self._parts:  # of a later shard hardly any can get in
+        if not rows.num_rows and self.tables:  # common for later shards
             return
-        self._parts.append(rows)
+        self.tables.append(rows)
         self._num_rows += rows.num_rows
-        if self._num_rows > 2 * self._size or len(self._parts) > _PARTS:
-            self._parts = [self.rows()]
-            self._num_rows = self._parts[0].num_rows
+        if self._num_rows > 2 * self._size or len(self.tables) > MAX_TABLES:
+            self.tables = [self.rows()]
+            self._num_rows = self.tables[0].num_rows
             if self._num_rows == self._size:
-                self._limit = self._parts[0]["sha256"][-1].as_py()
+                self._limit = self.tables[0]["sha256"][-1].as_py()
 
     def rows(self) -> pa.Table:
-        """The sample, in the order of the digests: its beginning is a smaller uniform sample."""
-        rows = pa.concat_tables(self._parts)
+        """The sample in the order of SHA-256, so that its beginning is a smaller uniform sample."""
+        rows = pa.concat_tables(self.tables)
         return rows.take(pc.sort_indices(rows["sha256"])[: self._size]).combine_chunks()
 
 
 class Best:
-    """The `limit` rows of each group with the largest value; ties go to the smaller SHA-256."""
+    """The `limit` rows of each group with the largest values; ties go to the smaller SHA-256."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._rows: pa.Table | None = None
 
     def add(self, rows: pa.Table, values: npt.NDArray[np.floating], groups: Sequence[str] | None = None) -> None:
-        """Let the rows of a shard compete, by `values` (N,) and within `groups` (N,)."""
+        """Consider the rows of a shard, with their `values` (N,) and `groups` (N,)."""
         group = pa.array(groups if groups is not None else [""] * rows.num_rows, pa.string())
         rows = rows.append_column("value", pa.array(values, pa.float32())).append_column("group", group)
         self._rows = self._first(rows if self._rows is None else pa.concat_tables([self._rows, self._first(rows)]))
@@ -94,11 +97,11 @@ class Best:
         order = [("group", "ascending"), ("value", "descending"), ("sha256", "ascending")]
         rows = rows.take(pc.sort_indices(rows, sort_keys=order)).combine_chunks()
         codes = rows["group"].combine_chunks().dictionary_encode().indices.to_numpy()
-        starts = np.searchsorted(codes, codes)  # sorted by group, the codes ascend
+        starts = np.searchsorted(codes, codes)  # as rows are sorted by group, the codes ascend
         return rows.filter(pa.array(np.arange(len(codes)) - starts < self._limit))
 
     def rows(self, group: str = "") -> pa.Table | None:
-        """The best of a group, best first; None where it has none."""
+        """The best rows of a group, best first; None if it has none."""
         if self._rows is None:
             return None
         found = self._rows.filter(pc.equal(self._rows["group"], group))
@@ -107,7 +110,7 @@ class Best:
 
 @dataclass
 class Survey:
-    """What one pass found; without scores the part that the pool alone tells."""
+    """What one pass found; without scores only what the pool alone tells."""
 
     num_images: int
     num_bytes: int
@@ -126,12 +129,12 @@ class Survey:
 
     @property
     def num_rejected(self) -> int:
-        """Records that did not get into the pool."""
+        """Number of records that did not get into the pool."""
         return sum(rejected.num_images for rejected in self.rejected.values())
 
     @property
     def num_synthetic(self) -> int:
-        """Images that are called synthetic."""
+        """Number of images that are called synthetic."""
         return sum(share.num_synthetic for share in self.classes.values())
 
 
@@ -145,7 +148,11 @@ def survey(
     per_class: int,
     on_tick: OnTick = ignore,
 ) -> Survey:
-    """Go once over the pool and, where there are any, its scores."""
+    """Read the pool and its scores, if there are any, once.
+
+    `sample` is the number of rows to sample, `gallery` the number of images with the highest and lowest scores to keep
+    and `per_class` that of each class and verdict. Raises CorruptShard if a tar is missing.
+    """
     shards = scored.shards if scored else pool.shards
     picked = Sample(sample)
     threshold = scored.threshold if scored else 0.5
@@ -172,7 +179,7 @@ def survey(
 
 
 def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Iterator[pa.Table]:
-    """Rows of one shard after the other, with `row`, their position in it, and `stop`, where their sample ends."""
+    """The rows of each shard, with `row`, their number in it, and `stop`, the offset where their sample ends."""
     for shard in shards:
         rows = scored.rows(shard, (*_OF_POOL, *_OF_SCORES)) if scored else pool.rows(shard, _OF_POOL)
         _, stops = sample_spans(rows["offset"].to_numpy(), end_of_samples(pool.tar(shard)))
@@ -212,6 +219,19 @@ def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
 def _histogram(values: npt.NDArray[np.floating], before: Counts | None) -> Counts:
     counts = np.histogram(values, bins=BINS, range=(0.0, 1.0))[0].astype(np.int64)
     return counts if before is None else before + counts
+
+
+def read_rows(pool: Pool, rows: pa.Table) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+    """Image and sidecars (by suffix) of each of `rows`, which are rows of a survey, in their order."""
+    listed = rows.select(["key", "shard", "offset", "num_bytes", "stop", "format"]).to_pylist()
+    starts = [sample_start(row["offset"]) for row in listed]
+    spans = [(pool.tar(row["shard"]), start, row["stop"] - start) for row, start in zip(listed, starts, strict=True)]
+    for row, start, span in zip(listed, starts, read_spans_across(spans), strict=True):
+        members = read_tar(io.BytesIO(span), MAX_MEMBER_BYTES)
+        sample = {name.partition(".")[2]: data for name, data in members if name.startswith(f"{row['key']}.")}
+        sample.pop(row["format"], None)
+        image = row["offset"] - start
+        yield span[image : image + row["num_bytes"]], {k: v for k, v in sample.items() if isinstance(v, bytes)}
 
 
 def _rejected(pool: Pool) -> dict[str, Rejected]:

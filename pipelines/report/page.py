@@ -1,0 +1,80 @@
+"""Puts the report's page together: what the template report.html.j2 is given."""
+
+import base64
+import hashlib
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files as resources
+
+from markupsafe import Markup
+
+from pipelines import pages
+from pipelines.images.rejects import Reason
+from pipelines.pool.manifest import Pool
+from pipelines.progress import OnTick
+from pipelines.report import association, charts, figures, history, pictures
+from pipelines.report.config import ReportConfig
+from pipelines.report.confounds import Audit
+from pipelines.report.survey import Survey
+from pipelines.run.scores import ScoredPool
+
+CLASSES_LISTED = 500  # in the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the page shows."""
+
+    pool: Pool
+    scored: ScoredPool | None  # None without scores
+    survey: Survey
+    audit: Audit | None  # None without scores
+    num_unscored: int  # images
+    note: str  # why the labeled set was not compared; empty if it was
+    next: str  # the command to run next
+
+
+def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
+    """Render the page; drawing the map takes longest and reports to `on_tick`."""
+    pool, scored, found = findings.pool, findings.scored, findings.survey
+    templates = resources("pipelines").joinpath("templates")
+    style, script = (templates.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    alarms = history.read_record(config.run / "run.json").get("summary", {}).get("alarms", []) if scored else []
+    values = {
+        "style": Markup(style),
+        "script": Markup(script),
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+        "bar": charts.bar,
+        "config": config,
+        "version": version("curate"),
+        "now": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "found": found,
+        "num_images": pool.num_images,
+        "num_unscored": findings.num_unscored,
+        "num_shards": len(pool.shards),
+        "reasons": {reason.value: reason.meaning for reason in Reason},
+        "classes": sorted(found.classes.items(), key=lambda item: -item[1].num_images),
+        "listed": CLASSES_LISTED,
+        "threshold": scored.threshold if scored and found.scores is not None else None,
+        "estimate": scored.model if scored and scored.model.get("estimated_interval") else None,
+        "histograms": figures.histograms(scored, found, findings.audit),
+        "galleries": pictures.galleries(pool, scored, found),
+        "thumbnail": pictures.THUMBNAIL.side,
+        "by_class": pictures.by_class(pool, found) if scored else [],
+        "maps": figures.maps(config.map, scored, found, on_tick) if scored else [],
+        "curves": figures.training_curves(config.run, scored.classes if scored else ()),
+        "alarms": alarms,
+        "audit": findings.audit,
+        "limits": association,
+        "note": findings.note,
+        "stages": history.stages(config.pool, config.run),
+        "next": findings.next,
+    }
+    return pages.render("report.html.j2", values)
+
+
+def _hash(text: str) -> str:
+    """The name of a script or style in a content security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
