@@ -64,14 +64,14 @@ def measure(shared: Path, work: Path, seed: int, size: int) -> dict[str, Any]:
     trained = job.curate("train", "--config", "cpu", "--labeled", str(work / "seed"), "--seed", str(seed))
     job.curate("score")
     figures = check_scores(work, job)
-    low, high = trained["share_interval"]
+    low, high = trained["estimated_interval"]
     held_out = json.loads((job.run / "model" / "config.json").read_text())["held_out"]
     return {
         "seed": seed,
         **figures,
         "held_out": len(held_out),
         "realized": {str(rate): realized(work, job, rate) for rate in RATES},
-        "share_estimated": trained["share_synthetic"],
+        "share_estimated": trained["estimated_share"],
         "interval": [low, high],
         "covered": low <= figures["synthetic_share"] <= high,
         "seconds": round(time.monotonic() - started),

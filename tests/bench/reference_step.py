@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from models.networks import IMAGENET_MEAN, IMAGENET_STD, Standardize, backbone, set_norm_momentum
-from models.schedule import cosine
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 from models import augment
+from models.backbones import IMAGENET_MEAN, IMAGENET_STD, Standardize, backbone
+from models.learner import cosine
 from models.ranks import Rng
 
 NUM_CLASSES = 10
@@ -137,7 +137,9 @@ class Reference:
         self.standardize = Standardize().to(self.device)
         self.network = nn.Sequential(features, nn.Linear(width, NUM_CLASSES)).train()
         self.network.to(self.device).to(memory_format=self.format)
-        set_norm_momentum(self.network, 0.001)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.001
         self.average = copy.deepcopy(self.network)
         weights = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in self.network.parameters() if parameter.ndim <= 1]

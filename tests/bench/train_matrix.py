@@ -1,4 +1,4 @@
-"""Contaminated training from arrays, with `models` alone: for a GPU on a machine that has no more than torch and timm.
+"""Contaminated training from arrays, with `models` alone: for a GPU on a machine that has torch, timm and pydantic.
 
     python tests/bench/train_matrix.py --pack --real CIFAR10 --synthetic SD14 --test CIFAR10_TEST --arrays arrays.npz
     python tests/bench/train_matrix.py --arrays arrays.npz --out matrix.jsonl --device cuda --jobs 6 --minutes 9
@@ -22,7 +22,7 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,22 +32,24 @@ import torch
 from torch import Tensor
 from train_step import has_fast_bf16
 
-from models import csqueue, residual
+from models import csqueue, methods, residual
+from models.batch import Batch
 from models.classifier import Classifier
 from models.detector import Detector
 from models.ranks import Rng
-from models.rsmatch import Batch, Recipe, RSMatch
+from models.recipe import Controls, Recipe
+from models.rsmatch import RSMatch
 
 PACKED = {"real": 8_000, "synthetic": 8_000, "test": 3_000}  # images in all
 CHUNK = 500
-METHODS: dict[str, dict[str, Any]] = {
-    "fixmatch": {"method": "fixmatch"},
-    "fixmatch-real": {"method": "fixmatch"},
-    "rsmatch": {},
-    "rsmatch-oracle": {"routing": "oracle"},
-    "rsmatch-oracle-discard": {"routing": "oracle", "dummy_weight": 0.0},
-    "rsmatch-random": {"routing": "random"},
-    "supervised": {"method": "supervised"},
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of the recipe and of the controls
+    "fixmatch": ({"method": "fixmatch"}, {}),
+    "fixmatch-real": ({"method": "fixmatch"}, {}),
+    "rsmatch": ({}, {}),
+    "rsmatch-oracle": ({}, {"routing": "oracle"}),
+    "rsmatch-oracle-discard": ({}, {"routing": "oracle", "dummy_weight": 0.0}),
+    "rsmatch-random": ({}, {"routing": "random"}),
+    "supervised": ({"method": "supervised"}, {}),
 }
 
 
@@ -72,10 +74,17 @@ class Protocol:
     alpha: float
 
     def recipe(self, method: str) -> Recipe:
-        recipe = Recipe(
-            num_steps=self.num_steps, learning_rate=self.learning_rate, norm_momentum=0.01, weak_gradient=False
+        """Recipe of a method; P is 2 for any number of classes."""
+        changes, _ = METHODS[method]
+        return Recipe(
+            num_steps=self.num_steps, learning_rate=self.learning_rate, norm_momentum=0.01, queue_classes=2, **changes
         )
-        return replace(recipe, **METHODS[method])
+
+    @staticmethod
+    def controls(method: str) -> Controls:
+        """Controls of a method."""
+        _, changes = METHODS[method]
+        return Controls(weak_gradient=False, **changes)
 
 
 class World(NamedTuple):
@@ -132,7 +141,9 @@ def train(arrays: Path, protocol: Protocol, run: Run, state: Path, device_name: 
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
     autocast = torch.autocast(device.type, torch.bfloat16) if has_fast_bf16(device) else nullcontext()
-    learner = RSMatch(recipe, classifier, detector, autocast, num_images=len(world.pool))
+    learner = methods.build(
+        recipe, protocol.controls(run.method), classifier, detector, autocast, num_images=len(world.pool)
+    )
     start, seconds = restore(learner, protocol, state, device)
     began, step = time.monotonic(), start
     while step < recipe.num_steps:
@@ -140,7 +151,7 @@ def train(arrays: Path, protocol: Protocol, run: Run, state: Path, device_name: 
             store(learner, protocol, state, step, seconds + time.monotonic() - began)
             return None
         rng = Rng(torch.Generator(device).manual_seed((run.seed << 32) + step))
-        if step == recipe.detector_start and recipe.needs_bootstrap:
+        if isinstance(learner, RSMatch) and step == learner.bootstrap_step:
             bootstrap(learner, world, rng)
         picked, shown, rows = (
             order(count, size, run.seed * 3 + k, step).to(device)
@@ -186,55 +197,52 @@ def order(count: int, size: int, seed: int, step: int) -> Tensor:
 def bootstrap(learner: RSMatch, world: World, rng: Rng) -> None:
     """Start the detector, as `curate train` does."""
     rows = torch.arange(len(world.pool), device=world.pool.device)
-    statistics = torch.cat([residual.statistics(part) for part in world.pool.split(CHUNK)])
-    pseudo_labels = torch.cat([learner.classifier_ema(part).real.argmax(1) for part in world.pool.split(CHUNK)])
-    learner.bootstrap(rows, statistics, residual.statistics(world.labeled), pseudo_labels, rng.generator)
+    features = torch.cat([residual.features(part) for part in world.pool.split(CHUNK)])
+    pseudo_labels = torch.cat([learner.classifier.average(part).real.argmax(1) for part in world.pool.split(CHUNK)])
+    learner.bootstrap(rows, features, residual.features(world.labeled), pseudo_labels, rng.generator)
 
 
 @torch.no_grad()
-def evaluate(learner: RSMatch, world: World) -> dict[str, Any]:
+def evaluate(learner: methods.Method, world: World) -> dict[str, Any]:
     """Accuracy on real test images and, with a detector, its AUROC on the pool, the queue and the estimated share."""
-    predicted = torch.cat([learner.classifier_ema(part).real.argmax(1) for part in world.test.split(CHUNK)])
+    predicted = torch.cat([learner.classifier.average(part).real.argmax(1) for part in world.test.split(CHUNK)])
     figures: dict[str, Any] = {"accuracy": (predicted == world.test_classes).double().mean().item()}
-    if learner.recipe.has_detector:
-        rank = torch.cat([learner.detector_ema(part) for part in world.pool.split(CHUNK)]).argsort().argsort()
+    if isinstance(learner, RSMatch) and learner.has_detector:
+        rank = torch.cat([learner.detector.average(part) for part in world.pool.split(CHUNK)]).argsort().argsort()
         fake, real = int(world.synthetic.sum()), int((~world.synthetic).sum())
         above = int(rank[world.synthetic].sum()) - fake * (fake - 1) / 2
-        queued = learner.queue.index[learner.queue.index != csqueue.EMPTY]
+        queued = learner.examples.queue.index[learner.examples.queue.index != csqueue.EMPTY]
         figures |= {
             "detector_auroc": above / (fake * real),
             "queue_purity": world.synthetic[queued].double().mean().item(),
-            "share_synthetic": learner.cut.estimate[0],
+            "share_synthetic": learner.thresholds.estimate[0],
             "true_share": fake / (fake + real),
         }
     return figures
 
 
-def parts(learner: RSMatch) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
-    """What a checkpoint holds, beside the confident real images."""
-    names = ("classifier", "classifier_ema", "classifier_optimizer", "detector", "detector_ema", "detector_optimizer")
-    return {name: getattr(learner, name) for name in (*names, "queue", "cut")}
-
-
-def store(learner: RSMatch, protocol: Protocol, state: Path, step: int, seconds: float) -> None:
+def store(learner: methods.Method, protocol: Protocol, state: Path, step: int, seconds: float) -> None:
     """Write a checkpoint."""
-    values: dict[str, Any] = {name: part.state_dict() for name, part in parts(learner).items()}
-    values |= {"confident_real": learner.confident_real, "step": step, "seconds": seconds, "protocol": vars(protocol)}
+    values: dict[str, Any] = {name: part.state_dict() for name, part in learner.parts.items()}
+    values |= {"step": step, "seconds": seconds, "protocol": vars(protocol)}
+    if isinstance(learner, RSMatch):
+        values["confident_real"] = learner.examples.confident_real
     temporary = state.with_suffix(".tmp")
     torch.save(values, temporary)
     temporary.rename(state)
 
 
-def restore(learner: RSMatch, protocol: Protocol, state: Path, device: torch.device) -> tuple[int, float]:
+def restore(learner: methods.Method, protocol: Protocol, state: Path, device: torch.device) -> tuple[int, float]:
     """Load a checkpoint, if there is one; the step to go on from and the seconds before."""
     if not state.exists():
         return 0, 0.0
     values = torch.load(state, map_location=device, weights_only=True)
     if values["protocol"] != vars(protocol):
         raise SystemExit(f"{state}: is of another protocol; remove it, or name another file with --out.")
-    for name, part in parts(learner).items():
+    for name, part in learner.parts.items():
         part.load_state_dict(values[name])
-    learner.confident_real = values["confident_real"]
+    if isinstance(learner, RSMatch):
+        learner.examples.confident_real = values["confident_real"]
     return values["step"], values["seconds"]
 
 

@@ -19,7 +19,7 @@ Not counted are a first run of each row, which warms up and compiles, and on a G
 
 Needs no data: without `--images` (uint8 images, the first such array of an .npy or .npz file) the pixels are random,
 which changes no shape and no operation. Without an installation of curate, put the repository on `PYTHONPATH`; beside
-it only torch, torchvision, timm and numpy are needed.
+it only torch, torchvision, timm, numpy and pydantic are needed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,13 @@ from reference_step import NUM_CLASSES, UNLABELED_RATIO, Data, Reference
 from torch import Tensor
 from torch.autograd import DeviceType
 
+from models import methods
+from models.batch import Batch
 from models.classifier import Classifier
 from models.detector import Detector
 from models.ranks import Rng
-from models.rsmatch import DETECTOR_SETTLES, Batch, Recipe, RSMatch
+from models.recipe import Controls, Recipe
+from models.rsmatch import DETECTOR_SETTLES, RSMatch
 
 NUM_RANDOM_IMAGES = 10_000
 LINUX_RESET = Path("/proc/self/clear_refs")  # "5" resets the peak of the process's memory
@@ -93,20 +96,28 @@ class Row:
 
 
 def ours(
-    data: Data, recipe: Recipe, autocast: AbstractContextManager[object], *, compiled: str = "off"
+    data: Data,
+    recipe: Recipe,
+    autocast: AbstractContextManager[object],
+    *,
+    controls: Controls = Controls(),
+    compiled: str = "off",
 ) -> Callable[[], Iterator[None]]:
     """RSMatch past its warm-up, built as `curate train` builds it, with as many examples as its bootstrap finds."""
     device = data.images.device
     classifier, detector = Classifier("wrn-28-2", NUM_CLASSES), Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
-    learner = RSMatch(recipe, classifier, detector, autocast, num_images=len(data.images))
+    method = methods.build(recipe, controls, classifier, detector, autocast, num_images=len(data.images))
     if compiled != "off":
-        learner.compile(cuda_graphs=compiled == "cuda-graphs")
+        for network in (classifier, detector):
+            network.compile(mode="reduce-overhead" if compiled == "cuda-graphs" else "default")
     rows = torch.arange(len(data.images), device=device)
-    learner.queue.fill(rows, torch.rand(len(rows), device=device), rows % NUM_CLASSES)
-    learner.confident_real = rows[: len(rows) // 10]
-    number = max(recipe.routing_start, recipe.detector_start + DETECTOR_SETTLES)
+    number = method.routing_start
+    if isinstance(method, RSMatch):
+        method.examples.queue.fill(rows, torch.rand(len(rows), device=device), rows % NUM_CLASSES)
+        method.examples.confident_real = rows[: len(rows) // 10]
+        number = max(number, method.detector_start + DETECTOR_SETTLES)
     rng = Rng(torch.Generator(device).manual_seed(0))
 
     def fetch_tiles(picked: Tensor) -> Tensor:
@@ -125,7 +136,9 @@ def ours(
                 unlabeled_tiles=data.images[unlabeled],
                 rows=unlabeled,
             )
-            learner.step(number, batch, fetch_tiles, rng)
+            if compiled == "cuda-graphs":  # what the last step's graphs hold may be overwritten
+                torch.compiler.cudagraph_mark_step_begin()
+            method.step(number, batch, fetch_tiles, rng)
             number += 1
             yield
 
@@ -143,8 +156,7 @@ def comparison(data: Data, autocast: AbstractContextManager[object], workers: in
 
 def measures(data: Data, autocast: AbstractContextManager[object], workers: int, compiled: str) -> list[Row]:
     """The reference and what one measure after the other makes of it; the last row adds the detector."""
-    with_gradient = Recipe(method="fixmatch", weak_gradient=True)
-    without = Recipe(method="fixmatch", weak_gradient=False)
+    fixmatch, without = Recipe(method="fixmatch"), Controls(weak_gradient=False)
     rows = [
         Row("reference", Reference(data, workers=workers).train),
         Row("+ channels_last", Reference(data, workers=workers, channels_last=True).train),
@@ -153,13 +165,13 @@ def measures(data: Data, autocast: AbstractContextManager[object], workers: int,
         rows.append(Row("+ bf16", Reference(data, workers=workers, channels_last=True, autocast=autocast).train))
     rows += [
         Row("+ batched augmentation", Reference(data, channels_last=True, autocast=autocast, batched=True).train),
-        Row("+ fused SGD, foreach EMA", ours(data, with_gradient, autocast)),
-        Row("+ weak without gradient", ours(data, without, autocast)),
+        Row("+ fused SGD, foreach EMA", ours(data, fixmatch, autocast)),
+        Row("+ weak without gradient", ours(data, fixmatch, autocast, controls=without)),
     ]
     if compiled != "off":
-        rows.append(Row("+ torch.compile", ours(data, without, autocast, compiled=compiled)))
-    complete = replace(without, method="rsmatch")
-    return [*rows, Row("+ detector (all of rsmatch)", ours(data, complete, autocast, compiled=compiled))]
+        rows.append(Row("+ torch.compile", ours(data, fixmatch, autocast, controls=without, compiled=compiled)))
+    complete = ours(data, Recipe(), autocast, controls=without, compiled=compiled)
+    return [*rows, Row("+ detector (all of rsmatch)", complete)]
 
 
 def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -56,10 +56,10 @@ class Home:
 
     def train(self, on_tick: OnTick = ignore) -> train.Summary:
         settings: dict[str, Any] = {
-            "backbone": "small", "num_steps": STEPS, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25,
-            "log_every": 4, "checkpoint_every": CHECKPOINT_EVERY, "device": "cpu",
-        }  # fmt: skip
-        # The model says which pool it is of: the same for all, so that the bytes are.
+            "network": {"backbone": "small"},
+            "recipe": {"num_steps": STEPS, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25},
+            "machine": {"log_every": 4, "checkpoint_every": CHECKPOINT_EVERY, "device": "cpu"},
+        }
         return train.run(
             train.TrainConfig(labeled=self.world.seed, pool=self.world.pool, run=self.run, **settings), on_tick
         )
@@ -196,7 +196,10 @@ def test_a_disk_that_may_not_be_written_is_one_sentence(stage: str, world: World
 
 def test_without_root_a_limit_on_files_is_one_sentence_and_exit_1(world: World, whole: Home, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('backbone = "small"\nnum_steps = 2\nbatch_size = 8\nunlabeled_ratio = 2\ndevice = "cpu"\n')
+    recipe.write_text(
+        '[network]\nbackbone = "small"\n[recipe]\nnum_steps = 2\nbatch_size = 8\nunlabeled_ratio = 2\n'
+        '[machine]\ndevice = "cpu"\n'
+    )
     options = ["--labeled", str(world.seed), "--pool", str(world.pool), "--run", str(tmp_path / "run")]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
 
