@@ -56,9 +56,10 @@ class Home:
 
     def train(self, on_tick: OnTick = ignore) -> train.Summary:
         settings: dict[str, Any] = {
-            "backbone": "small", "num_steps": STEPS, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25,
-            "log_every": 4, "checkpoint_every": CHECKPOINT_EVERY, "device": "cpu",
-        }  # fmt: skip
+            "network": {"backbone": "small"},
+            "recipe": {"num_steps": STEPS, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25},
+            "machine": {"log_every": 4, "checkpoint_every": CHECKPOINT_EVERY, "device": "cpu"},
+        }
         # The model says which pool it is of: the same for all, so that the bytes are.
         return train.run(
             train.TrainConfig(labeled=self.world.seed, pool=self.world.pool, run=self.run, **settings), on_tick

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models import rsmatch
 from pipelines import benchmark
 from pipelines.benchmark.methods import METHODS, merged
 from pipelines.errors import BadInput, Incompatible
+from pipelines.train import config as train_config
 from tests.conftest import World
 from tests.pipelines.benchmark.matrices import CLASSES, TRAIN, config, lines
 from tests.warm import python
@@ -100,7 +100,7 @@ def test_results_of_other_settings_are_not_mixed(world: World, sources: Path, wh
 def test_results_from_before_a_method_was_changed_are_not_mixed(
     world: World, sources: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rsmatch, "DETECTOR_REVISION", rsmatch.DETECTOR_REVISION + 1)
+    monkeypatch.setattr(train_config, "DETECTOR_REVISION", train_config.DETECTOR_REVISION + 1)
     with pytest.raises(Incompatible, match=r"has runs of rsmatch from before that method was changed\. Remove"):
         benchmark.run(config(world, sources, whole))
     fixmatch, _ = (whole / "results.jsonl").read_text().splitlines()
