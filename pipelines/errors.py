@@ -10,6 +10,8 @@ A faulty image is none of these: it is a value, a row among the rejects (see `pi
 Any other exception is a bug in curate.
 """
 
+import re
+
 
 class CurateError(Exception):
     """Base of all errors that the user can fix; `str(error)` is the sentence to show."""
@@ -44,3 +46,8 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return first_line(error).rstrip(".")
+
+
+def what_is_wrong(error: CurateError) -> str:
+    """The first sentence of an error of ours, without the period and without what to do next."""
+    return re.split(r"; |\. (?=[A-Z])", str(error))[0].rstrip(".")

@@ -1,20 +1,18 @@
-"""A small crawl made on the spot, for the demo and the tests: no network, no data set, nothing to license.
+"""Make a small toy crawl for the demo and the tests: without network, data set or license.
 
-Pictures of five shapes at 32x32. The *real* ones go through a camera: optics that blur, a sensor whose noise
-grows with the light, JPEG. The *synthetic* ones go through a generator's last layers: a half-resolution grid,
-a transposed convolution that leaves its checkerboard, part of the detail lost, colors a little too rich; then
-the same JPEG. Size, quantization tables and subsampling are the same in both, so that a detector must look at
-the pixels.
+It has pictures of five shapes at 32x32. The *real* ones pass through a camera: optics that blur, a sensor whose noise
+grows with the light, JPEG. The *synthetic* ones pass through the last layers of a generator: a half-resolution grid, a
+transposed convolution that leaves a checkerboard, lost detail, colors that are a little too rich; then the same JPEG.
+Size, quantization tables and subsampling are the same for both, so that a detector must look at the pixels.
 
-    root/crawl/00000.tar ...    as img2dataset leaves them: KEY.jpg, KEY.json, KEY.txt, in completion order
-    root/crawl/00000.parquet    a row per URL, those that failed too
+    root/crawl/00000.tar ...    as img2dataset writes them: KEY.jpg, KEY.json, KEY.txt, in completion order
+    root/crawl/00000.parquet    a row per URL, including those that failed
     root/crawl/00000_stats.json
     root/seed/CLASS/*.jpg       the small labeled set: real, and not in the crawl
     root/test/CLASS/*.jpg       real test images
-    root/truth.parquet          TRUTH_SCHEMA; written last; no stage learns from it
+    root/truth.parquet          TRUTH_SCHEMA; written last; no stage trains on it
 
-It is a toy: what a method reaches here says nothing of what it reaches on photographs.
-The same arguments give the same bytes.
+It is a toy: results here say nothing about results on photographs. The same arguments give the same bytes.
 """
 
 import hashlib
@@ -42,13 +40,13 @@ JPEG = {"quality": 92, "subsampling": "4:2:0"}
 TRUTH_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # stem of the crawl's member
-        pa.field("is_synthetic", pa.int8(), nullable=False),  # 1, 0, or -1 for what is not an image
+        pa.field("is_synthetic", pa.int8(), nullable=False),  # 1, 0, or -1 for a file that is not an image
         pa.field("cls", pa.int8(), nullable=False),  # index into CLASSES, or -1
         pa.field("kind", pa.string(), nullable=False),  # real, synthetic, duplicate, truncated, html or empty
     ]
 )
 
-# What img2dataset's own parquet holds, as far as it matters here.
+# The columns of img2dataset's own parquet that matter here.
 _CRAWL_SCHEMA = pa.schema(
     [
         ("url", pa.string()),
@@ -63,7 +61,7 @@ _CRAWL_SCHEMA = pa.schema(
     ]
 )
 
-_RENDER = 2 * SIZE  # scenes are drawn at twice the size, so that optics have something to average
+_RENDER = 2 * SIZE  # scenes are drawn at twice the size, so that the optics have something to average
 _BATCH = 256
 
 Array = npt.NDArray[np.float32]
@@ -90,7 +88,7 @@ def make(
     num_test: int = 500,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Write the toy world below `root`; `alpha` synthetic images are added for every real one."""
+    """Write the toy crawl and what belongs to it below `root`; the crawl has `alpha` synthetic images per real one."""
     root.mkdir(parents=True, exist_ok=True)
     num_synthetic = round(alpha * num_real)
     _write_folders(root / "seed", _pictures(seed, "seed", len(CLASSES) * labels_per_class, synthetic=False))
@@ -110,15 +108,15 @@ def make(
 
 
 def _generator(seed: int, part: str) -> np.random.Generator:
-    """One independent stream per part of the world: resizing one leaves the others as they are."""
+    """One independent random stream per part, so that resizing one part leaves the others unchanged."""
     return np.random.default_rng([seed, *part.encode()])
 
 
-# What is in a crawl.
+# The files of a crawl
 
 
 def _pictures(seed: int, part: str, count: int, *, synthetic: bool) -> Iterator[_File]:
-    """`count` encoded pictures, the classes in turn."""
+    """Yield `count` encoded pictures; the classes alternate."""
     rng = _generator(seed, part)
     for start in range(0, count, _BATCH):
         labels = np.arange(start, min(start + _BATCH, count)) % len(CLASSES)
@@ -130,12 +128,12 @@ def _pictures(seed: int, part: str, count: int, *, synthetic: bool) -> Iterator[
 
 
 def _junk(rng: np.random.Generator, found: list[_File], cut: Iterator[_File]) -> list[_File]:
-    """What every crawl holds beside its pictures: copies, cut downloads, error pages, nothing."""
+    """Make what every crawl has beside its pictures: copies, truncated downloads, error pages, empty files."""
     whole = list(cut)
     copies = [found[i] for i in rng.choice(len(found), size=len(whole), replace=False)]
     junk = [_File(data=f.data, kind="duplicate", is_synthetic=f.is_synthetic, cls=f.cls) for f in copies]
     junk += [_File(data=f.data[: len(f.data) // 2], kind="truncated") for f in whole]
-    # Each error page carries its own request number, as they do: no two are the same bytes.
+    # Each error page has its own request number, as real ones do, so no two have the same bytes.
     pages = [
         f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}" for i in rng.choice(2**31, len(whole) // 2)
     ]
@@ -152,8 +150,8 @@ def _write_folders(root: Path, files: Iterator[_File]) -> None:
 
 
 def _write_shard(crawl: Path, shard: int, files: list[_File], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Write one shard as img2dataset does and return its rows of the truth."""
-    num_rows = len(files) + 1  # one URL has gone, and its key is missing from the tar
+    """Write one shard as img2dataset does. Returns its rows of the truth."""
+    num_rows = len(files) + 1  # one URL is gone, so its key is missing from the tar
     gone, *arrived = (int(row) for row in rng.permutation(num_rows))
     rows, truth = [], []
     with tarfile.open(crawl / f"{shard:05d}.tar", "w") as tar:
@@ -191,7 +189,7 @@ def _write_shard(crawl: Path, shard: int, files: list[_File], rng: np.random.Gen
         "successes": len(files),
         "failed_to_download": 1,
         "failed_to_resize": 0,
-        "duration": 0.0,  # a clock would make no two crawls the same
+        "duration": 0.0,  # a real time would make every crawl different
         "start_time": 0.0,
         "end_time": 0.0,
         "status_dict": {"success": len(files), error: 1},
@@ -201,7 +199,7 @@ def _write_shard(crawl: Path, shard: int, files: list[_File], rng: np.random.Gen
 
 
 def _row(key: str, file: _File, *, camera: bool) -> dict[str, Any]:
-    """Metadata of a sample. The caption does not name the shape; a camera is named for few, as in life."""
+    """Metadata of a sample. The caption does not name the shape. Few images name a camera, as in real crawls."""
     exif = {"Image Make": "Toyon", "Image Model": "Toyon T1"} if camera else {}
     return {
         "url": f"https://example.invalid/{key}.jpg",
@@ -223,17 +221,17 @@ def _jpeg(pixels_HWC: Array) -> bytes:
     return out.getvalue()
 
 
-# How a picture comes to be.
+# Rendering
 
 
 def _scenes(rng: np.random.Generator, labels: npt.NDArray[np.int64], *, richness: float) -> Array:
-    """Draw one shape each on a background like a photograph's: (N, 64, 64, 3) linear light in [0, 1]."""
+    """Draw one shape per label (N,) on a photograph-like background: (N, 64, 64, 3), linear light in [0, 1]."""
     n = len(labels)
 
     def uniform(low: float, high: float) -> Array:
         return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
-    # Where each pixel lies, in radii of the shape.
+    # The position of each pixel, in radii of the shape.
     grid = (np.arange(_RENDER, dtype=np.float32) + 0.5) / _RENDER * 2 - 1
     dx, dy = grid[None, None, :] - uniform(-0.2, 0.2), grid[None, :, None] - uniform(-0.2, 0.2)
     angle, radius = uniform(-0.2, 0.2), uniform(0.5, 0.75)
@@ -241,14 +239,14 @@ def _scenes(rng: np.random.Generator, labels: npt.NDArray[np.int64], *, richness
     y = (dy * np.cos(angle) - dx * np.sin(angle)) / radius
     inside_NHW = np.stack([_shape(CLASSES[label], x[i], y[i]) for i, label in enumerate(labels)])
 
-    # Shape and background differ in lightness, either way around; hue is anything.
+    # Shape and background differ in lightness, either being the lighter; their hues are arbitrary.
     ground = uniform(0.2, 0.8)
     step = uniform(0.3, 0.5) * np.where(ground < 0.5, 1, -1)
     luma_NHW = np.where(inside_NHW, ground + step, ground)
     hues = 0.09 * richness * rng.standard_normal((2, n, 1, 1, 3), dtype=np.float32)
     hue_NHWC = np.where(inside_NHW[..., None], hues[0], hues[1])
 
-    # Texture with the 1/f spectrum of natural images, and light that falls in from one side.
+    # Texture with the 1/f spectrum of natural images, and light from one side.
     texture = _one_over_f(rng, n) * uniform(0.02, 0.08)
     texture += _one_over_f(rng, n) * inside_NHW * uniform(0.0, 0.06)
     tint_NHWC = np.stack([_one_over_f(rng, n) for _ in range(3)], axis=-1) * uniform(0.0, 0.04)[..., None]
@@ -258,7 +256,7 @@ def _scenes(rng: np.random.Generator, labels: npt.NDArray[np.int64], *, richness
 
 
 def _shape(name: str, x: Array, y: Array) -> Mask:
-    """Which points lie inside the shape of radius 1 around the origin."""
+    """Whether each point (x, y) is inside the shape of radius 1 around the origin."""
     largest, smallest = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
     inside: dict[str, Mask] = {
         "cross": (largest < 1) & (smallest < 0.3),
@@ -271,7 +269,7 @@ def _shape(name: str, x: Array, y: Array) -> Mask:
 
 
 def _one_over_f(rng: np.random.Generator, n: int) -> Array:
-    """Noise fields (N, 64, 64) of mean 0 and standard deviation 1 whose amplitude falls with frequency."""
+    """Noise (N, 64, 64) with mean 0 and standard deviation 1, whose amplitude falls with frequency."""
     white = np.fft.rfft2(rng.standard_normal((n, _RENDER, _RENDER), dtype=np.float32))
     frequency = np.hypot(np.fft.fftfreq(_RENDER)[:, None], np.fft.rfftfreq(_RENDER)[None, :])
     frequency[0, 0] = np.inf
@@ -292,7 +290,7 @@ def _clipped(images: npt.NDArray[Any], low: float, high: float) -> Array:
 
 
 def _photograph(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
-    """What a camera makes of scenes: averaged by the optics, with noise that grows with the light."""
+    """Photograph scenes: averaged by the optics, with noise that grows with the light."""
     image_NHWC = _shrink(scenes_NHWC, 2)
     gain = rng.uniform(0.005, 0.03, (len(image_NHWC), 1, 1, 1))
     noise = rng.standard_normal(image_NHWC.shape, dtype=np.float32) * gain * np.sqrt(image_NHWC / 0.5)
@@ -300,9 +298,9 @@ def _photograph(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
 
 
 def _generate(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
-    """What a generator makes of scenes: decoded from half the resolution, with the traces of that.
+    """Generate scenes: decoded from half the resolution, with the traces of that.
 
-    How strong the traces are differs from image to image, and noise covers part of them.
+    The strength of the traces varies from image to image, and noise covers part of them.
     """
     n = len(scenes_NHWC)
 
@@ -312,7 +310,7 @@ def _generate(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
     sharp_NHWC, coarse_NHWC = _shrink(scenes_NHWC, 2), _shrink(scenes_NHWC, 4)
     coarse_NHWC += uniform(0.0, 0.03) * rng.standard_normal(coarse_NHWC.shape, dtype=np.float32)
     decoded_NHWC = _transposed_convolution(coarse_NHWC, uneven=uniform(0.0, 0.06))
-    kept = uniform(0.3, 0.8)  # the detail that skips the bottleneck
+    kept = uniform(0.3, 0.8)  # the detail that bypasses the bottleneck
     noise = uniform(0.01, 0.04) * rng.standard_normal(sharp_NHWC.shape, dtype=np.float32)
     return _clipped(decoded_NHWC + kept * (sharp_NHWC - decoded_NHWC) + noise, 0, 1)
 
@@ -320,8 +318,8 @@ def _generate(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
 def _transposed_convolution(images_NHWC: Array, *, uneven: Array) -> Array:
     """Double the resolution with a 4-tap kernel whose taps do not sum to one at every output pixel.
 
-    That imbalance is the checkerboard (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016): even
-    rows and columns come out darker by `uneven` than odd ones.
+    That imbalance is the checkerboard (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016): even rows and
+    columns are darker than odd ones by `uneven`.
     """
     for axis in (1, 2):
         before, after = np.roll(images_NHWC, 1, axis), np.roll(images_NHWC, -1, axis)

@@ -1,4 +1,4 @@
-"""A small real pool for all: the toy world, ingested by the real stage. Tests copy what they change."""
+"""Fixtures for all tests: the toy world, ingested and scored by the real stages. Tests copy what they change."""
 
 import os
 import warnings
@@ -19,6 +19,16 @@ from models.classifier import Classifier
 from models.detector import Detector
 from pipelines import ingest, score, toy
 from pipelines.run import model
+
+# Fixtures that take over a second to set up.
+SLOW = {"world", "untrained", "leaking", "home", "ray", "tiny_models", "bucket"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests with a slow fixture as `slow`; tests that are slow by themselves are marked in their file."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SLOW & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root)
 
 
-def save_newborn(run: Path, classes: Sequence[str] = toy.CLASSES, *, seed: int = 0) -> None:
-    """Save a model whose networks are as they were born: its scores are scores, and training would take minutes."""
+def save_untrained(run: Path, classes: Sequence[str] = toy.CLASSES, *, seed: int = 0) -> None:
+    """Save a model with its initial weights. Its scores and embeddings are valid, and training would take minutes."""
     torch.manual_seed(seed)
     config = model.ModelConfig(
         classes=tuple(classes), method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
@@ -63,11 +73,11 @@ def save_newborn(run: Path, classes: Sequence[str] = toy.CLASSES, *, seed: int =
 
 
 @pytest.fixture(scope="session")
-def newborn(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the world's pool/ and the run/ of a newborn model that has scored it."""
-    home = tmp_path_factory.mktemp("newborn")
+def untrained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the world's pool/, and the run/ of an untrained model that has scored it."""
+    home = tmp_path_factory.mktemp("untrained")
     shutil.copytree(world.pool, home / "pool")
-    save_newborn(home / "run")
+    save_untrained(home / "run")
     score.run(score.ScoreConfig(pool=home / "pool", run=home / "run", device="cpu"))
     return home
 

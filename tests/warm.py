@@ -1,8 +1,10 @@
-"""Python processes that start warm: forks of one process that has imported the heavy libraries and done nothing else.
+"""Python processes that start fast: forks of a server process that has imported the heavy libraries and nothing else.
 
-A cold start imports for seconds; a hundred of them were a third of this suite. A fork has its own arguments, working
-directory, environment, output and exit code, imports our packages itself, and ends as an interpreter ends. The process
-that it comes from has no threads. Tests of the start itself use `sys.executable`.
+A fresh interpreter spends 2 to 4 seconds on imports, and a hundred of them took a third of this suite. A fork has its
+own arguments, working directory, environment, output and exit code. It imports our packages itself and exits as any
+interpreter does. The server has no threads, so forking it is safe. Each pytest process has a server of its own.
+
+Tests of the start itself (what is imported, by which path, how Ctrl-C ends it) run `sys.executable` instead.
 """
 
 import atexit
@@ -31,7 +33,7 @@ LIBRARIES = (
 
 
 class Process:
-    """A running fork. Its standard output and error go to files."""
+    """A running fork. Its standard output and error go to files; `changes` are added to our environment."""
 
     def __init__(self, arguments: Sequence[str], cwd: Path = ROOT, changes: Mapping[str, str] | None = None) -> None:
         self.arguments = arguments
@@ -40,7 +42,7 @@ class Process:
         self.pid = _ask(arguments=arguments, cwd=str(cwd), environment=environment, folder=str(self._folder))
 
     def wait(self, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-        """Wait for its end, which must come in time."""
+        """Wait until it exits; kill it and raise TimeoutExpired if it takes longer than `timeout_s`."""
         try:
             code = _ask(timeout_s, wait=self.pid)
         except subprocess.TimeoutExpired:
@@ -53,12 +55,12 @@ class Process:
 
 
 def python(*arguments: str, cwd: Path = ROOT, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE ...` or `python -c CODE ...`."""
+    """Run `python -m MODULE ...` or `python -c CODE ...` to its end."""
     return Process(arguments, cwd).wait(timeout_s)
 
 
 def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `curate ...` as a person types it on a terminal of 160 columns."""
+    """Run `curate ...` in a folder, with 160 columns for its output."""
     return Process(("-m", "curate", *arguments), cwd, {"COLUMNS": "160"}).wait()
 
 
@@ -93,10 +95,13 @@ def _reply(timeout_s: float) -> int:
 
 
 def serve() -> None:
-    """Fork when asked to; a fork leaves the loop, and ends when what it runs ends."""
+    """Answer requests, one JSON line each: start a fork (answer: its process id), or wait for one (its exit code).
+
+    In a fork this returns, and the interpreter exits once what the fork runs is done.
+    """
     for name in LIBRARIES:
         import_module(name)
-    gc.freeze()  # or each fork copies at its end what it has looked at, a second of work
+    gc.freeze()  # otherwise the collector of an exiting fork touches, and so copies, all pages: a second of work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while line := sys.stdin.readline():
         request = json.loads(line)

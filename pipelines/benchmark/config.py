@@ -121,10 +121,10 @@ class BenchmarkConfig(BaseModel):
     @field_validator("contaminations")
     @classmethod
     def _known_contaminations(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
-        from pipelines.benchmark import pools  # here, because a configuration needs no heavy library
+        from pipelines.benchmark import mixtures  # here, because a configuration needs no heavy library
 
         for spec in specs:
-            pools.Contamination.parse(spec)
+            mixtures.Contamination.parse(spec)
         return specs
 
 

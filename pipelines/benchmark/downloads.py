@@ -1,15 +1,14 @@
-"""Fetch the real half of a benchmark: CIFAR-10, CIFAR-100 and TinyImageNet from their authors' own sites.
+"""Fetch the real images of a benchmark: CIFAR-10, CIFAR-100 and TinyImageNet, from their authors' own sites.
 
-in      the archive, by HTTP and checked by its MD5; one that lies in `root` already is taken
+in      the archive, by HTTP and checked by its MD5, unless it is in `root` already
 out     root/NAME/train.parquet and test.parquet: key, png or jpg (the image's bytes), class_name
-        root/NAME/classes.txt: a name a line, as `curate generate --classes` takes it
-again   what is there is not made again; an archive that came only in part is fetched anew
+        root/NAME/classes.txt: one name a line, for `curate generate --classes`
+again   existing files are kept; an incomplete archive is fetched again
 
-CIFAR is taken in its binary version, for the one that torchvision reads is pickled. It is published without loss and
-kept so, as PNG. Beside synthetic images that are JPEGs, that would be a difference in codec, which a detector learns
-instead of the origin: then fetch it as "jpg" (quality 75, 4:2:0, see `datasets.JPEG`), or send both through
-`datasets.matched`. TinyImageNet is published as JPEG and stays as it is; its test images have no labels, so that
-test.parquet holds those that it calls val.
+CIFAR is read from its binary version, because the version that torchvision reads is pickled. It is published without
+loss and saved as PNG. If the synthetic images are JPEGs, a detector would learn that difference in codec instead of the
+origin: fetch CIFAR as "jpg" then (quality 75, 4:2:0, see `images.encode.JPEG`), or pass both through `sources.matched`.
+TinyImageNet is published as JPEG and kept so. Its test images have no labels, so test.parquet holds its val images.
 """
 
 import http.client
@@ -36,7 +35,7 @@ from pipelines.storage.atomic import replacing
 Codec = Literal["png", "jpg"]
 SPLITS = ("train", "test")
 _SIDE = 32  # of CIFAR's images, in pixels
-_ROWS = 5000  # of a row group
+_ROWS = 5000  # in a row group
 
 
 class Record(NamedTuple):
@@ -49,29 +48,29 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """Where a data set is, and how `read(archive, split, codec)` gets its records out."""
+    """Where a data set is published. `read(archive, split, codec)` yields its records."""
 
     url: str
     md5: str
     read: Callable[[Path, str, Codec], Iterator[Record]]
-    codecs: tuple[Codec, ...]  # in which it can be had; the first is as it is published
+    codecs: tuple[Codec, ...]  # that it can be fetched in; the first is the published one
 
 
 def fetch(name: str, root: Path, codec: Codec | None = None) -> Path:
-    """Fetch a data set of `DATASETS` into `root`, unless it is there; the folder of its train and test.parquet.
+    """Fetch a data set of `DATASETS` into `root`, unless it is there. Returns the folder of train and test.parquet.
 
-    `codec` None is as published. Raises BadInput where there is no network, and for an archive that is another.
+    A `codec` of None keeps the published one. Raises BadInput if the download fails or the archive has another MD5.
     """
     if name not in DATASETS:
-        raise BadInput(f"{name}: is not among the data sets that can be fetched ({', '.join(sorted(DATASETS))}).")
+        raise BadInput(f"{name} is not a data set that can be fetched. Name one of {', '.join(sorted(DATASETS))}.")
     return fetch_from(DATASETS[name], name, root, codec)
 
 
 def fetch_from(dataset: Dataset, name: str, root: Path, codec: Codec | None = None) -> Path:
-    """Fetch what `dataset` describes; see `fetch`."""
+    """Fetch the data set that `dataset` describes; see `fetch`."""
     chosen = codec or dataset.codecs[0]
     if chosen not in dataset.codecs:
-        raise BadInput(f"{name}: is published as {dataset.codecs[0]} and not re-encoded; it cannot be had as {chosen}.")
+        raise BadInput(f"{name} is published as {dataset.codecs[0]} and not available as {chosen}. Fetch it so.")
     folder = root / (name if chosen == dataset.codecs[0] else f"{name}-{chosen}")
     missing = [split for split in SPLITS if not (folder / f"{split}.parquet").is_file()]
     if missing:
@@ -89,12 +88,12 @@ def _download(dataset: Dataset, root: Path) -> Path:
     try:
         download_url(dataset.url, root, archive.name, dataset.md5)
     except RuntimeError:
-        raise BadInput(f"{dataset.url}: did not arrive whole, or is another file by now; run it again.") from None
+        raise BadInput(f"{dataset.url} did not arrive whole, or has changed. Run the same command again.") from None
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error
         raise BadInput(
-            f"{dataset.url}: cannot be downloaded ({why}); where there is a network run it again, "
-            f"or bring that file to {archive} by other means."
+            f"{dataset.url} cannot be downloaded ({why}). Run the same command again with a network, or copy the file "
+            f"to {archive} by other means."
         ) from None
     return archive
 
@@ -113,7 +112,7 @@ def _write(folder: Path, split: str, codec: Codec, records: Iterator[Record]) ->
             names.write_text("".join(f"{name}\n" for name in sorted(classes)), encoding="utf-8")
 
 
-# The archives
+# Archives
 
 
 def _cifar(
@@ -126,7 +125,7 @@ def _cifar(
     batches: Mapping[str, Sequence[str]],
     label_bytes: int,
 ) -> Iterator[Record]:
-    """Records of CIFAR's binary version: `label_bytes` labels, the last of them the class, then RGB planes 32x32."""
+    """Read CIFAR's binary version: `label_bytes` labels, of which the last is the class, then RGB planes of 32x32."""
     with tarfile.open(archive, "r:gz") as tar:
 
         def content(name: str) -> bytes:
@@ -145,7 +144,7 @@ def _cifar(
 
 
 def _tiny_imagenet(archive: Path, split: str, codec: Codec) -> Iterator[Record]:
-    """Records of tiny-imagenet-200.zip; a class is called by the first of its synonyms."""
+    """Read tiny-imagenet-200.zip. A class is named by the first of its synonyms."""
     top = "tiny-imagenet-200"
     with zipfile.ZipFile(archive) as file:
         wnids = file.read(f"{top}/wnids.txt").decode("ascii").split()
@@ -161,7 +160,7 @@ def _tiny_imagenet(archive: Path, split: str, codec: Codec) -> Iterator[Record]:
 
 
 def _names(wnids: Sequence[str], words: str) -> dict[str, str]:
-    """Class names by WordNet id; where two would have the same, the id is added to both."""
+    """Class names by WordNet id. If two classes have the same name, the id is added to both."""
     synonyms = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     first = {wnid: synonyms[wnid].split(",")[0].strip() for wnid in wnids}
     count = Counter(first.values())

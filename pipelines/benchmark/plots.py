@@ -1,4 +1,4 @@
-"""Figures of a benchmark, as PNG and SVG: what a person would put into a paper."""
+"""Draw the figures of a benchmark as PNG and SVG, ready for a paper."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colors, which the color-blind tell apart; markers and dashes tell the rest.
+# Okabe and Ito's colors, which color-blind readers can tell apart. Markers and dashes distinguish further lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
 DASHES = ("-", "--", ":", "-.")
-LINE = ("contamination", "num_real", "labels")  # a cell, over alphas
-LEAST_RANGE = 0.02  # of an axis over the steps
+LINE = ("contamination", "num_real", "labels")  # a cell without its alpha
+LEAST_RANGE = 0.02  # smallest span of the y axis of a figure over steps
 SERIES = {
     "accuracy": "accuracy on real test images",
     "detector_auroc": "detector's AUROC on the pool",
@@ -27,9 +27,9 @@ SERIES = {
 
 
 def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Draw accuracy against alpha, paired differences to FixMatch, and figures over the steps.
+    """Draw accuracy against alpha, paired differences to FixMatch, and figures over the training steps.
 
-    Returns the files: none where nothing is on record, no differences where no cell has two seeds of FixMatch.
+    Returns the files. There are none without records, and no differences if no cell has two seeds of FixMatch.
     """
     from matplotlib import rc_context
 
@@ -42,7 +42,7 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
             path = out / f"{name}.{suffix}"
-            # Without a date and with ids that are not random, so that the same results give the same file.
+            # Without a date and with fixed ids, so that the same results give the same file.
             with replacing(path) as temporary, rc_context({"svg.hashsalt": name}):
                 metadata = {"Date": None} if suffix == "svg" else None
                 figure.savefig(temporary, format=suffix, dpi=160, metadata=metadata)
@@ -51,10 +51,10 @@ def draw(out: Path, records: Sequence[Mapping[str, Any]], table: Sequence[Mappin
 
 
 def _against_alpha(table: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per contamination, number of real images and label count: mean accuracy with its standard deviation
-    over the seeds. Where there is one alpha alone, the methods stand one above the other.
+    """One panel per contamination, number of real images and label count: mean accuracy and its standard deviation
+    over the seeds. If there is only one alpha, the methods are listed one below the other.
 
-    Of several cells, those of a single method are left out: they are there for their detector, not to compare.
+    If there are several cells, those with a single method are left out: they measure its detector and compare nothing.
     """
     lines = list(grouped(table, LINE).values())
     compared = [rows for rows in lines if len({row["method"] for row in rows}) > 1] or lines
@@ -86,7 +86,7 @@ def _by_method(panel: "Axes", rows: Sequence[Mapping[str, Any]], styles: Mapping
 
 
 def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per cell: each method's mean paired difference to FixMatch with its 95 % interval."""
+    """One panel per cell: each method's mean paired difference to FixMatch with its 95 % confidence interval."""
     styles, paired = dict(_styles(table)), [row for row in table if _has_interval(row)]
     cells = grouped(paired, CELL).values()
     figure, panels = _panels(len(cells))
@@ -103,13 +103,13 @@ def _differences(table: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _has_interval(row: Mapping[str, Any]) -> bool:
-    """Whether there are two pairs; FixMatch itself differs from FixMatch by nothing."""
+    """Whether there is an interval: at least two pairs, and a method other than FixMatch itself."""
     return bool(row["minus_fixmatch_low"] < row["minus_fixmatch_high"])
 
 
 def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One panel per figure: its mean over the seeds of each method, in the cell that has most runs. Means over several
-    cells would compare methods on different ones.
+    """One panel per figure: the mean over the seeds of each method, in the cell with the most runs. Means over several
+    cells would compare methods on different cells.
     """
     records = max(grouped(records, CELL).values(), key=len)
     shown = {name: label for name, label in SERIES.items() if any(name in p for r in records for p in r["series"])}
@@ -126,8 +126,8 @@ def _over_steps(records: Sequence[Mapping[str, Any]]) -> "Figure":
                 panel.plot(steps, [fmean(values[step]) for step in steps], label=method, **style)
         panel.set(xlabel="step", ylabel=label)
         low, high = panel.get_ylim()
-        if high - low < LEAST_RANGE:  # what hardly changes should look so
-            panel.set_ylim(low - LEAST_RANGE / 2, min(high + LEAST_RANGE / 2, 1))  # all of them are shares
+        if high - low < LEAST_RANGE:  # a curve that hardly changes should look flat
+            panel.set_ylim(low - LEAST_RANGE / 2, min(high + LEAST_RANGE / 2, 1))  # all figures are shares
     figure.suptitle(title(records[0]), fontsize="medium")
     _legend(figure, panels)
     return figure

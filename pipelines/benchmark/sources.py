@@ -1,13 +1,13 @@
-"""Sources of a benchmark: images whose class is known, wherever they lie. Their bytes are passed on as they are.
+"""Find the source images of a benchmark, whose classes are known, and read them. Their bytes are not changed.
 
     folder/CLASS/**/*.jpg      a folder of image files per class
     file.parquet, folder/      image bytes (plain, or Hugging Face's struct of bytes and path) and a column of classes
     shard.tar, folder/         WebDataset samples with .cls: what `curate generate` and `curate export` write
 
-Only the places of images in folders and tars are kept in memory; of parquet, the column of images.
+Memory holds the locations of images in folders and tars, and the whole image column of parquet files.
 
-Two sources that are to be told apart, one real and one synthetic, must not differ in codec or scale, or a detector
-learns that instead (its pixels show a JPEG that was decoded long ago). `matched` is the common last step for both.
+A real and a synthetic source must not differ in codec or scale, or a detector learns that instead: pixels still show
+a JPEG that was decoded long ago. `matched` is the common last step for both.
 """
 
 import io
@@ -37,27 +37,27 @@ from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
 CLASS_COLUMNS = ("class_name", "cls", "label", "class", "fine_label")
 _SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
 
-Place = TypeVar("Place")
+Location = TypeVar("Location")
 
 
 class Images:
-    """N images as the bytes of their files, each read when it is asked for."""
+    """N images as the bytes of their files, each read on demand."""
 
-    def __init__(self, places: Sequence[Place], read: Callable[[Place], bytes]) -> None:
-        self._places = places
+    def __init__(self, locations: Sequence[Location], read: Callable[[Location], bytes]) -> None:
+        self._locations = locations
         self._read: Callable[[Any], bytes] = read
 
     def __len__(self) -> int:
         """N."""
-        return len(self._places)
+        return len(self._locations)
 
     def __getitem__(self, index: int) -> bytes:
-        """Read one; BadInput or CorruptShard where it is not there any more."""
-        return self._read(self._places[index])
+        """Read one image. BadInput or CorruptShard if it is gone."""
+        return self._read(self._locations[index])
 
     def __iter__(self) -> Iterator[bytes]:
-        """Read one after the other."""
-        return map(self._read, self._places)
+        """Read the images one after the other."""
+        return map(self._read, self._locations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,43 +74,61 @@ class Source:
         return len(self.images)
 
 
-def read(source: Path | str) -> Source:
-    """Find the images of a source, and the class of each; see the module.
+class Sources(NamedTuple):
+    """The three sources of a benchmark, which have the same classes."""
 
-    `source` may end in a pattern, such as data/train-*.parquet. No image is decoded, and no link among image files is
-    followed. Raises BadInput for what cannot be used.
+    real: Source
+    synthetic: Source
+    test: Source
+
+    @classmethod
+    def read(cls, real: Path, synthetic: Path, test: Path, size: int | None) -> "Sources":
+        """Find all images. With a `size`, they pass through the common last step. BadInput if the classes differ."""
+        found = [read(path) for path in (real, synthetic, test)]
+        for source, path in zip(found[1:], (synthetic, test), strict=True):
+            if odd := set(source.classes) ^ set(found[0].classes):
+                raise BadInput(f"The class {min(odd)!r} is in only one of {real} and {path}. Add or remove it.")
+        return cls(*(matched(source, size) if size else source for source in found))
+
+
+def read(source: Path | str) -> Source:
+    """Find the images of a source and the class of each; see the module.
+
+    `source` may end in a pattern, such as data/train-*.parquet. No image is decoded. Links among image files are not
+    followed. Raises BadInput if the source cannot be used.
     """
     path = Path(source)
     if not path.exists() and "*" in path.name:
         files = sorted(path.parent.glob(path.name))
     elif path.is_dir():
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-        # The parquet files beside tars, as in an export, say what is in these.
+        # Parquet files beside tars, as in an export, describe the tars.
         files = _ending(".tar", entries) or _ending(".parquet", entries)
         folders = [entry for entry in entries if entry.is_dir()]
         if files and folders:
             raise BadInput(
-                f"{path}: holds {files[0].name} and the folder {folders[0].name}; name the one that is meant."
+                f"{path} holds {files[0].name} and the folder {folders[0].name}. Name the one that you mean."
             )
         if not files:
             return _of_folders(path, folders)
     else:
         files = [path]
     if missing := [file for file in files if not file.is_file()]:
-        raise BadInput(f"{missing[0]}: is no file; give a folder per class, parquet files or WebDataset shards.")
+        raise BadInput(f"{missing[0]} is not a file. Give a folder per class, parquet files or WebDataset shards.")
     if files and _ending(".tar", files) == files:
         return _of_tars(path, files)
     if files and _ending(".parquet", files) == files:
         return _of_parquet(path, files)
-    raise BadInput(f"{path}: is neither a folder nor .parquet nor .tar; these are what images are read from.")
+    raise BadInput(f"{path} cannot be read as images. Give a folder per class, parquet files or WebDataset shards.")
 
 
 def matched(source: Source, size: int | None = None) -> Source:
-    """The source after the common last step, which every half of a benchmark takes: one way of scaling, one codec.
+    """Pass a source through the common last step of all sources of a benchmark: one way of scaling, one codec.
 
-    Each image becomes RGB, its center `size` x `size` pixels (bicubic; None: as large as it is), and a JPEG of quality
-    75, 4:2:0 chroma. What was a JPEG before keeps traces of that, faint ones where its tables were the same and its
-    size stays. So the halves should come both from lossless images, or both from one kind of JPEG.
+    Each image becomes RGB, its center is scaled to `size` x `size` pixels (bicubic; None keeps the size), and it is
+    saved as a JPEG of quality 75 with 4:2:0 chroma. An image that was a JPEG before keeps traces of that; they are
+    faint if its quantization tables and its size stay the same. So real and synthetic images should both come from
+    lossless images, or both from one kind of JPEG. Reading an image raises BadInput if it cannot be decoded.
     """
 
     def read_matched(index: int) -> bytes:
@@ -118,7 +136,8 @@ def matched(source: Source, size: int | None = None) -> Source:
             with Image.open(io.BytesIO(source.images[index])) as opened:
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadInput(f"{source.name}: image {index} cannot be decoded ({error}); mend or remove it.") from None
+            what = f"image {index} cannot be decoded ({why(error)})"
+            raise BadInput(f"{source.name}: {what}. Fix or remove it.") from None
         if size and picture.size != (size, size):
             picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         return encode(picture, "jpg")
@@ -128,7 +147,7 @@ def matched(source: Source, size: int | None = None) -> Source:
 
 def _source(path: Path, images: Images, names: Sequence[str]) -> Source:
     if not names:
-        raise BadInput(f"{path}: holds no image.")
+        raise BadInput(f"{path} holds no image. Give a source with some.")
     classes = sorted(set(names))
     number = {name: i for i, name in enumerate(classes)}
     labels = np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
@@ -148,18 +167,18 @@ def _of_folders(path: Path, folders: Sequence[Path]) -> Source:
     for folder in folders:
         found = list(_image_files(folder))
         if not found:
-            raise BadInput(f"{folder}: holds no image; put some of that class into it or remove the folder.")
+            raise BadInput(f"{folder} holds no image. Put images of that class into it, or remove the folder.")
         files += found
         names += [folder.name] * len(found)
     if not files:
-        raise BadInput(f"{path}: holds no folder per class, no .parquet and no .tar to read images from.")
+        raise BadInput(f"{path} holds no images. Give a folder per class, parquet files or WebDataset shards.")
     return _source(path, Images(files, _read_file), names)
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder by name; a link, which may lead anywhere, is refused."""
+    """Yield the image files below a folder by name. BadInput for a link, which may lead anywhere."""
     if folder.is_symlink():
-        raise BadInput(f"{folder}: is a link; put what it points to in its place.")
+        raise BadInput(f"{folder} is a link. Replace it by what it points to.")
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -173,7 +192,7 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
+        raise BadInput(f"{path} cannot be read ({why(error)}). Fix or remove it.") from None
 
 
 # Parquet
@@ -183,7 +202,7 @@ def _of_parquet(path: Path, files: Sequence[Path]) -> Source:
     words = [_SPLITS.intersection(re.split(r"[^a-z]+", file.stem.lower())) for file in files]
     splits = {"-".join(sorted(found)) for found in words if found}
     if len(splits) > 1:
-        raise BadInput(f"{path}: holds the splits {' and '.join(sorted(splits))}; name the files of one of them.")
+        raise BadInput(f"{path} holds the splits {' and '.join(sorted(splits))}. Name the files of one of them.")
     chunks, names = list[pa.Array](), list[str]()
     for file in files:
         column, classes = _read_parquet(file)
@@ -206,32 +225,32 @@ def _read_parquet(file: Path) -> tuple[pa.ChunkedArray, list[str]]:
         image = image_column(schema)
         label = next((name for name in CLASS_COLUMNS if name in schema.names), None)
         if image is None:
-            raise BadInput(f"{file}: has no column of image bytes; it has {', '.join(schema.names)}.")
+            raise BadInput(f"{file} has no column of image bytes, only {', '.join(schema.names)}. Add one.")
         if label is None:
-            what = f"none of the columns {', '.join(CLASS_COLUMNS)} for the class"
-            raise BadInput(f"{file}: has {what}; it has {', '.join(schema.names)}.")
+            wanted, found = ", ".join(CLASS_COLUMNS), ", ".join(schema.names)
+            raise BadInput(f"{file} has no column for the class ({wanted}), only {found}. Add or rename one.")
         table = pq.read_table(file, columns=[image, label])
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{file}: cannot be read as parquet ({why(error)}).") from None
+        raise BadInput(f"{file} cannot be read as parquet ({why(error)}). Make or fetch it again.") from None
     images = table[image]
     if pa.types.is_struct(images.type):
         images = pc.struct_field(images, "bytes")
     for name, column in ((image, images), (label, table[label])):
         if column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
-            raise BadInput(f"{file}: row {row} has nothing in column {name!r}; images and classes must be in the file.")
+            raise BadInput(f"{file}: column {name!r} is empty in row {row}. Every row needs an image and a class.")
     return images.cast(pa.large_binary()), _class_names(file, label, table[label], schema)
 
 
 def _class_names(file: Path, label: str, column: pa.ChunkedArray, schema: pa.Schema) -> list[str]:
-    """Names of the classes (N,): the column's own, or for numbers those in Hugging Face's part of the schema."""
+    """Names of the classes (N,): the column's values, or for numbers the names in Hugging Face's part of the schema."""
     values = column.to_pylist()
     known = _hugging_face_names(schema, label)
     if not known or not pa.types.is_integer(column.type):
         return [str(value) for value in values]
     if strange := [value for value in values if not 0 <= value < len(known)]:
         raise BadInput(
-            f"{file}: has the class {strange[0]} in column {label!r}, whose schema names {len(known)} classes."
+            f"{file} has the class {strange[0]} in column {label!r}, but its schema names {len(known)}. Fix one."
         )
     return [known[value] for value in values]
 
@@ -261,15 +280,15 @@ def _of_tars(path: Path, files: Sequence[Path]) -> Source:
         for key, span, content in _samples(file):
             label = content.decode("ascii", "backslashreplace").strip()
             if not label.isascii() or not label.isdecimal() or (known and int(label) >= len(known)):
-                among = f"one of the {len(known)} that run.json names" if known else "the number of a class"
-                raise BadInput(f"{file}: {key}.cls holds {label[:40]!r}, which is not {among}.")
+                among = f"one of the {len(known)} classes in run.json" if known else "the number of a class"
+                raise BadInput(f"{file}: {key}.cls holds {label[:40]!r}, which is not {among}. Make the shard again.")
             spans.append(span)
             names.append(known[int(label)] if known else str(int(label)))
     return _source(path, Images(spans, _read_span), names)
 
 
 def _names_beside(shard: Path) -> list[str]:
-    """Names of the classes by the run.json beside a shard of ours; none where there is no such file."""
+    """Names of the classes in the run.json beside a shard of ours; empty if there is no such file."""
     try:
         record = json.loads((shard.parent / "run.json").read_bytes())
         names = [str(name) for name in record["classes"]]
@@ -277,17 +296,17 @@ def _names_beside(shard: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     if not finished:
-        raise BadInput(f"{shard.parent}: is not finished; run the same `curate generate` again, which goes on.")
+        raise BadInput(f"{shard.parent} is not finished. Run the same `curate generate` again to resume it.")
     return names
 
 
 def _samples(file: Path) -> Iterator[tuple[str, _Span, bytes]]:
-    """Yield (key, place of the image, .cls) of each sample of a tar."""
+    """Yield (key, span of the image, .cls) of each sample of a tar."""
 
     def members() -> Iterator[tuple[str, str, _Span, bytes]]:
         for name, content in read_tar(stream, MAX_MEMBER_BYTES):
             if isinstance(content, Reject):
-                raise BadInput(f"{file}: {f'{name}: ' if name else ''}{content.detail}; make or fetch it again.")
+                raise BadInput(f"{file}: {f'{name}: ' if name else ''}{content.detail}. Make or fetch it again.")
             folder, _, base = name.rpartition("/")
             stem, _, suffix = base.partition(".")
             key = f"{folder}/{stem}" if folder else stem
@@ -303,7 +322,7 @@ def _samples(file: Path) -> Iterator[tuple[str, _Span, bytes]]:
                     label = content
             if image is None or label is None:
                 what = "image" if image is None else ".cls, the number of its class"
-                raise BadInput(f"{file}: sample {key!r} has no {what}; it cannot serve as a source.")
+                raise BadInput(f"{file}: the sample {key!r} has no {what}. Complete or remove it.")
             yield key, image, label
 
 

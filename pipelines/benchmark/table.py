@@ -1,7 +1,8 @@
-"""What the runs of a benchmark come to: means, spreads and paired differences, a row for each method of a cell."""
+"""Summarize the runs of a benchmark: means, spreads and paired differences, one row per cell and method."""
 
 import csv
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -9,7 +10,7 @@ from typing import Any
 
 from pipelines.storage.atomic import replacing
 
-# Figures of a record that the table summarizes by their mean.
+# Figures of a record whose means are in the table.
 FIGURES = (
     "accuracy",
     "accuracy_dummy",
@@ -22,7 +23,7 @@ FIGURES = (
     "queue_purity",
 )
 CELL = ("contamination", "num_real", "alpha", "labels")
-BASELINES = {  # that the others are compared with
+BASELINES = {  # methods that the others are compared with
     "fixmatch": "FixMatch",
     "fixmatch-real": "FixMatch on real",
     "rsmatch-oracle-discard": "discarding by truth",
@@ -30,14 +31,14 @@ BASELINES = {  # that the others are compared with
 
 
 def title(row: Mapping[str, Any]) -> str:
-    """The cell of a row of the table, or of a record."""
+    """Describe the cell of a record or of a row of the table."""
     return f"{row['contamination']}, {row['num_real']:,} real, alpha {row['alpha']:g}, {row['labels']:,} labels"
 
 
 def grouped(
     records: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    """Records, or rows of the table, by the values of `names`, in the order of their first."""
+    """Group records or rows of the table by their values of `names`; groups are in the order of their first member."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault(tuple(record[name] for name in names), []).append(record)
@@ -45,8 +46,8 @@ def grouped(
 
 
 def at_best_rates(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The runs of each method at the learning rate with the highest mean accuracy in a cell, of those rates that most
-    seeds were run at: chosen by the accuracies that they are then judged by, for all methods alike.
+    """For each method and cell, keep the runs at the learning rate with the best mean accuracy, among the rates with
+    the most seeds. The rate is selected on the same test set that methods are then judged on, equally for all methods.
     """
     best: list[Mapping[str, Any]] = []
     for runs in grouped(records, (*CELL, "method")).values():
@@ -56,9 +57,9 @@ def at_best_rates(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per cell and method, of runs at one learning rate each: mean and standard deviation over seeds, paired
-    difference to each baseline with its 95 % confidence interval (t distribution; NaN with fewer than two pairs),
-    detector's mean and worst AUROC.
+    """One row per cell and method, from runs at one learning rate each: mean and standard deviation over the seeds,
+    paired difference to each baseline with its 95 % confidence interval (NaN with fewer than two pairs), the detector's
+    mean and worst AUROC.
     """
     rows = []
     for cell, inside in grouped(records, CELL).items():
@@ -73,11 +74,11 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "accuracy_std": stdev(accuracy) if len(accuracy) > 1 else math.nan,
             }
             for baseline in BASELINES:
-                beside = {record["seed"]: record["accuracy"] for record in of_method.get((baseline,), [])}
-                pairs = [record["accuracy"] - beside[record["seed"]] for record in runs if record["seed"] in beside]
+                other = {record["seed"]: record["accuracy"] for record in of_method.get((baseline,), [])}
+                differences = [r["accuracy"] - other[r["seed"]] for r in runs if r["seed"] in other]
                 name = _minus(baseline)
-                row[name] = fmean(pairs) if pairs else math.nan
-                row[f"{name}_low"], row[f"{name}_high"] = interval(pairs)
+                row[name] = fmean(differences) if differences else math.nan
+                row[f"{name}_low"], row[f"{name}_high"] = interval(differences)
             for name in (*FIGURES[1:], "seconds"):
                 values = [record[name] for record in runs if name in record]
                 row[name] = fmean(values) if values else math.nan
@@ -92,17 +93,19 @@ def _seeds_and_accuracy(runs: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % confidence interval of the mean of paired differences."""
+    """95 % confidence interval of the mean of paired differences, by the t distribution; NaN for fewer than two."""
     if len(differences) < 2:
         return math.nan, math.nan
-    from scipy import stats
+    from scipy import stats  # of the extra `benchmark`
 
-    reach = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-    return fmean(differences) - reach, fmean(differences) + reach
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal differences: their interval is a point, as it should be
+        found = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def write_table(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Write table.csv (all columns) and table.md (what a paper would show, in percent)."""
+    """Write table.csv (all columns) and table.md (the columns for a paper, in percent)."""
     if not table:
         return
     with replacing(out / "table.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -122,8 +125,8 @@ def _markdown(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def shown(table: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows as a person reads them: accuracy in percent, differences in points with their 95 % interval, mean time of a
-    run. Columns in which no row has anything are left out.
+    """Format rows for people: accuracy in percent, differences in percentage points with their 95 % interval, mean
+    seconds of a run. Columns that are empty in every row are left out.
     """
     rows = [_shown(row) for row in table]
     return [{name: text for name, text in row.items() if any(other[name] for other in rows)} for row in rows]
@@ -152,5 +155,5 @@ def _difference(row: Mapping[str, Any], baseline: str) -> str:
 
 
 def _minus(baseline: str) -> str:
-    """Name of the column of differences to a baseline."""
+    """Name of the column with the differences to a baseline."""
     return f"minus_{baseline.replace('-', '_')}"

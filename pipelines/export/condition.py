@@ -1,8 +1,8 @@
-"""A condition on the rows of a pool, in SQL: one expression, judged row by row, that reads nothing else.
+"""Check and evaluate the SQL condition of `--where`: one expression, evaluated row by row, that reads nothing else.
 
-DuckDB evaluates it without access to files or network and with its settings locked. Beyond that the expression
-is parsed first, and only columns, constants, operators and functions that always give the same result may
-occur in it: no second statement, no subquery, no aggregate, no clock, no random numbers.
+DuckDB evaluates it without access to files or network and with its settings locked. The expression is also parsed
+beforehand, and may contain only columns, constants, operators and deterministic functions: no second statement, no
+subquery, no aggregate, no clock, no random numbers.
 """
 
 import difflib
@@ -26,7 +26,7 @@ class Where:
     """A checked condition; `mask` applies it to the rows of a shard."""
 
     def __init__(self, condition: str, schema: pa.Schema) -> None:
-        """Check `condition` against the columns of `schema`; BadInput says what is wrong with it."""
+        """Check `condition` against the columns of `schema`. BadInput if it is wrong or not allowed."""
         self._condition = condition
         self._connection = duckdb.connect(
             config={
@@ -36,7 +36,7 @@ class Where:
                 "threads": 1,  # a shard is small, and one thread keeps its order
             }
         )
-        self._connection.execute("SET python_enable_replacements = false")  # else a name may mean a Python variable
+        self._connection.execute("SET python_enable_replacements = false")  # else a name may refer to a Python variable
         self._connection.execute("SET lock_configuration = true")
         try:
             self._check(schema.names)
@@ -45,7 +45,7 @@ class Where:
         self.mask(schema.empty_table())
 
     def mask(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        """Which rows meet the condition; where it is NULL they don't."""
+        """Whether each of `rows` (N,) meets the condition; NULL counts as no."""
         with self._connection.cursor() as cursor:
             cursor.register("images", _without_float16(rows))
             try:
@@ -53,11 +53,11 @@ class Where:
             except duckdb.Error as error:
                 raise self._refusal(first_line(error)) from None
         if answer.type not in (pa.bool_(), pa.null()):
-            raise self._refusal(f"it is a value ({answer.type}), not a condition; compare it with something")
+            raise self._refusal(f"it is a value ({answer.type}), not a condition: compare it with something")
         return np.asarray(answer.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
 
     def close(self) -> None:
-        """Let go of the database, which lies in memory alone."""
+        """Close the database, which is in memory only."""
         self._connection.close()
 
     def _check(self, columns: Sequence[str]) -> None:
@@ -67,12 +67,11 @@ class Where:
             kind = node["class"]
             if kind not in _ALLOWED:
                 raise self._refusal(
-                    f"{kind.lower().replace('_', ' ')} is not allowed; write one condition on the columns of a row"
+                    f"{kind.lower().replace('_', ' ')} is not allowed: write one condition on the columns of a row"
                 )
             if kind == "FUNCTION" and node["function_name"].lower() not in functions:
                 raise self._refusal(
-                    f"{node['function_name']}() is not allowed; only functions of one row's values whose result is "
-                    "always the same are"
+                    f"{node['function_name']}() is not allowed: use deterministic per-row functions only"
                 )
             if kind == "COLUMN_REF":
                 name = ".".join(node["column_names"])
@@ -82,7 +81,7 @@ class Where:
                     raise self._refusal(f"there is no column {name!r}; {hint}")
 
     def _parse(self) -> dict[str, Any]:
-        """Syntax tree of the condition alone; refused if there is anything around it."""
+        """Parse the condition into its syntax tree. BadInput if there is anything beside one expression."""
         tree, plain = self._tree(self._condition), self._tree("true")
         expressions, _ = tree.pop("select_list", ()), plain.pop("select_list")
         if len(expressions) != 1 or tree != plain or not self._condition.strip():
@@ -92,7 +91,7 @@ class Where:
         return expression
 
     def _tree(self, condition: str) -> dict[str, Any]:
-        sql = f"SELECT ({condition}\n)"  # the line break ends a comment that would swallow our parenthesis
+        sql = f"SELECT ({condition}\n)"  # the line break ends a comment, which would hide our parenthesis
         try:
             row = self._connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
         except duckdb.Error as error:
@@ -119,7 +118,7 @@ class Where:
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every expression in a syntax tree."""
+    """Yield every expression in a syntax tree."""
     if isinstance(tree, dict):
         if "class" in tree:
             yield tree
@@ -131,7 +130,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _without_float16(rows: pa.Table) -> pa.Table:
-    """DuckDB has no half floats: widen the probabilities."""
+    """Widen the probabilities, because DuckDB has no half floats."""
     for i, field in enumerate(rows.schema):
         if field.type == pa.list_(pa.float16()):
             rows = rows.set_column(i, field.name, rows[field.name].cast(pa.list_(pa.float32())))

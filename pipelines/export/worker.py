@@ -1,6 +1,6 @@
-"""Pack one shard of an export: the images that were chosen for it, with their class and what is known of them.
+"""Write one shard of an export: the images chosen for it, each with its class and metadata.
 
-This is the part of export that runs in parallel. It knows one shard; which images belong in it is decided before.
+This is the part of export that runs in parallel. It knows one shard; which images belong in it was decided before.
 """
 
 import codecs
@@ -39,8 +39,8 @@ _DESCRIBED = (
     "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "marked", "declared", "declared_by",
     "source", "member",
 )  # fmt: skip
-# The four bytes of UTF-32 begin like the two of UTF-16.
-_MARKS = (
+# UTF-32 comes first: its BOM begins with that of UTF-16.
+_BOMS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
@@ -49,7 +49,7 @@ _TO_THE_END = -1
 
 
 class Piece(NamedTuple):
-    """Images of one shard of the pool that go into the same shard of the export, and where their samples lie."""
+    """Images of one shard of the pool that go into one shard of the export, with the spans of their samples."""
 
     shard: str  # of the pool
     rows: pa.Table  # of the scored pool, without `probs`
@@ -58,13 +58,13 @@ class Piece(NamedTuple):
 
     @classmethod
     def of(cls, shard: str, rows: pa.Table, taken: npt.NDArray[np.int64]) -> Self:
-        """Take the rows numbered `taken` of all rows of a shard, in its order."""
+        """Take some rows of a shard, by their numbers `taken` (N,); `rows` are all rows of the shard, in its order."""
         start, stop = sample_spans(rows["offset"].to_numpy(), _TO_THE_END)
         return cls(shard, rows.drop_columns(["probs"]).take(taken), start[taken], stop[taken])
 
 
 class Task(NamedTuple):
-    """A shard of the export: its number, what goes into it, and how much of the pool was judged when it was full."""
+    """A shard of the export: its number, its pieces, and how many images of the pool were judged by then."""
 
     number: int
     pieces: tuple[Piece, ...]
@@ -77,14 +77,14 @@ class Task(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its images."""
+        """Size of its images."""
         return sum(sum(piece.rows["num_bytes"].to_pylist()) for piece in self.pieces)
 
 
 def pack(pool: Location, work: Location, classes: tuple[str, ...], task: Task) -> pa.Table:
-    """Write the tar of a shard below `work`; return its rows, KEPT_SCHEMA.
+    """Write the tar of a shard to `work`. Returns its rows, KEPT_SCHEMA.
 
-    Raises CorruptShard where the pool does not hold what its manifest says, Incompatible for a label of another model.
+    Raises CorruptShard if the pool contradicts its manifest, Incompatible for a label that the model does not know.
     """
     class_index = {name: i for i, name in enumerate(classes)}
     rows = []
@@ -93,7 +93,7 @@ def pack(pool: Location, work: Location, classes: tuple[str, ...], task: Task) -
             index = class_index.get(row["pseudo_label"])
             if index is None:
                 what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
-                raise Incompatible(f"The scores do not belong to the model: {what}; run `curate score` again.")
+                raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
             for suffix, content in _members(row, sample, index).items():
                 tar.add(f"{row['key']}.{suffix}", content)
             uid = uid_of(sample.get("json"), row["sha256"])
@@ -110,23 +110,23 @@ def _samples(pool: Pool, task: Task) -> Iterator[tuple[dict[str, Any], dict[str,
         for row, (key, sample) in zip(piece.rows.to_pylist(), read_samples_at(tar, spans), strict=True):
             if key != row["key"] or len(sample.get(row["format"], b"")) != row["num_bytes"]:
                 raise CorruptShard(
-                    f"{tar}: holds {key} where its manifest lists {row['key']} of {row['num_bytes']} bytes; remove the "
+                    f"{tar} holds {key} where its manifest lists {row['key']} of {row['num_bytes']} bytes. Remove the "
                     "shard's files and ingest its source again."
                 )
             yield row, sample
 
 
 def uid_of(metadata: bytes | None, sha256: str) -> str:
-    """DataComp's name of an image, 32 hexadecimal digits: what its JSON says, else the start of its SHA-256."""
+    """DataComp's uid of an image, 32 hexadecimal digits: from its JSON, otherwise the start of its SHA-256."""
     values = _object(metadata)
     uid = values.get("uid") if values else None
     return uid.lower() if isinstance(uid, str) and _UID.fullmatch(uid.lower()) else sha256[:32]
 
 
 def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
-    """The crawl's JSON with what we know of the image under "curate".
+    """The crawl's JSON of an image, with our columns added under "curate".
 
-    Where the crawl's is not an object, or has a "curate" already (an export was ingested), it moves below "crawl".
+    If the crawl's JSON is not an object, or has a "curate" already (an export was ingested), it moves to "crawl".
     """
     values = _object(metadata)
     if metadata is None:
@@ -138,7 +138,7 @@ def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
     }
     try:
         text = to_json({**values, "curate": ours}, indent=None)
-    except RecursionError:  # it could just be read, and is a level deeper here
+    except RecursionError:  # it could just be parsed, and is one level deeper here
         text = to_json({"crawl": _text(metadata or b""), "curate": ours}, indent=None)
     return text.encode("utf-8", "backslashreplace")
 
@@ -149,7 +149,7 @@ def _object(metadata: bytes | None) -> dict[str, Any] | None:
 
 
 def _any_json(metadata: bytes) -> Any:
-    """Parse JSON; what is none stays as text."""
+    """Parse JSON; anything else is returned as text."""
     try:
         return json.loads(metadata)
     except (ValueError, RecursionError):
@@ -159,12 +159,12 @@ def _any_json(metadata: bytes) -> Any:
 def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int) -> dict[str, bytes]:
     """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files.
 
-    `webdataset` decodes a .txt as UTF-8 and a .cls as a number, and ends where one is not: what is neither, which the
-    pool keeps as it was crawled, is written so that it can be decoded.
+    `webdataset` decodes .txt as UTF-8 and .cls as a number, and fails if they are not. The pool keeps them as they were
+    crawled; here they are written so that they can be decoded.
     """
     others = dict(sample)
     image, metadata = others.pop(row["format"]), others.pop("json", None)
-    if (label := others.pop("cls", None)) is not None:  # that the crawl came with
+    if (label := others.pop("cls", None)) is not None:  # the crawl's own
         others["crawl.cls" if _is_number(label) else "crawl.cls.txt"] = label
     for suffix in others:
         if suffix.rpartition(".")[2] == "txt":
@@ -173,10 +173,10 @@ def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: i
 
 
 def _text(content: bytes) -> str:
-    """Text in the encoding that its first bytes name, else in UTF-8; bytes that are none are spelled out."""
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            return content.removeprefix(mark).decode(encoding, "backslashreplace")
+    """Decode text by its BOM, otherwise as UTF-8. Bytes that cannot be decoded are escaped."""
+    for bom, encoding in _BOMS:
+        if content.startswith(bom):
+            return content.removeprefix(bom).decode(encoding, "backslashreplace")
     return content.decode("utf-8", "backslashreplace")
 
 

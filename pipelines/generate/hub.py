@@ -1,4 +1,4 @@
-"""Models that others have trained: loaded as safetensors, running no code and no pickle of theirs."""
+"""Load other people's models from safetensors only, without running their code or unpickling anything."""
 
 import hashlib
 import warnings
@@ -10,35 +10,38 @@ from safetensors import SafetensorError
 
 from pipelines.errors import BadInput, first_line
 
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # all that a model may consist of
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # all files that a model may consist of
 
 
 @contextmanager
 def loading(model: str, what: str) -> Iterator[None]:
-    """Turn what loading `model` raises into one sentence; what its libraries deprecate is no business of the user."""
+    """Turn the errors of loading `model` into BadInput, and hide the deprecation warnings of its libraries.
+
+    `what` says what the model should be: "a text-to-text model".
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         except ImportError as error:
             raise BadInput(
-                f"curate generate needs {error.name or error}; pip install 'curate[generate]' brings it."
+                f"curate generate needs {error.name or error}. Install it: pip install 'curate[generate]'."
             ) from None
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # each library has its own
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # each library raises its own
             raise BadInput(
-                f"{model}: cannot be loaded as {what} ({first_line(error)}); give a folder or a name on the Hugging "
-                "Face hub that holds one as safetensors."
+                f"{model} cannot be loaded as {what} ({first_line(error).rstrip('.')}). Give a folder or a name on the "
+                "Hugging Face hub that holds one as safetensors."
             ) from error
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise ValueError for a model that brings code: not every version of diffusers asks before it runs that."""
+    """Raise ValueError for a model that contains code: not every version of diffusers asks before running it."""
     if code := next(folder.rglob("*.py"), None):
-        raise ValueError(f"it brings code of its own, {code.relative_to(folder)}, which is not run here")
+        raise ValueError(f"it contains code, {code.relative_to(folder)}, which curate does not run")
 
 
 def revision_of(folder: Path, model: str) -> str:
-    """What pins the `model` in `folder`: the commit of a hub's snapshot, or a digest of the files of the user's own."""
+    """Revision of the `model` in `folder`: the commit of a hub's snapshot, or a digest of the user's own files."""
     if folder != Path(model):
         return folder.name
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""Prompts for a text-to-image model, some for each class: sampled from a text-to-text model, kept in prompts.jsonl.
+"""Sample prompts for each class from a text-to-text model, and keep them in prompts.jsonl.
 
-A line is {"class": ..., "prompt": ...} and, where the model wrote it, what it wrote, by which instruction and seed.
-A file that is there is taken as it is, be it from an earlier run or of the user's own, and no model is loaded.
+A line is {"class": ..., "prompt": ...}, with the text as written, the instruction and the seed if the model wrote it.
+An existing file is used as it is, whether an earlier run or the user wrote it, and no model is loaded.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from pipelines.generate import hub
 from pipelines.progress import OnTick, Tick
 from pipelines.storage.atomic import replacing
 
-_ROUNDS = 4  # of sampling, before a class makes do with fewer prompts
+_ROUNDS = 4  # of sampling; after that a class has fewer prompts than asked for
 _MAX_NEW_TOKENS = 48  # CLIP reads 77 tokens
 _TOP_P = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """A prompt; `origin` says what wrote it, and is empty where it came with a prompts.jsonl of the user's."""
+    """A prompt. `origin` says what wrote it; it is empty for a line in the user's own prompts.jsonl."""
 
     text: str
     origin: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Writer:
-    """What writes prompts: a model (a folder, or a name and revision on the hub), told what to do."""
+    """The prompt model: a folder, or a name and revision on the hub; with its instruction."""
 
     model: str
     revision: str | None
@@ -45,14 +45,14 @@ class Writer:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What must not change between runs that share a prompts.jsonl."""
+        """The settings that must not change between runs that share a prompts.jsonl."""
         return {"prompt_model": self.model, "prompt_seed": self.seed, "instruction": self.instruction}
 
 
 def take(path: Path, classes: Sequence[str], writer: Writer, on_tick: OnTick) -> dict[str, list[Prompt]]:
-    """Prompts by class, at least one of each, from the file at `path`, which is written first where it is not there.
+    """Read the prompts of each class, at least one, from the file at `path`, which is written first if it is missing.
 
-    Raises BadInput for a line that is none and for a class without prompts, Incompatible where another model, seed or
+    Raises BadInput for a malformed line and for a class without prompts, Incompatible if another model, seed or
     instruction wrote them.
     """
     if not path.exists():
@@ -63,30 +63,30 @@ def take(path: Path, classes: Sequence[str], writer: Writer, on_tick: OnTick) ->
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
-        raise BadInput(f"{path}: is not text in UTF-8.") from None
+        raise BadInput(f"{path} is not UTF-8 text. Save it as UTF-8.") from None
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
             name, text = values.pop("class"), values.pop("prompt")
             assert isinstance(name, str) and isinstance(text, str) and text.strip()
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-            raise BadInput(f'{path}: line {number} is not {{"class": ..., "prompt": ...}}.') from None
+            raise BadInput(f'{path}: line {number} is not {{"class": ..., "prompt": ...}}. Fix or remove it.') from None
         for setting, value in writer.origin.items():
             if setting in values and values[setting] != value:
                 raise Incompatible(
-                    f"{path}: was written with {setting} = {values[setting]!r}, not {value!r}; repeat that, remove "
+                    f"{path} was written with {setting} = {values[setting]!r}, not {value!r}. Use that again, remove "
                     "the file, or name another folder with --out."
                 )
         if name in prompts:
             prompts[name].append(Prompt(text=text, origin=values))
     if without := [name for name, found in prompts.items() if not found]:
-        raise BadInput(f"{path}: has no prompt for the class {without[0]!r}; add one, or remove the file.")
+        raise BadInput(f"{path} has no prompt for the class {without[0]!r}. Add one, or remove the file.")
     return prompts
 
 
 @torch.no_grad()
 def _write(path: Path, classes: Sequence[str], writer: Writer, on_tick: OnTick) -> Iterator[dict[str, Any]]:
-    """Sample prompts from the model, class by class, each under a seed of its own."""
+    """Sample prompts from the model, class by class, each class with its own seed. BadInput if a class gets none."""
     with hub.loading(writer.model, "a text-to-text model"):
         from huggingface_hub import snapshot_download
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -121,17 +121,17 @@ def _write(path: Path, classes: Sequence[str], writer: Writer, on_tick: OnTick) 
                     break
         if not found:
             raise BadInput(
-                f"{writer.model}: wrote nothing for the class {name!r}; take another --prompt-model, or write "
-                f'{path} yourself, lines of {{"class": ..., "prompt": ...}}.'
+                f"{writer.model} wrote nothing for the class {name!r}. Use another --prompt-model, or write {path} "
+                'yourself, with lines {"class": ..., "prompt": ...}.'
             )
         for prompt, written in list(found.items())[: writer.per_class]:
             yield {"class": name, "prompt": prompt, "written": written, **origin}
 
 
 def prompt_of(name: str, written: str) -> str:
-    """Prompt for a class from what the model wrote, empty if that is empty.
+    """Make a prompt for a class from the text that the model wrote; empty if the text is.
 
-    It always names the class: where the text does not, "a photo of an airplane, " comes before it.
+    The prompt always names the class: if the text does not, "a photo of an airplane, " is put before it.
     """
     text = " ".join(written.split())
     words = name.replace("_", " ")
@@ -141,12 +141,12 @@ def prompt_of(name: str, written: str) -> str:
 
 
 def with_article(name: str) -> str:
-    """Name a class in a sentence: "an airplane", and "a maple tree" for maple_tree."""
+    """Put a class into a phrase: "an airplane", and "a maple tree" for maple_tree."""
     words = name.replace("_", " ")
     return f"{'an' if words[:1].lower() in 'aeiou' else 'a'} {words}"
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of 63 bits that depends on `parts` alone, by their text."""
+    """Derive a seed of 63 bits from the text of `parts`."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

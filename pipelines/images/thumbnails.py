@@ -1,6 +1,6 @@
-"""Thumbnails: small copies of images for people to look at, upright, in RGB and encoded anew.
+"""Thumbnails: small copies of images for people to look at, upright, in RGB and re-encoded.
 
-Encoding anew means that nothing of a foreign file but its pixels gets into a page. Call these functions within
+Re-encoding means that nothing of a foreign file but its pixels gets into a page. Call these functions within
 `pipelines.images.check.foreign_images`.
 """
 

@@ -1,6 +1,6 @@
-"""The small labeled set of real images: a folder per class, or a CSV or parquet of path and label.
+"""The labeled set of real images: one folder per class, or a CSV or parquet of path and label.
 
-It is small and somebody's own: unlike in a crawl, a file that is not an image is an error here, not a reject.
+It is small and the user's own. A file in it that is not an image is therefore an error, not a reject as in a crawl.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
-from pipelines.errors import BadInput, CorruptShard
+from pipelines.errors import BadInput, CorruptShard, what_is_wrong, why
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.manifest import read_parquet
 
@@ -34,27 +34,30 @@ class Labeled:
 
 
 def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -> Labeled:
-    """Read and decode a labeled set; `classes` fixes their order (a validation set follows the labeled one).
+    """Read and decode a labeled set. A validation set is read with the `classes` of the labeled set, in their order.
 
-    Raises BadInput naming the file, folder or column that cannot be used.
+    Raises BadInput, which names the file, folder or column that cannot be used.
     """
     named = files(source)
     found = tuple(sorted({label for _, label in named}))
     if classes is None:
         if len(found) < 2:
-            raise BadInput(f"{source}: holds the class {found[0]!r} alone; a classifier needs at least two.")
+            raise BadInput(f"{source} has only the class {found[0]!r}. Add another: a classifier needs two.")
         classes = found
     elif unknown := set(found) - set(classes):
-        raise BadInput(f"{source}: class {min(unknown)!r} is not among the labeled ones ({', '.join(classes)}).")
+        raise BadInput(
+            f"{source} has the class {min(unknown)!r}, which is not in the labeled set ({', '.join(classes)}). Add it "
+            "there, or remove it here."
+        )
     try:
         data = [path.read_bytes() for path, _ in named]
     except OSError as error:
-        raise BadInput(f"{source}: {error.filename}: cannot be read ({error.strerror}).") from None
+        raise BadInput(f"{source}: {error.filename} cannot be read ({why(error)}). Fix or remove it.") from None
     try:
         with ThreadPoolExecutor() as threads:
             views = decoder.batch([str(path) for path, _ in named], data, threads)
     except CorruptShard as error:
-        raise BadInput(f"{source}: {error.args[0].split(';')[0]}; mend or remove the file.") from None
+        raise BadInput(f"{source}: {what_is_wrong(error)}. Fix or remove the file.") from None
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([number[label] for _, label in named])
     digests = frozenset(hashlib.sha256(content).hexdigest() for content in data)
@@ -62,7 +65,7 @@ def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -
 
 
 def files(source: Path) -> list[tuple[Path, str]]:
-    """Files of a labeled set, each with its class; BadInput where the source cannot be used."""
+    """List the files of a labeled set, each with its class. BadInput if the source cannot be used."""
     return _folders(source) if source.is_dir() else _listed(source)
 
 
@@ -71,35 +74,35 @@ def _folders(source: Path) -> list[tuple[Path, str]]:
     for folder in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not files:
-            raise BadInput(f"{folder}: holds no image; put some of that class into it or remove the folder.")
+            raise BadInput(f"{folder} holds no image. Put images of that class into it, or remove the folder.")
         named += [(path, folder.name) for path in files]
     if not named:
-        raise BadInput(f"{source}: holds no class; it must have one folder of images per class ({source}/cat/1.jpg).")
+        raise BadInput(f"{source} has no class folders. Make one folder of images per class, as in {source}/cat/1.jpg.")
     if loose := sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()):
-        raise BadInput(f"{loose[0]}: lies beside the classes' folders; move it into the one of its class, or away.")
+        raise BadInput(f"{loose[0]} is not in a class folder. Move it into one, or remove it.")
     return named
 
 
 def _listed(source: Path) -> list[tuple[Path, str]]:
     if not source.exists():
-        raise BadInput(f"{source}: does not exist; give a folder with one folder per class, or a CSV or parquet.")
+        raise BadInput(f"{source} does not exist. Give a folder with one folder per class, or a CSV or parquet.")
     if source.suffix == ".parquet":
         table = read_parquet(source)
     elif source.suffix == ".csv":
         try:
             table = pyarrow.csv.read_csv(source)
         except (pa.ArrowException, OSError) as error:
-            raise BadInput(f"{source}: is not a CSV with a header ({error}).") from None
+            raise BadInput(f"{source} is not a CSV with a header ({why(error)}). Fix it, or give a parquet.") from None
     else:
-        raise BadInput(f"{source}: is neither a folder nor a .csv nor a .parquet of path and label.")
+        raise BadInput(f"{source} is not a labeled set. Give a folder with one folder per class, a .csv or a .parquet.")
     paths = _column(source, table, PATH_COLUMNS)
     labels = _column(source, table, LABEL_COLUMNS)
     if not paths:
-        raise BadInput(f"{source}: has no row.")
+        raise BadInput(f"{source} has no rows. List the labeled images in it.")
     label_of: dict[str, str] = {}
     for path, label in zip(paths, labels, strict=True):
         if (other := label_of.setdefault(path, label)) != label:
-            raise BadInput(f"{source}: lists {path} both as {other!r} and as {label!r}.")
+            raise BadInput(f"{source} lists {path} both as {other!r} and as {label!r}. Remove one of the rows.")
     # Paths are relative to the list, so that a labeled set can be moved as a whole.
     return [(source.parent / path, label) for path, label in zip(paths, labels, strict=True)]
 
@@ -110,8 +113,9 @@ def _column(source: Path, table: pa.Table, names: tuple[str, ...]) -> list[str]:
             values = table[name].to_pylist()
             for row, value in enumerate(values, start=1):
                 if value is None or not str(value).strip():
-                    raise BadInput(f"{source}: column {name!r} has an empty cell in row {row}.")
-                if isinstance(value, bytes):  # what Arrow makes of a column that is not UTF-8
-                    raise BadInput(f"{source}: column {name!r} is not text in UTF-8; save the list as UTF-8.")
+                    raise BadInput(f"{source}: column {name!r} is empty in row {row}. Fill it in, or remove the row.")
+                if isinstance(value, bytes):  # Arrow reads a column that is not UTF-8 as bytes
+                    raise BadInput(f"{source}: column {name!r} is not UTF-8 text. Save the list as UTF-8.")
             return [str(value) for value in values]
-    raise BadInput(f"{source}: has no column {names[0]!r} (or {', '.join(names[1:])}); it has {table.column_names}.")
+    found = ", ".join(table.column_names)
+    raise BadInput(f"{source} has no column {names[0]!r} (or {', '.join(names[1:])}), only {found}. Add that column.")

@@ -1,10 +1,10 @@
-"""What the files of a pool and of a run hold, and how to find them. The layout on disk is this file.
+"""The layout of a pool and of a run's scores on disk: which files there are, their schemas and how to read them.
 
 pool/00000.tar              WebDataset shard; members are the crawl's own bytes
 pool/00000.parquet          POOL_SCHEMA, one row per kept image, in the order of the tar
-pool/00000_stats.json       counts of the shard; written last: the mark that the shard is done
+pool/00000_stats.json       counts of the shard; written last, its done file
 pool/rejects/00000.parquet  REJECT_SCHEMA, one row per rejected image
-pool/run.json               what was ingested when
+pool/run.json               what was ingested, and when
 run/scores/00000.parquet    SCORE_SCHEMA, row i for row i of pool/00000.parquet
 run/embeddings/00000.npy    float16 (N, D), row i for row i of the scores
 """
@@ -24,7 +24,7 @@ from pipelines.errors import CorruptShard, MissingArtifact, why
 from pipelines.storage import locations
 from pipelines.storage.locations import Location
 
-KEY_DIGITS = 5  # of the shard; the row follows in at least four
+KEY_DIGITS = 5  # of the shard in a key; the row follows, in four digits or more
 MAX_SHARDS = 10**KEY_DIGITS
 
 POOL_SCHEMA = pa.schema(
@@ -33,15 +33,15 @@ POOL_SCHEMA = pa.schema(
         pa.field("shard", pa.string(), nullable=False),  # 00001
         pa.field("source", pa.string(), nullable=False),  # the crawl's file or folder
         pa.field("member", pa.string(), nullable=False),  # the image's name in it
-        pa.field("format", pa.string(), nullable=False),  # jpg, png, webp, ...: by the bytes, not the name
+        pa.field("format", pa.string(), nullable=False),  # jpg, png, webp, ...: from the bytes, not the name
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),  # of the image's first byte in pool/SHARD.tar
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),  # of the image's bytes, hexadecimal
         pa.field("phash", pa.uint64(), nullable=False),  # perceptual hash; compare by Hamming distance
-        pa.field("declared", pa.string()),  # what the file says of itself: synthetic, camera or null
-        pa.field("declared_by", pa.string()),  # and where it says so
+        pa.field("declared", pa.string()),  # what the file says about itself: synthetic, camera or null
+        pa.field("declared_by", pa.string()),  # and where in the file it says so
     ]
 )
 
@@ -55,11 +55,11 @@ REJECT_SCHEMA = pa.schema(
 )
 
 
-INGESTS = "run.json"  # of a pool: what was ingested when; also the mark that it is one
+INGESTS = "run.json"  # in a pool: what was ingested, and when; a folder with such a file is a pool
 
 
 def is_pool(root: Location) -> bool:
-    """Whether `root` is a pool, be it an empty one."""
+    """Whether `root` is a pool, even an empty one."""
     try:
         values = json.loads(locations.read(root / INGESTS))
     except (FileNotFoundError, ValueError):
@@ -68,7 +68,7 @@ def is_pool(root: Location) -> bool:
 
 
 def key_of(shard: int, row: int) -> str:
-    """Key of the image that is `row`-th in the source of pool shard `shard`: 1, 2345 -> '000012345'."""
+    """Key of the image in row `row` of the source of pool shard `shard`: 1, 2345 -> '000012345'."""
     return f"{shard:0{KEY_DIGITS}d}{row:04d}"
 
 
@@ -79,19 +79,19 @@ def shard_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """The finished shards of a pool, by name and in order; on a disk or on an object store."""
+    """The finished shards of a pool, in the order of their names. The pool is on a disk or in an object store."""
 
     root: Location
 
     @classmethod
     def open(cls, root: Location) -> "Pool":
-        """Open an ingested pool; MissingArtifact where there is none, or no image in it."""
+        """Open an ingested pool. MissingArtifact if there is none, or it holds no image."""
         pool = cls(root)
         if not pool.shards:
-            raise MissingArtifact(f"{root}: holds no finished shard; run `curate ingest CRAWL --pool {root}` first.")
+            raise MissingArtifact(f"{root} has no finished shard: run `curate ingest CRAWL --pool {root}` first.")
         if not pool.num_images:
             raise MissingArtifact(
-                f"{root}: every image was rejected; {root}/rejects/ says why, then ingest another crawl."
+                f"{root} holds no image: all were rejected. {root}/rejects/ lists the reasons. Ingest another crawl."
             )
         return pool
 
@@ -118,22 +118,25 @@ class Pool:
         return self.root / f"{shard}.tar"
 
     def stats(self, shard: str) -> dict[str, Any]:
-        """What a shard's `_stats.json` says."""
+        """Read a shard's `_stats.json`. CorruptShard if it is not what ingest wrote."""
         return _parsed(self._stats(shard), locations.read(self._stats(shard)))
 
     def _stats(self, shard: str) -> Location:
         return self.root / f"{shard}_stats.json"
 
     def digest(self, shard: str) -> str:
-        """Digest of a shard's manifest, which names every image by its sha256: what depends on the shard records it."""
+        """Fingerprint of a shard: the digest of its manifest, which lists the sha256 of every image.
+
+        Everything computed from the shard records it.
+        """
         return hashlib.sha256(locations.read(self.root / f"{shard}.parquet")).hexdigest()[:16]
 
     def rows(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Manifest of a shard, in the order of its tar."""
+        """Read the manifest of a shard, in the order of its tar."""
         return read_parquet(self.root / f"{shard}.parquet", columns)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Manifests of all shards, in order, one at a time."""
+        """Read the manifests of all shards, in order, one at a time."""
         return (self.rows(shard, columns) for shard in self.shards)
 
 
@@ -141,20 +144,20 @@ def _parsed(path: Location, content: bytes) -> dict[str, Any]:
     try:
         stats = json.loads(content)
     except ValueError:
-        raise CorruptShard(f"{path}: is not JSON; remove the shard's files and ingest its source again.") from None
+        raise CorruptShard(f"{path} is not JSON. Remove the shard's files and ingest its source again.") from None
     if not isinstance(stats, dict) or not isinstance(stats.get("successes"), int):
-        raise CorruptShard(f"{path}: counts no images; remove the shard's files and ingest its source again.")
+        raise CorruptShard(f"{path} counts no images. Remove the shard's files and ingest its source again.")
     return stats
 
 
 def read_parquet(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a parquet file of ours; one sentence if it is gone or cut."""
+    """Read a parquet file of ours. CorruptShard if it is missing or truncated."""
     try:
         file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
     except FileNotFoundError:
-        raise CorruptShard(f"{path}: is missing although its shard is marked as done; make the shard again.") from None
+        raise CorruptShard(f"{path} is missing, although its shard has a done file. Make the shard again.") from None
     except pa.ArrowException as error:
         raise CorruptShard(
-            f"{path}: cannot be read ({why(error)}); remove the shard's files and make it again."
+            f"{path} cannot be read ({why(error)}). Remove the shard's files and make it again."
         ) from None

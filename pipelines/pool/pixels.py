@@ -1,13 +1,12 @@
-"""Batches of a pool: which rows (a pure function of seed and step), and their pixels (from memory or from the shards).
+"""Pixels of a pool's rows, in batches: from memory or decoded from the shards as they are needed.
 
-Both paths give the same pixels for the same rows; they differ in speed and memory only.
+Both give the same pixels for the same rows. They differ only in speed and memory.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,16 +16,15 @@ import torch
 from torch import Tensor
 
 from pipelines.images.views import Decoder, Views
-from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick
-from pipelines.storage.shards import read_spans_across
 
 CHUNK = 512  # images decoded at once while a pool is loaded
 PREFETCH = 4  # batches decoded ahead of the step
 
 
 class Images(Protocol):
-    """The pixels of a pool's rows."""
+    """The pixels of N rows of a pool."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +33,7 @@ class Images(Protocol):
         ...
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
-        """Views of one batch of rows after the other."""
+        """Yield the views of each batch of rows (B,) int64."""
         ...
 
 
@@ -57,73 +55,19 @@ class InMemory:
             yield self._views.map(partial(torch.index_select, dim=0, index=on_device))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where the pixels of a pool's rows lie: shard number, offset and length in bytes, key; all (N,)."""
-
-    pool: Pool
-    shard: np.ndarray[tuple[int], np.dtype[np.int32]]
-    offset: np.ndarray[tuple[int], np.dtype[np.int64]]
-    num_bytes: np.ndarray[tuple[int], np.dtype[np.int64]]
-    key: np.ndarray[tuple[int], np.dtype[np.str_]]
-
-    def __len__(self) -> int:
-        return len(self.shard)
-
-    def members(self) -> list[str]:
-        """Names that the images of all rows had in the crawl."""
-        listed = set(self.key.tolist())
-        tables = self.pool.tables(["key", "member"])
-        named = (zip(table["key"].to_pylist(), table["member"].to_pylist(), strict=True) for table in tables)
-        return [member for pairs in named for key, member in pairs if key in listed]
-
-    def read(self, rows: Sequence[int]) -> list[bytes]:
-        """Original bytes of `rows`; CorruptShard where a shard is cut or missing."""
-        order = np.argsort(self.shard[rows], kind="stable").tolist()  # each shard is opened once
-        sorted_rows = [rows[i] for i in order]
-        tars = [self.pool.tar(self.pool.shards[number]) for number in self.shard[sorted_rows].tolist()]
-        spans = zip(tars, self.offset[sorted_rows].tolist(), self.num_bytes[sorted_rows].tolist(), strict=True)
-        result = [b""] * len(rows)
-        for i, data in zip(order, read_spans_across(spans), strict=True):
-            result[i] = data
-        return result
-
-
-def index(pool: Pool, without: frozenset[str] = frozenset()) -> Rows:
-    """List the rows of a pool, in order, leaving out images whose sha256 is in `without`."""
-    return _rows(pool, range(len(pool.shards)), without)
-
-
-def index_shard(pool: Pool, number: int) -> Rows:
-    """List the rows of one shard."""
-    return _rows(pool, [number], frozenset())
-
-
-def _rows(pool: Pool, numbers: Iterable[int], without: frozenset[str]) -> Rows:
-    parts = []
-    for number in numbers:
-        table = pool.rows(pool.shards[number], ["key", "offset", "num_bytes", "sha256"])
-        kept = np.array([digest not in without for digest in table["sha256"].to_pylist()], dtype=bool)
-        shard = np.full(int(kept.sum()), number, dtype=np.int32)
-        key = np.array(table["key"].to_pylist(), dtype=np.str_)
-        parts.append((shard, table["offset"].to_numpy()[kept], table["num_bytes"].to_numpy()[kept], key[kept]))
-    shard, offset, num_bytes, key = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Rows(pool, shard, offset, num_bytes, key)
-
-
 class Streamed:
-    """Pixels decoded from the shards when they are asked for, a few batches ahead."""
+    """Pixels decoded from the shards on demand, a few batches ahead."""
 
     def __init__(self, rows: Rows, decoder: Decoder, device: torch.device, num_threads: int) -> None:
         self._rows, self._decoder, self._device = rows, decoder, device
         self._decoding = ThreadPoolExecutor(num_threads)
-        self._fetching = ThreadPoolExecutor(PREFETCH)  # apart from the decoders, which it waits for
+        self._fetching = ThreadPoolExecutor(PREFETCH)  # separate from the decoders, which these threads wait for
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._fetching.shutdown(cancel_futures=True)
         self._decoding.shutdown()
 
@@ -151,7 +95,7 @@ class Streamed:
 
 
 def load(rows: Rows, decoder: Decoder, device: torch.device, num_threads: int, on_tick: OnTick) -> InMemory:
-    """Decode all rows into memory on `device`."""
+    """Decode all rows into the memory of `device`; `on_tick` hears of every 512 images."""
     images: Tensor | None = None
     tiles: Tensor | None = None
     done = 0
@@ -159,7 +103,7 @@ def load(rows: Rows, decoder: Decoder, device: torch.device, num_threads: int, o
     for views in streamed.stream(torch.split(torch.arange(len(rows)), CHUNK)):
         if images is None:
             images = torch.empty(len(rows), *views.images.shape[1:], dtype=torch.uint8)
-        if tiles is None and views.tiles is not views.images:  # the first tiles that differ from their images
+        if tiles is None and views.tiles is not views.images:  # the first batch whose tiles differ from its images
             tiles = torch.empty(len(rows), *views.tiles.shape[1:], dtype=torch.uint8)
             if images.shape == tiles.shape:
                 tiles[:done] = images[:done]
@@ -175,14 +119,14 @@ def load(rows: Rows, decoder: Decoder, device: torch.device, num_threads: int, o
 
 
 def fits(num_images: int, decoder: Decoder, device: torch.device) -> bool:
-    """Whether all views of a pool take less than half of the device's free memory."""
+    """Whether the views of `num_images` images take less than half of the device's free memory."""
     needed = num_images * 3 * (decoder.image_size**2 + decoder.detector_size**2)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
     return needed < free / 2
 
 
 def available_bytes() -> int:
-    """Main memory that can be had without swapping, in bytes."""
+    """Main memory available without swapping, in bytes."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():

@@ -4,7 +4,7 @@ In: a pool and, as far as they exist, a run with its model, scores, metrics and 
 
 Everything on the page is bounded: counts, a sample and a fixed number of pictures. So the page of a million images is
 no larger than that of thirty thousand, and memory use does not grow. All text from the crawl is escaped, pictures are
-encoded anew, and a content security policy lets no script run but the page's own.
+re-encoded, and a content security policy lets no script run but the page's own.
 
     survey      reads the pool and its scores
     confounds   audits what the verdicts rest on

@@ -260,7 +260,7 @@ class _Pages:
             raise HTTPException(404) from None
 
     def _picture(self, request: Request, format_: Format, max_bytes: int) -> Response:
-        """The image file itself if browsers can show it and it is not too large, else its pixels encoded anew."""
+        """The image file itself if browsers can show it and it is not too large, else a new encoding of its pixels."""
         row = self._row(request)
         headers = {"cache-control": _FOREVER, "etag": f'"{self._gallery.sha256(row)}-{format_.side}"'}
         if request.headers.get("if-none-match") == headers["etag"]:

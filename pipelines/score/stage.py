@@ -31,6 +31,7 @@ from pipelines.compute.processes import usable_cores
 from pipelines.errors import Incompatible
 from pipelines.pool import pixels, truth
 from pipelines.pool.manifest import Pool, read_parquet
+from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import evaluation, model, verdicts
 from pipelines.run.scorer import Scorer, Scores
@@ -96,7 +97,7 @@ def _score_shard(
     scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
 ) -> None:
     """Score one shard of a pool into a run; calls `on_images` with the size of every batch."""
-    rows = pixels.index_shard(pool, number)
+    rows = Rows.of_shard(pool, number)
     parts = []
     chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
     num_threads = max(2, torch.get_num_threads())

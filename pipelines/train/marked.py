@@ -16,9 +16,9 @@ import torch
 from models.marked import Marked
 from pipelines.errors import BadInput
 from pipelines.images.views import Decoder, Views
-from pipelines.pool import pixels
 from pipelines.pool.labeled import Labeled
 from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.run import marks
 from pipelines.run.marks import Mark
 
@@ -28,7 +28,7 @@ class Training:
     """A labeled set and the unlabeled rows of a pool with marks applied; images that marks labeled come last."""
 
     examples: Labeled
-    rows: pixels.Rows
+    rows: Rows
     marked: Marked | None = None  # indices into `rows`
     fingerprint: str | None = None  # of the marks that were used; None where none was
     counts: dict[str, int] = field(default_factory=dict)  # images that marks made labeled, real or synthetic
@@ -47,14 +47,14 @@ def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training
     current = {sha256: mark for sha256, mark in marks.read(run).current.items() if mark.verdict != "skip"}
     for mark in current.values():
         _check(mark, examples, marks.path(run))
-    rows = pixels.index(pool, without=examples.digests)
+    rows = Rows.of_pool(pool, without=examples.digests)
     by_key = _by_key(pool, current)
     if not (found := _found(rows, by_key)):
         return Training(examples, rows)
     labeled = [(row, mark) for row, mark in found if mark.label is not None]
     if labeled:
         examples = _extended(examples, rows, labeled, decoder)
-        rows = pixels.index(pool, without=examples.digests)
+        rows = Rows.of_pool(pool, without=examples.digests)
     real, synthetic = (
         torch.tensor([row for row, mark in _found(rows, by_key) if mark.verdict == verdict], dtype=torch.int64)
         for verdict in ("real", "synthetic")
@@ -93,11 +93,11 @@ def _by_key(pool: Pool, current: Mapping[str, Mark]) -> dict[str, Mark]:
     return {key: current[sha256] for key, sha256 in pairs if sha256 in current}
 
 
-def _found(rows: pixels.Rows, by_key: Mapping[str, Mark]) -> list[tuple[int, Mark]]:
+def _found(rows: Rows, by_key: Mapping[str, Mark]) -> list[tuple[int, Mark]]:
     return [(row, by_key[key]) for row, key in enumerate(rows.key.tolist()) if key in by_key] if by_key else []
 
 
-def _extended(examples: Labeled, rows: pixels.Rows, labeled: list[tuple[int, Mark]], decoder: Decoder) -> Labeled:
+def _extended(examples: Labeled, rows: Rows, labeled: list[tuple[int, Mark]], decoder: Decoder) -> Labeled:
     numbers = [row for row, _ in labeled]
     with ThreadPoolExecutor() as threads:
         views = decoder.batch([mark.key for _, mark in labeled], rows.read(numbers), threads)

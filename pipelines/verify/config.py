@@ -23,7 +23,7 @@ class Problem:
 
     where: str
     what: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,11 @@
-"""Verify: does everything on the disk agree with everything else?
+"""Verify: check that all files of a pool, and of a run if there is one, agree with each other. Nothing is written.
 
-in      a pool and, where there is one, a run; nothing is written
-out     a list of problems: where, what is wrong, and what mends it
+In: a pool and a run. Out: a list of problems, each with where it is, what is wrong and how to fix it.
 
-A pool is read as a stranger would read it: every tar from its first to its last byte, every image and every sidecar
-hashed, every manifest, count and reject compared with what the tar holds. Scores must be of these images and of this
-model, checkpoint and exported program be whole, and an index be of these scores. Of folders that a command is writing
-into at the moment, it may find what that has not finished.
+A pool is read as a stranger would read it: every tar from the first to the last byte. Every image and every sidecar is
+hashed; manifests, counts and rejects are compared with the tar. Scores must belong to these images and this model,
+checkpoint and exported program must be complete, and the index must belong to these scores. If a command is writing
+into these folders at the moment, its unfinished files may be reported.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.errors import CurateError, MissingArtifact
+from pipelines.errors import CurateError, MissingArtifact, what_is_wrong
 from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, verdicts
@@ -33,16 +32,16 @@ from pipelines.verify.config import Problem, Summary, VerifyConfig
 
 P = ParamSpec("P")
 
-ROUNDING = 1e-3  # of probabilities, which are kept in half precision
+ROUNDING = 1e-3  # of probabilities, which are stored in half precision
 
 
 def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
-    """Verify a pool and, if there is one, the run beside it. MissingArtifact where there is no pool."""
+    """Verify a pool and, if there is one, a run. MissingArtifact if there is no pool."""
     pool = Pool(config.pool)
     if not pool.shards:
-        raise MissingArtifact(f"{pool.root}: holds no finished shard; run `curate ingest` first.")
+        raise MissingArtifact(f"{pool.root} has no finished shard: run `curate ingest` first.")
     problems = list(_strays(pool))
-    heads: dict[str, npt.NDArray[np.uint64]] = {}  # of the sound shards
+    heads: dict[str, npt.NDArray[np.uint64]] = {}  # of the shards without problems
     num_rejects = 0
     for number, shard in enumerate(pool.shards):
         found = list(_caught(pool.tar(shard), _SHARD, _shard, pool, shard))
@@ -69,36 +68,36 @@ def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
 _SHARD = "remove the shard's .tar, .parquet, _stats.json and rejects, and run the `curate ingest` that made it again"
 _SCORES = "remove that file, and run `curate score` again"
 _TRAIN = "run the same `curate train` again"
-_INDEX = "remove it; the next `curate inspect` makes it anew"
-_LEFT = "is the unfinished work of a command that was killed, or of one that runs now"
+_INDEX = "remove it; the next `curate inspect` builds a new one"
+_LEFT = "is the unfinished work of a command that was killed or is still running"
 
 
 def _caught(
-    where: Location, mend: str, check: Callable[P, Iterator[Problem]], *args: P.args, **kwargs: P.kwargs
+    where: Location, fix: str, check: Callable[P, Iterator[Problem]], *args: P.args, **kwargs: P.kwargs
 ) -> Iterator[Problem]:
-    """What a check finds, and where it cannot go on, why."""
+    """Yield the problems that a check finds; if it fails, its error is the last one."""
     try:
         yield from check(*args, **kwargs)
     except CurateError as error:
-        yield Problem(where=str(where), what=str(error).removeprefix(f"{where}: ").split(";")[0].rstrip("."), mend=mend)
+        yield Problem(where=str(where), what=what_is_wrong(error).removeprefix(str(where)).lstrip(": "), fix=fix)
     except (OSError, ValueError, KeyError, pa.ArrowException, zipfile.BadZipFile) as error:
-        yield Problem(where=str(where), what=f"cannot be read ({type(error).__name__}: {error})", mend=mend)
+        yield Problem(where=str(where), what=f"cannot be read ({type(error).__name__}: {error})", fix=fix)
 
 
 def _strays(pool: Pool) -> Iterator[Problem]:
-    """Files of shards that were never finished, or lost the mark of it, and what a killed command left."""
+    """Find files of shards without a done file, and unfinished files of a killed command."""
     known = set(pool.shards)
     inside, rejects = (
         [folder / name for name in locations.names(folder)] for folder in (pool.root, pool.root / "rejects")
     )
     for path in [*inside, *rejects]:
         if path.name == ".partial" or (path.name.startswith(".") and path.name.endswith(".tmp")):
-            yield Problem(where=str(path), what=_LEFT, mend="run the last `curate ingest` again, or remove it")
+            yield Problem(where=str(path), what=_LEFT, fix="run the last `curate ingest` again, or remove it")
     shards = [path for path in inside if path.suffix in (".tar", ".parquet")]
     for path in [*shards, *(path for path in rejects if path.suffix == ".parquet")]:
         if path.stem not in known:
-            what = "belongs to no finished shard: its _stats.json is not there"
-            yield Problem(where=str(path), what=what, mend="run the last `curate ingest` again: it finishes the shard")
+            what = "belongs to no finished shard: its _stats.json is missing"
+            yield Problem(where=str(path), what=what, fix="run the last `curate ingest` again: it finishes the shard")
 
 
 def _rejects(pool: Pool, shard: str) -> pa.Table:
@@ -109,49 +108,49 @@ def _shard(pool: Pool, shard: str) -> Iterator[Problem]:
     """Compare tar, manifest, rejects and counts of a shard."""
 
     def problem(path: Location, what: str) -> Problem:
-        return Problem(where=str(path), what=what, mend=_SHARD)
+        return Problem(where=str(path), what=what, fix=_SHARD)
 
     manifest, tar = pool.root / f"{shard}.parquet", pool.tar(shard)
     rows, rejects, stats = pool.rows(shard), _rejects(pool, shard), pool.stats(shard)
     if not rows.schema.equals(POOL_SCHEMA):
-        yield problem(manifest, "has other columns than a manifest")
+        yield problem(manifest, "does not have the columns of a manifest")
         return
     if not rejects.schema.equals(REJECT_SCHEMA):
-        yield problem(pool.root / "rejects" / manifest.name, "has other columns than a list of rejects")
+        yield problem(pool.root / "rejects" / manifest.name, "does not have the columns of a list of rejects")
     if stats.get("successes") != rows.num_rows:
-        yield problem(manifest, f"lists {rows.num_rows} images, and _stats.json counts {stats.get('successes')}")
+        yield problem(manifest, f"lists {rows.num_rows} images, but _stats.json counts {stats.get('successes')}")
     if stats.get("count") != rows.num_rows + rejects.num_rows:
         read = rows.num_rows + rejects.num_rows
-        yield problem(manifest, f"kept and rejected are {read}, and _stats.json counts {stats.get('count')} read")
+        yield problem(manifest, f"has {read} images with the rejects, but _stats.json counts {stats.get('count')}")
     position = 0
     seen, sidecars = set[str](), hashlib.sha256()
     listed = iter(rows.to_pylist())
     for key, sample in read_samples(tar):
         if key in seen:
-            yield problem(tar, f"holds the sample {key} in two places: readers would split it")
+            yield problem(tar, f"holds the sample {key} twice: readers would split it")
             return
         seen.add(key)
         row = next(listed, None)
         if row is None or row["key"] != key:
-            yield problem(tar, f"holds the sample {key} where the manifest has {row['key'] if row else 'no more'}")
+            yield problem(tar, f"holds the sample {key} where the manifest lists {row['key'] if row else 'none'}")
             return
         image = sample.get(row["format"], b"")
         if hashlib.sha256(image).hexdigest() != row["sha256"] or len(image) != row["num_bytes"]:
-            yield problem(tar, f"the image {key} has other bytes than the manifest says")
+            yield problem(tar, f"the bytes of image {key} are not those in the manifest")
         elif row["offset"] != (offset := member_span(position, len(image)).offset):
-            yield problem(manifest, f"says that {key} lies at byte {row['offset']}, and it lies at {offset}")
+            yield problem(manifest, f"says that {key} is at byte {row['offset']}, but it is at {offset}")
         if row["shard"] != shard or shard_of(key) != shard:
-            yield problem(manifest, f"lists {key} of the shard {row['shard']}")
+            yield problem(manifest, f"lists {key} under the shard {row['shard']}")
         sidecars.update(digest_of_sidecars((name, text) for name, text in sample.items() if name != row["format"]))
         for data in sample.values():
             position = member_span(position, len(data)).stop
     if (recorded := stats.get("sidecars_sha256")) != sidecars.hexdigest():
-        what = "holds other text beside its images than was crawled" if recorded else "has no digest of its captions"
+        what = "its captions and metadata are not the crawled ones" if recorded else "has no digest of its captions"
         yield problem(tar, what)
     if (missing := next(listed, None)) is not None:
         yield problem(tar, f"ends before the sample {missing['key']}")
     if (size := locations.size(tar)) != (whole := position + len(END_MARK)):
-        yield problem(tar, f"has {size} bytes, and its samples and end mark take {whole}")
+        yield problem(tar, f"has {size} bytes, but its samples and end mark take {whole}")
 
 
 def _digests(pool: Pool, shard: str) -> list[str]:
@@ -160,18 +159,18 @@ def _digests(pool: Pool, shard: str) -> list[str]:
 
 
 def _heads(pool: Pool, shard: str) -> npt.NDArray[np.uint64]:
-    """The first 64 bits of the digest of each image."""
+    """First 64 bits of the SHA-256 of each image (N,)."""
     return np.array([int(digest[:16], 16) for digest in _digests(pool, shard)], dtype=np.uint64)
 
 
 def _twice(pool: Pool, heads: dict[str, npt.NDArray[np.uint64]]) -> Iterator[Problem]:
-    """An image that is in some shards twice; where first bits agree, digests are compared: 8 bytes an image."""
+    """Find images that the pool holds twice, in 8 bytes an image: digests are compared if their first 64 bits agree."""
     known = np.sort(np.concatenate([np.empty(0, dtype=np.uint64), *heads.values()]))
     suspects = {f"{head:016x}" for head in known[1:][known[1:] == known[:-1]].tolist()}
     counts = Counter(d for shard in heads if suspects for d in _digests(pool, shard) if d[:16] in suspects)
     for digest in sorted(digest for digest, count in counts.items() if count > 1):
         what = f"holds the image with the SHA-256 {digest} more than once"
-        yield Problem(where=str(pool.root), what=what, mend="make a new pool of the same sources")
+        yield Problem(where=str(pool.root), what=what, fix="ingest the same sources into a new pool")
 
 
 # The run
@@ -181,7 +180,7 @@ def _run(scored: ScoredPool) -> Iterator[Problem]:
     """Compare model, checkpoint, scores, embeddings, index and marks with the pool and with each other."""
     run = scored.run
     for path in sorted([*run.rglob(".*.tmp"), *run.rglob(".tmp*")]):
-        yield Problem(where=str(path), what=_LEFT, mend="run the command that made it again, or remove it")
+        yield Problem(where=str(path), what=_LEFT, fix="run the command that made it again, or remove it")
     trained: list[str] = []
     if scored.shards or (run / "model").is_dir():
         yield from _caught(run / "model", _TRAIN, _model, run, trained)
@@ -193,26 +192,26 @@ def _run(scored: ScoredPool) -> Iterator[Problem]:
         yield from _caught(file, _SCORES, _scores, scored, shard, file, trained)
     for path in sorted([*(run / "scores").glob("[!.]*.parquet"), *(run / "embeddings").glob("[!.]*.npy")]):
         if path.stem not in scored.pool.shards:
-            yield Problem(where=str(path), what="is of a shard that the pool has not", mend="remove it")
+            yield Problem(where=str(path), what="belongs to a shard that is not in the pool", fix="remove it")
     if (run / "index" / "index.json").exists():
         yield from _caught(run / "index", _INDEX, _index, scored)
-    yield from _caught(marks.path(run), "mend or remove that line", _marks, run)
+    yield from _caught(marks.path(run), "fix or remove that line", _marks, run)
 
 
 def _marks(run: Path) -> Iterator[Problem]:
     if marks.read(run).cut:
-        yield Problem(where=str(marks.path(run)), what="its last line was cut short", mend="the next mark mends it")
+        yield Problem(where=str(marks.path(run)), what="its last line is truncated", fix="the next mark fixes it")
 
 
 def _index(scored: ScoredPool) -> Iterator[Problem]:
     from pipelines.run import neighbors  # heavy
 
     if (what := neighbors.contradiction(scored)) is not None:
-        yield Problem(where=str(scored.run / "index"), what=what, mend=_INDEX)
+        yield Problem(where=str(scored.run / "index"), what=what, fix=_INDEX)
 
 
 def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
-    """Load the model and note its digest; an exported program must be a whole archive."""
+    """Load the model and append its digest to `trained`. The exported program must be a complete archive."""
     import torch  # heavy
 
     from pipelines.run import model
@@ -220,10 +219,10 @@ def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
     trained.append(model.load(run, torch.device("cpu")).digest)
     path = run / "model" / "classifier.pt2"
     with zipfile.ZipFile(path) as archive:
-        if archive.infolist()[0].header_offset:  # the end of an archive within it was taken for its own
-            yield Problem(where=str(path), what="is cut", mend=_TRAIN)
+        if archive.infolist()[0].header_offset:  # the end of an inner archive was taken for its own
+            yield Problem(where=str(path), what="is truncated", fix=_TRAIN)
         elif (member := archive.testzip()) is not None:
-            yield Problem(where=str(path), what=f"its part {member} is not what was written", mend=_TRAIN)
+            yield Problem(where=str(path), what=f"its part {member} is damaged", fix=_TRAIN)
 
 
 def _checkpoint(path: Path) -> Iterator[Problem]:
@@ -238,14 +237,14 @@ def _checkpoint(path: Path) -> Iterator[Problem]:
 
 def _scores(scored: ScoredPool, shard: str, file: Path, trained: list[str]) -> Iterator[Problem]:
     def problem(what: str, path: Path = file) -> Problem:
-        return Problem(where=str(path), what=what, mend=_SCORES)
+        return Problem(where=str(path), what=what, fix=_SCORES)
 
-    rows = scored.rows(shard, ["key"])  # Incompatible where they are of other images
+    rows = scored.rows(shard, ["key"])  # Incompatible if they belong to other images
     if trained and scored.scored_by(shard) != trained[0]:
-        yield problem("holds the scores of another model than the run's")
+        yield problem("has scores of another model than the run's")
     table = read_parquet(file)
     if not table.schema.equals(SCORE_SCHEMA):
-        yield problem("has other columns than scores")
+        yield problem("does not have the columns of scores")
         return
     probs = np.stack(table["probs"].to_numpy()).astype(np.float64) if table.num_rows else np.ones((0, 1))
     confidence = table["confidence"].to_numpy()
@@ -255,9 +254,9 @@ def _scores(scored: ScoredPool, shard: str, file: Path, trained: list[str]) -> I
         yield problem("has a confidence that is not its highest probability")
     if table["prob_synthetic"].null_count < max(1, table.num_rows):
         yield from map(problem, _verdicts(scored, table))
-    embeddings = scored.embeddings(shard)  # CorruptShard where their number is another
+    embeddings = scored.embeddings(shard)  # CorruptShard if their number differs
     if embeddings.shape[0] != rows.num_rows or not np.isfinite(embeddings).all():
-        yield problem("has values that are no numbers", scored.run / "embeddings" / f"{shard}.npy")
+        yield problem("has values that are not finite numbers", scored.run / "embeddings" / f"{shard}.npy")
 
 
 def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
@@ -270,6 +269,6 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
     if kept is None:
         return
     if verdicts.Thresholds(**kept) != thresholds:
-        yield "was judged by other thresholds than run/thresholds.json"
+        yield "was scored with other thresholds than those in run/thresholds.json"
     if (table["synthetic"].to_numpy() != (prob >= thresholds.synthetic_from)).any():
-        yield "calls images synthetic that lie below the threshold, or real that lie above"
+        yield "calls images synthetic below the threshold, or real above it"

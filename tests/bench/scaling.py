@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.benchmark.stage import KERNELS, LOST, scaled
+from pipelines.benchmark.measure import KERNELS, LOST, scaled
 from pipelines.run import verdicts
 from pipelines.run.scorer import Scorer
 

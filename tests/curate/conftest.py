@@ -1,4 +1,4 @@
-"""A working directory as it is after `curate score`, for the commands that come then."""
+"""A working directory as `curate score` leaves it, for the commands that follow."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,6 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def scored(newborn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds pool/ and run/, which these tests add files to."""
-    return shutil.copytree(newborn, tmp_path_factory.mktemp("home") / "scored")
+def scored(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds pool/ and run/, to which the tests of the commands add files."""
+    return shutil.copytree(untrained, tmp_path_factory.mktemp("home") / "scored")

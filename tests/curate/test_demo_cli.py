@@ -6,6 +6,8 @@ import pytest
 
 from tests.warm import curate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("file", "text", "says"),

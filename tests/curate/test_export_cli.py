@@ -8,6 +8,8 @@ import pytest
 from pipelines.pool.manifest import Pool
 from tests.warm import curate
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_defaults_and_what_to_do_next(scored: Path, tmp_path: Path) -> None:
     done = curate("export", "--out", str(tmp_path / "clean"), "--keep", "all", cwd=scored)

@@ -15,6 +15,8 @@ from curate.app import app
 from pipelines import generate
 from pipelines.errors import BadInput
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from tests.warm import curate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def crawl(tmp_path: Path) -> Path:

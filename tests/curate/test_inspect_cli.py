@@ -9,6 +9,8 @@ import pytest
 from pipelines.pool.manifest import Pool
 from tests.warm import curate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def key(scored: Path) -> str:

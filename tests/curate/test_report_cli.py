@@ -7,6 +7,8 @@ import pytest
 
 from tests.warm import curate
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_page_is_written_beside_the_run_and_its_findings_shown(scored: Path) -> None:
     done = curate("report", "--map", "pca", "--device", "cpu", cwd=scored)

@@ -23,8 +23,10 @@ from models.detector import Detector
 from pipelines import ingest, score
 from pipelines.pool.manifest import Pool
 from pipelines.run import marks, model
+from tests.warm import ROOT, curate
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -360,14 +362,11 @@ def test_images_are_the_crawls_bytes_and_stay_in_the_browsers_cache(scored: Path
 
 def test_mistakes_are_one_sentence(home: Path, served: Server) -> None:
     def refused(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "curate", "review", "--no-open", *arguments],
-            cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        done = curate("review", "--no-open", *arguments, cwd=home)
         assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
         return done.stderr
 
-    assert "name another, or 0 for any free one" in refused("--port", str(served.port))
+    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port))
     assert "run `curate score` first" in refused("--run", "nowhere", "--port", "0")
     (home / "run" / "marks.jsonl").write_text("nonsense\n")
     assert "line 1 is not a mark" in refused("--port", "0")

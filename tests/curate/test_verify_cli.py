@@ -4,7 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.warm import curate
+
+pytestmark = pytest.mark.slow
 
 
 def test_sound_exits_0_and_a_flipped_bit_1_with_what_to_do(scored: Path, tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def pil_strong(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
+@pytest.mark.slow
 def test_whole_policy_has_the_distribution_of_pils() -> None:
     """Means, deviations, darkest and brightest values, and black borders of 4,000 views each, by two-sample tests."""
     rng = np.random.default_rng(0)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import norms
-from models.networks import Classifier
-from models.ranks import ALONE
+from models.classifier import Classifier
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 GROUPS = torch.tensor([0, 1, 1, 0, 0, 1] * 2)
@@ -25,7 +24,7 @@ def network(name: str = "small") -> Classifier:
 def masked(classifier: Classifier) -> Classifier:
     """The same network as it is trained on a GPU."""
     changed = copy.deepcopy(classifier)
-    norms.split_all(changed, ALONE)
+    norms.split_all(changed)
     return changed
 
 
@@ -127,6 +126,7 @@ def test_images_as_tested_are_read_by_the_running_statistics_and_take_part_in_no
     torch.testing.assert_close(heads.dummy[~kept], tested.dummy, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_batch_of_one_class_hides_it_but_not_from_who_reads_as_tested(turn) -> None:  # type: ignore[no-untyped-def]
     """A network that tells pictures with a red cast from those with a blue one, and batches of either alone."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models import rules
+from models.recipe import Recipe, RuleName
 from models.rules import FixMatch, FlexMatch, FreeMatch, SoftMatch
 
 PROBS = torch.tensor([[0.97, 0.02, 0.01], [0.10, 0.85, 0.05], [0.30, 0.30, 0.40], [0.02, 0.96, 0.02]])
@@ -95,8 +96,8 @@ def test_softmatch_alignment_raises_rare_classes() -> None:
 
 
 @pytest.mark.parametrize("name", ["flexmatch", "freematch", "softmatch"])
-def test_images_of_the_other_head_change_nothing(name: rules.Name) -> None:
-    rule = rules.build(name, threshold=0.95, num_classes=3, num_images=4)
+def test_images_of_the_other_head_change_nothing(name: RuleName) -> None:
+    rule = rules.build(Recipe(rule=name, confidence_threshold=0.95), num_classes=3, num_images=4)
     before = {key: value.clone() for key, value in rule.state_dict().items()}
     assert rule.weigh(PROBS, ROWS, ~ALL).tolist() == [0, 0, 0, 0]
     assert all(torch.equal(value, before[key]) for key, value in rule.state_dict().items())

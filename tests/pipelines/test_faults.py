@@ -211,6 +211,7 @@ def test_without_root_a_limit_on_files_is_one_sentence_and_exit_1(world: World, 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_memory_of_digests_outgrows_the_disk(disk: Disk) -> None:
     disk.remount("size=1m")
     numbers = range(600_000)  # more than the cache holds
@@ -377,6 +378,7 @@ def test_no_stage_believes_a_clock(world: World, whole: Home, tmp_path: Path) ->
 # Kills and power
 
 
+@pytest.mark.slow
 def test_every_stage_survives_kills(tmp_path: Path) -> None:
     """The short version of tests/bench/kill.py: SIGKILL, SIGTERM and Ctrl-C once each."""
     harness = ROOT / "tests" / "bench" / "kill.py"

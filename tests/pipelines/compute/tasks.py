@@ -1,4 +1,4 @@
-"""Tasks for the tests of processes and engines. This file is light, for each worker that takes one up imports it."""
+"""Tasks for the tests of the engines. This file imports little, because every worker process imports it."""
 
 import os
 import signal

@@ -17,7 +17,7 @@ from pipelines import export, ingest, score
 from pipelines.compute.engine import Engine, EngineName, Local, Ray
 from pipelines.errors import BadInput, CorruptShard, CurateError
 from pipelines.pool.manifest import Pool
-from tests.conftest import World, save_newborn
+from tests.conftest import World, save_untrained
 from tests.pipelines.compute.tasks import die, die_of_odd_ones, die_once, next_to_it, refuse, slow_double
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +82,7 @@ def test_a_task_that_kills_every_worker_is_one_sentence(ray: Callable[[], Engine
         list(ray().in_order(die, range(1)))
 
 
+@pytest.mark.slow
 def test_packages_of_our_names_in_the_working_directory_do_not_reach_the_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     for name in ("models", "pipelines"):
@@ -170,7 +171,7 @@ def test_ingest_on_ray_with_workers_killed_makes_the_same_pool(
 def test_score_on_ray_writes_the_same_scores(world: World, ray: Callable[[], Engine], tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for run in (here, there):
-        save_newborn(run)
+        save_untrained(run)
     summary = score.run(score.ScoreConfig(pool=world.pool, run=here, device="cpu"))
     ticks = list[int]()
     config = score.ScoreConfig(pool=world.pool, run=there, device="cpu", engine="ray")
@@ -181,9 +182,9 @@ def test_score_on_ray_writes_the_same_scores(world: World, ray: Callable[[], Eng
 
 
 def test_export_on_ray_with_a_worker_killed_writes_the_same_shards(
-    world: World, newborn: Path, ray: Callable[[], Engine], tmp_path: Path
+    world: World, untrained: Path, ray: Callable[[], Engine], tmp_path: Path
 ) -> None:
-    run = newborn / "run"
+    run = untrained / "run"
 
     def written(name: str, engine: EngineName) -> dict[str, bytes]:
         out = tmp_path / name

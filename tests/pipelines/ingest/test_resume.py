@@ -12,6 +12,8 @@ import pytest
 
 from tests.pipelines.ingest.crawls import check, content, make_crawl, run
 
+pytestmark = pytest.mark.slow
+
 KILL_SCRIPT = """
 import os, signal, sys
 from pathlib import Path

@@ -22,6 +22,8 @@ from pipelines.pool.manifest import Pool
 from pipelines.progress import Tick, ignore
 from tests.pipelines.ingest.crawls import pack, picture
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -19,17 +19,17 @@ from pipelines.inspect import InspectConfig
 from pipelines.inspect.lookup import Inspection, Item, contact_sheet
 from pipelines.pool.manifest import Pool
 from pipelines.run import marks
-from tests.conftest import World, save_newborn
+from tests.conftest import World, save_untrained
 
 
 @pytest.fixture(scope="module")
-def pool(newborn: Path) -> Path:
-    return newborn / "pool"
+def pool(untrained: Path) -> Path:
+    return untrained / "pool"
 
 
 @pytest.fixture(scope="module")
-def run(newborn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shutil.copytree(newborn / "run", tmp_path_factory.mktemp("lookup") / "run")
+def run(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(untrained / "run", tmp_path_factory.mktemp("lookup") / "run")
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_embeddings_that_are_gone_or_of_another_length_are_a_corrupt_shard(pool:
 
 
 def test_an_outside_image_is_not_compared_across_trainings(world: World, pool: Path, own_run: Path) -> None:
-    save_newborn(own_run, seed=1)
+    save_untrained(own_run, seed=1)
     image = next(world.test.glob("*/*.jpg"))
     with pytest.raises(Incompatible, match="run `curate score`"):
         look(pool, own_run, str(image))

@@ -50,7 +50,7 @@ def test_validation_follows_the_classes_of_the_labeled_set(seed: Path) -> None:
     shutil.rmtree(seed / "cat")
     read = labeled.read(seed, DECODER, classes=("cat", "dog"))
     assert read.labels.tolist() == [1, 1, 1]
-    with pytest.raises(BadInput, match=r"class 'dog' is not among the labeled ones \(bird, cat\)"):
+    with pytest.raises(BadInput, match=r"has the class 'dog', which is not in the labeled set \(bird, cat\)"):
         labeled.read(seed, DECODER, classes=("bird", "cat"))
 
 
@@ -58,11 +58,11 @@ def test_validation_follows_the_classes_of_the_labeled_set(seed: Path) -> None:
     ("spoil", "sentence"),
     [
         (lambda seed: shutil.rmtree(seed), "does not exist"),
-        (lambda seed: [shutil.rmtree(seed / name) for name in ("cat", "dog")], "holds no class"),
-        (lambda seed: shutil.rmtree(seed / "cat"), "holds the class 'dog' alone"),
-        (lambda seed: [path.unlink() for path in (seed / "cat").iterdir()], "cat: holds no image"),
+        (lambda seed: [shutil.rmtree(seed / name) for name in ("cat", "dog")], "has no class folders"),
+        (lambda seed: shutil.rmtree(seed / "cat"), "has only the class 'dog'"),
+        (lambda seed: [path.unlink() for path in (seed / "cat").iterdir()], "cat holds no image"),
         (lambda seed: (seed / "cat" / "0.png").write_bytes(b"<html>"), r"cat/0.png cannot be decoded"),
-        (lambda seed: (seed / "cat" / "0.png").rename(seed / "a.png"), r"seed/a.png: lies beside the classes' folders"),
+        (lambda seed: (seed / "cat" / "0.png").rename(seed / "a.png"), r"seed/a.png is not in a class folder"),
     ],
 )
 def test_bad_sets_are_one_sentence(seed: Path, spoil: object, sentence: str) -> None:
@@ -76,12 +76,12 @@ def test_bad_sets_are_one_sentence(seed: Path, spoil: object, sentence: str) -> 
     ("name", "text", "sentence"),
     [
         ("list.csv", "file_name,label\na.png,cat", "has no column 'path'"),
-        ("list.csv", "path,label\nnowhere.png,cat\nelsewhere.png,dog", "nowhere.png: cannot be read"),
-        ("list.csv", "path,label\n", "has no row"),
-        ("list.csv", "path,label\na.png,cat\nb.png,\n", "column 'label' has an empty cell in row 2"),
+        ("list.csv", "path,label\nnowhere.png,cat\nelsewhere.png,dog", "nowhere.png cannot be read"),
+        ("list.csv", "path,label\n", "has no rows"),
+        ("list.csv", "path,label\na.png,cat\nb.png,\n", "column 'label' is empty in row 2"),
         ("list.csv", "path,label\na.png,cat\nb.png,dog\na.png,dog\n", "lists a.png both as 'cat' and as 'dog'"),
-        ("list.csv", b"path,label\na.png,cat\nb.png,caf\xe9\n", "column 'label' is not text in UTF-8"),
-        ("list.txt", "a.png cat", "neither a folder nor a .csv"),
+        ("list.csv", b"path,label\na.png,cat\nb.png,caf\xe9\n", "column 'label' is not UTF-8 text"),
+        ("list.txt", "a.png cat", "is not a labeled set"),
     ],
 )
 def test_bad_lists_are_one_sentence(tmp_path: Path, name: str, text: str | bytes, sentence: str) -> None:

@@ -311,6 +311,7 @@ def test_scores_of_another_model_and_a_missing_pool_are_refused(home: Path, tmp_
 # The size of the pool
 
 
+@pytest.mark.slow
 def test_pools_of_any_size_make_pages_of_one_size(home: Path, written: Summary, tmp_path: Path) -> None:
     """Ten times the shards, each with its own digests, add their numbers to the page and nothing else."""
     pool, run = tmp_path / "pool", tmp_path / "run"

@@ -22,9 +22,9 @@ from tests.conftest import World
 
 
 @pytest.fixture(scope="module")
-def scored(newborn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of networks as they were born, with a threshold in the middle of their scores."""
-    run = shutil.copytree(newborn / "run", tmp_path_factory.mktemp("gallery") / "run")
+    run = shutil.copytree(untrained / "run", tmp_path_factory.mktemp("gallery") / "run")
     files = sorted((run / "scores").glob("*.parquet"))
     middle = float(np.median(np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])))
     for file in files:

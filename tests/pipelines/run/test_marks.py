@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipelines.errors import BadInput, CorruptShard
 from pipelines.run import marks
 from pipelines.run.marks import Mark, Verdict
+from tests.warm import python
 
 
 def mark(name: str, verdict: Verdict = "real", label: str | None = None) -> Mark:
@@ -109,8 +110,7 @@ def test_of_an_action_that_the_disk_refuses_nothing_is_kept(tmp_path: Path) -> N
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "marks.append(Path(sys.argv[1]), [mark(str(i)) for i in range(1000)])\n"
     )
-    command, root = [sys.executable, "-c", script, str(tmp_path)], Path(__file__).parents[3]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = python("-c", script, str(tmp_path))
     assert "the last mark is not saved" in done.stderr
     assert verdicts(tmp_path) == {"before": ("real", None)}
 

@@ -13,7 +13,7 @@ from pipelines.run.neighbors import Index, choose
 from pipelines.run.scores import ScoredPool
 from pipelines.score import ScoreConfig
 from pipelines.score import run as score
-from tests.conftest import save_newborn
+from tests.conftest import save_untrained
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def pool(world: Any) -> Path:
 
 
 @pytest.fixture
-def run(newborn: Path, tmp_path: Path) -> Path:
-    shutil.copytree(newborn / "run", tmp_path / "run")
+def run(untrained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(untrained / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -74,7 +74,7 @@ def test_it_is_built_once_extended_by_new_shards_and_rebuilt_for_another_model(
     opened()
     assert (run / "index" / "faiss.index").read_bytes() == before
 
-    save_newborn(run, seed=1)
+    save_untrained(run, seed=1)
     score(ScoreConfig(pool=pool, run=run, device="cpu"))
     rebuilt = opened()
     assert opened.built == list(range(1, shards + 1))

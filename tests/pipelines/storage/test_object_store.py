@@ -17,15 +17,15 @@ pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytest.importorskip("moto.server", reason="the development extra `moto[server]` is not installed")
 
 import s3fs
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.server import create_backend_app
 from werkzeug.serving import make_server
 
 from models.classifier import Classifier
 from models.detector import Detector
 from pipelines import export, ingest, score, verify
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
-from pipelines.pool import pixels
 from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.progress import Tick
 from pipelines.run import model
 from pipelines.storage import locations
@@ -64,7 +64,8 @@ class Flaky:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Flaky, str]]:
-    flaky = Flaky(DomainDispatcherApplication(create_backend_app))
+    # Build the application first: moto imports for seconds, and the first request would run into the client's timeouts.
+    flaky = Flaky(create_backend_app("s3"))
     listening = make_server("127.0.0.1", 0, flaky, threaded=True)
     thread = threading.Thread(target=listening.serve_forever)
     thread.start()
@@ -189,7 +190,7 @@ def test_random_images_are_read_by_ranges_side_by_side(
 ) -> None:
     pool = f"{bucket}/pool"
     ingested(pool, crawl)
-    rows, there = pixels.index(Pool.open(local / "pool")), pixels.index(Pool.open(locate(pool)))
+    rows, there = Rows.of_pool(Pool.open(local / "pool")), Rows.of_pool(Pool.open(locate(pool)))
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     server[0].requests.clear()
     assert there.read(order) == rows.read(order)

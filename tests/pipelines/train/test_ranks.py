@@ -55,7 +55,7 @@ def torchrun(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[s
 
 
 def forks(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]:
-    """The same processes without torchrun, and without its cold starts."""
+    """Start the same processes as forks: torchrun starts three fresh interpreters."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -22,6 +22,7 @@ from pipelines import ingest, train
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.pool import pixels
 from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.run import checkpoint, model
 from pipelines.train import TrainConfig
 from pipelines.train import stage as train_stage
@@ -304,7 +305,7 @@ def test_wrong_settings_are_one_sentence(world: World, tmp_path: Path, changes: 
 @pytest.mark.parametrize("memory", ["memory", "stream"])
 def test_a_truth_of_other_images_is_refused(world: World, tmp_path: Path, memory: str) -> None:
     (tmp_path / "truth.csv").write_text("key,is_synthetic\nelsewhere,1\n")
-    with pytest.raises(BadInput, match=r"--truth: says of no image of .* whether it is synthetic"):
+    with pytest.raises(BadInput, match=r"--truth covers no image of .*\. Its keys must be"):
         train.run(config(world, tmp_path / "run", truth=tmp_path / "truth.csv", memory=memory))
 
 
@@ -393,7 +394,7 @@ def test_calibration_leaves_the_estimated_share_above_the_cut(share: float, worl
     """At the ends, too: a pool that seems clean, and one of which nothing seems real."""
     settings = config(world, tmp_path)
     device, pool = torch.device("cpu"), Pool.open(world.pool)
-    rows = pixels.index(pool)
+    rows = Rows.of_pool(pool)
     learner = train_stage._build(settings, settings.recipe(5), tuple("abcde"), len(rows), device, Ranks())
     images = pixels.load(rows, settings.decoder, device, 2, lambda tick: None)
     learner.cut.settle(share, (share, share))

@@ -1,14 +1,15 @@
-"""Worlds of a benchmark: a labeled set, a contaminated pool and test images, drawn from images of known classes.
+"""Build mixtures: real images of known classes, contaminated with synthetic ones whose number and kind are known.
 
-The task has all classes, or those that are named. The contamination says which synthetic images the pool holds, beside
-its real ones of the task's classes evenly:
+A mixture is a labeled set, a contaminated pool and test images. Its task has all classes, or those that are named. The
+pool holds real images of the task's classes, equally many of each. The contamination says which synthetic images it
+holds beside them:
 
-    balanced      of the task's classes evenly
-    imbalanced    from a fifth of the task's classes only
-    off-class     from classes that the task does not have: where none are named, it has the first six tenths
-    low-quality   of the task's classes evenly, at a quarter of the resolution
+    balanced      of the task's classes, equally many of each
+    imbalanced    of only a fifth of the task's classes
+    off-class     of classes outside the task; if no class is named, the task has the first six tenths
+    low-quality   of the task's classes, equally many of each, at a quarter of the resolution
 
-NAME:SHARE holds for that share of the synthetic images, the others being balanced.
+NAME:SHARE applies to that share of the synthetic images; the others are balanced.
 """
 
 import io
@@ -26,31 +27,30 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines import ingest
-from pipelines.benchmark import sources
-from pipelines.benchmark.sources import Source
+from pipelines.benchmark.sources import Source, Sources
 from pipelines.errors import BadInput
 from pipelines.images import encode
 from pipelines.storage.atomic import replacing
 
 CONTAMINATIONS = ("balanced", "imbalanced", "off-class", "low-quality")
 IMBALANCED_CLASSES = 0.2  # of the task's
-TASK_CLASSES = 0.6  # of all, where none are named and the others contaminate
-SHRINK = 4
-ROW_GROUP = 1000  # images of a shard of the pool
-HELD_OUT = 200  # synthetic images of each class that no pool holds, to judge the detector by
+TASK_CLASSES = 0.6  # of all classes, if none are named and the others contaminate
+SHRINK = 4  # factor by which low-quality images lose resolution
+ROW_GROUP = 1000  # images in a shard of the pool
+HELD_OUT = 200  # synthetic images of each class, in no pool, to evaluate the detector on
 
 Rows = npt.NDArray[np.int64]
 
 
 class Contamination(NamedTuple):
-    """What kind the synthetic images are of, and which share of them; see the module."""
+    """The kind of the synthetic images, and the share of them that it applies to; see the module."""
 
     kind: str
     share: float
 
     @classmethod
     def parse(cls, spec: str) -> "Contamination":
-        """Read NAME or NAME:SHARE; ValueError for what is neither."""
+        """Parse NAME or NAME:SHARE. ValueError if it is neither."""
         kind, _, share = spec.partition(":")
         if kind not in CONTAMINATIONS:
             raise ValueError(f"unknown contamination {kind!r}; known: {', '.join(CONTAMINATIONS)}")
@@ -59,7 +59,7 @@ class Contamination(NamedTuple):
         return cls(kind, float(share or 1))
 
     def counts(self, total: int, num_classes: int, num_task: int) -> Rows:
-        """How many of `total` synthetic images are of each class, (K,); the first `num_task` are the task's."""
+        """How many of `total` synthetic images are of each class (K,); the first `num_task` classes are the task's."""
         even = np.zeros(num_classes)
         even[:num_task] = 1
         odd = even.copy()
@@ -71,48 +71,31 @@ class Contamination(NamedTuple):
         return np.asarray(np.floor(total * shares + 1e-9), dtype=np.int64)
 
     def task(self, classes: Sequence[str], named: Sequence[str] | None) -> Sequence[str]:
-        """Classes of the task, sorted. BadInput where one is not among `classes`, or none is left to contaminate."""
+        """Classes of the task, sorted. BadInput if one is not in `classes`, or none is left to contaminate with."""
         if not named:
             return classes[: math.ceil(TASK_CLASSES * len(classes))] if self.kind == "off-class" else classes
         if unknown := set(named) - set(classes):
-            raise BadInput(f"class {min(unknown)!r}: is none of the images' classes, {', '.join(classes)}.")
+            raise BadInput(f"There are no images of the class {min(unknown)!r}. Name some of {', '.join(classes)}.")
         if self.kind == "off-class" and set(named) == set(classes):
-            raise BadInput("off-class: the task has all classes, so that none is left to contaminate it; name fewer.")
+            raise BadInput("off-class: the task has all classes, so none is left to contaminate it. Name fewer.")
         return sorted(set(named))
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """The images that all methods of a seed share."""
+class Mixture:
+    """What makes a mixture: a cell of the matrix, and a seed. All methods run on the same one."""
 
-    contamination: str
+    contamination: str  # NAME or NAME:SHARE
     num_real: int  # unlabeled, in all
-    alpha: float  # synthetic images for each of these
+    alpha: float  # synthetic images for each real one
     labels: int  # labeled images in all
     seed: int
 
     @property
     def name(self) -> str:
-        """A name for its folder."""
+        """Name of its folder."""
         kind = self.contamination.replace(":", "")
         return f"{kind}-{self.num_real}real-alpha{self.alpha:g}-{self.labels}labels-seed{self.seed}"
-
-
-class Sources(NamedTuple):
-    """Images of one set of classes."""
-
-    real: Source
-    synthetic: Source
-    test: Source
-
-    @classmethod
-    def read(cls, real: Path, synthetic: Path, test: Path, size: int | None) -> "Sources":
-        """Find all images; with a `size` they take one common last step (`datasets.matched`)."""
-        found = [sources.read(path) for path in (real, synthetic, test)]
-        for source, path in zip(found[1:], (synthetic, test), strict=True):
-            if odd := set(source.classes) ^ set(found[0].classes):
-                raise BadInput(f"{path}: the class {min(odd)!r} is in it or in {real}, but not in both.")
-        return cls(*(sources.matched(source, size) if size else source for source in found))
 
 
 class _Picture(NamedTuple):
@@ -131,60 +114,71 @@ class _Picture(NamedTuple):
 
 
 def build(
-    folder: Path, world: World, sources: Sources, *, num_test: int, task_classes: Sequence[str] | None = None
+    folder: Path, mixture: Mixture, sources: Sources, *, num_test: int, task_classes: Sequence[str] | None = None
 ) -> None:
-    """Lay out a world in `folder`, unless it is there: seed/CLASS/*.jpg, test/CLASS/*.jpg, pool/, real/ (the pool
-    without synthetic images), held_out.parquet (synthetic images of no pool) and truth.parquet, which comes last.
+    """Write a mixture to `folder`, unless it is there:
 
-    The truth numbers the task's classes first, as the sorted folders of seed/ and test/ do, and then the others. All
-    draws are by the seed alone: the worlds of one seed share their images as far as they go.
+        seed/CLASS/*.jpg     the labeled set
+        test/CLASS/*.jpg     test images
+        pool/                the contaminated pool
+        real/                the pool without its synthetic images
+        held_out.parquet     synthetic images that are in no pool
+        truth.parquet        the truth about the pool; written last, the done file
+
+    The truth numbers the task's classes first, in the order of the sorted folders of seed/ and test/, then the others.
+    All draws depend on the seed alone, so the mixtures of one seed share as many images as their sizes allow.
+    Raises BadInput if there are too few images.
     """
     if (folder / "truth.parquet").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    rng = np.random.default_rng(world.seed)
-    contamination = Contamination.parse(world.contamination)
+    rng = np.random.default_rng(mixture.seed)
+    contamination = Contamination.parse(mixture.contamination)
     named = contamination.task(sources.real.classes, task_classes)
     task, classes = range(len(named)), (*named, *(name for name in sources.real.classes if name not in named))
     order = [sources.real.classes.index(name) for name in classes]
     drawn = [[rng.permutation(np.flatnonzero(source.labels == k)) for k in range(len(classes))] for source in sources]
     real, fake, test = ([rows[k] for k in order] for rows in drawn)
-    labeled, unlabeled, tested = (count // len(task) for count in (world.labels, world.num_real, num_test))
+    labeled, unlabeled, tested = (count // len(task) for count in (mixture.labels, mixture.num_real, num_test))
     if not labeled:
-        raise BadInput(f"labels = {world.labels}: is less than one for each of {len(task)} classes.")
-    counts = contamination.counts(round(world.alpha * unlabeled * len(task)), len(classes), len(task))
+        raise BadInput(f"labels = {mixture.labels} is less than one image for each of {len(task)} classes. Raise it.")
+    counts = contamination.counts(round(mixture.alpha * unlabeled * len(task)), len(classes), len(task))
     for k, name in enumerate(classes):
         _check(f"real images of {name!r}", len(real[k]), labeled + unlabeled if k in task else 0)
         _check(f"synthetic images of {name!r}", len(fake[k]), int(counts[k]))
 
-    for part, source, rows in (
-        ("seed", sources.real, [real[k][:labeled] for k in task]),
-        ("test", sources.test, [test[k][:tested] for k in task]),
-    ):
-        for k in task:
-            target = folder / part / classes[k]
-            target.mkdir(parents=True)
-            for row in rows[k].tolist():
-                (target / f"{row:07d}.jpg").write_bytes(source.images[row])
-
-    bad = contamination.share if contamination.kind == "low-quality" else 0.0
+    for k in task:
+        _write_images(folder / "seed" / classes[k], sources.real, real[k][:labeled])
+    for k in task:
+        _write_images(folder / "test" / classes[k], sources.test, test[k][:tested])
+    share_degraded = contamination.share if contamination.kind == "low-quality" else 0.0
     pool = [_Picture(sources.real, row, False) for k in task for row in real[k][labeled : labeled + unlabeled].tolist()]
     pool += [
-        _Picture(sources.synthetic, row, True, degraded=bool(rng.random() < bad))
+        _Picture(sources.synthetic, row, True, degraded=bool(rng.random() < share_degraded))
         for rows, count in zip(fake, counts, strict=True)
         for row in rows[:count].tolist()
     ]
     pool = [pool[i] for i in rng.permutation(len(pool))]
     _ingest(folder, "pool", pool)
     _ingest(folder, "real", [picture for picture in pool if not picture.synthetic])
-
     left = [(k, row) for k in task for row in fake[k][counts[k] : counts[k] + HELD_OUT].tolist()]
     held_out = {"image": [sources.synthetic.images[row] for _, row in left], "cls": [k for k, _ in left]}
     pq.write_table(pa.table(held_out), folder / "held_out.parquet")
+    _write_truth(folder, pool, np.argsort(order))
+
+
+def _write_images(folder: Path, source: Source, rows: Rows) -> None:
+    folder.mkdir(parents=True)
+    for row in rows.tolist():
+        (folder / f"{row:07d}.jpg").write_bytes(source.images[row])
+
+
+def _write_truth(folder: Path, pool: Sequence[_Picture], number: Rows) -> None:
+    """Write truth.parquet; `number` (K,) gives each class of the sources its number in the truth."""
     truth = {
         "key": [picture.stem for picture in pool],
         "is_synthetic": [int(picture.synthetic) for picture in pool],
-        "cls": np.argsort(order)[[picture.source.labels[picture.row] for picture in pool]],
+        "cls": number[[picture.source.labels[picture.row] for picture in pool]],
     }
     with replacing(folder / "truth.parquet") as temporary:
         pq.write_table(pa.table(truth), temporary)
@@ -192,11 +186,11 @@ def build(
 
 def _check(what: str, there: int, needed: int) -> None:
     if there < needed:
-        raise BadInput(f"{needed} {what} are needed and {there} are there; ask for fewer, or give more.")
+        raise BadInput(f"need {needed} {what}, found {there}. Lower --alpha or --num-real, or provide more images.")
 
 
 def _ingest(folder: Path, name: str, pictures: list[_Picture]) -> None:
-    """Write images as one parquet in the form of Hugging Face, and bring them into the pool folder/name."""
+    """Write images as one parquet file, in the form of Hugging Face, and ingest it into the pool folder/name."""
     crawl = folder / f"{name}.parquet"
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
     with pq.ParquetWriter(crawl, schema) as writer:
@@ -209,7 +203,7 @@ def _ingest(folder: Path, name: str, pictures: list[_Picture]) -> None:
 
 
 def _degrade(data: bytes) -> bytes:
-    """Take most of the resolution away: what a poor generator or an enlarged thumbnail leaves."""
+    """Remove most of the resolution, as a poor generator or an enlarged thumbnail does."""
     with Image.open(io.BytesIO(data)) as opened:
         picture = opened.convert("RGB")
     width, height = picture.size

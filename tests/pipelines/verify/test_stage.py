@@ -274,14 +274,14 @@ def spoil_a_mark(root: Path) -> None:
 
 
 CORRUPTIONS = {
-    flip_a_bit: ("00000.tar", "other bytes than the manifest says"),
+    flip_a_bit: ("00000.tar", "are not those in the manifest"),
     cut_the_tar: ("00000.tar", "cut"),
     cut_at_a_sample: ("00000.tar", ""),
     append_to_the_tar: ("00000.tar", "end mark take"),
     drop_the_tar: ("00000.tar", "missing"),
     empty_the_manifest: ("00000.tar", "cannot be read"),
-    drop_a_row: ("00000.tar", "where the manifest has"),
-    shift_the_offsets: ("00000.parquet", "lies at byte"),
+    drop_a_row: ("00000.tar", "where the manifest lists"),
+    shift_the_offsets: ("00000.parquet", "is at byte"),
     drop_the_rejects: ("00000.tar", "missing"),
     miscount: ("00000.parquet", "_stats.json counts"),
     empty_the_stats: ("00000.tar", "is not JSON"),
@@ -294,18 +294,18 @@ CORRUPTIONS = {
     turn_verdicts: ("00000.parquet", "below the threshold"),
     cut_the_embeddings: ("00000.parquet", "has the shape"),
     spoil_the_weights: ("model", "cannot be loaded"),
-    flip_a_bit_of_a_caption: ("00000.tar", "other text beside its images"),
-    part_a_sample: ("00000.tar", "in two places"),
-    list_another_digest: ("00000.tar", "other bytes than the manifest says"),
+    flip_a_bit_of_a_caption: ("00000.tar", "its captions and metadata are not"),
+    part_a_sample: ("00000.tar", "twice: readers would split it"),
+    list_another_digest: ("00000.tar", "are not those in the manifest"),
     be_killed_in_the_pool: (".00000.parquet.tmp", "unfinished work"),
     be_killed_in_the_run: (".00000.parquet.tmp", "unfinished work"),
     score_another_pool: ("00000.parquet", "other images"),
     drop_a_row_of_scores: ("00000.parquet", "other images"),
-    score_a_shard_that_is_not: ("00777.parquet", "that the pool has not"),
+    score_a_shard_that_is_not: ("00777.parquet", "that is not in the pool"),
     lose_the_weights: ("model", "cannot be loaded"),
     lose_the_model: ("model", "holds no trained model"),
-    cut_the_program: ("classifier.pt2", "is cut"),
-    flip_a_bit_of_the_program: ("classifier.pt2", "not what was written"),
+    cut_the_program: ("classifier.pt2", "is truncated"),
+    flip_a_bit_of_the_program: ("classifier.pt2", "is damaged"),
     cut_the_checkpoint: ("state.safetensors", "not a readable checkpoint"),
     score_anew_beside_an_index: ("index", "of other scores"),
     cut_the_index: ("index", "missing, truncated"),
@@ -321,7 +321,7 @@ def test_a_planted_corruption_is_found(corrupt: Callable[[Path], None], sound: P
     where, what = CORRUPTIONS[corrupt]
     found = problems(root)
     assert any(Path(problem.where).name == where and what in problem.what for problem in found), found
-    assert all(problem.mend for problem in found)
+    assert all(problem.fix for problem in found)
 
 
 def test_an_index_of_these_scores_is_no_problem_nor_are_shards_that_it_lacks(sound: Path, tmp_path: Path) -> None:
@@ -335,18 +335,18 @@ def test_an_index_of_these_scores_is_no_problem_nor_are_shards_that_it_lacks(sou
     assert problems(root) == []
 
 
-def test_what_is_said_to_mend_a_shard_mends_it(world: World, sound: Path, tmp_path: Path) -> None:
+def test_the_fix_for_a_shard_fixes_it(world: World, sound: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(sound, root)
     images = set(digests(root / "pool"))
     flip_a_bit(root)
     (problem,) = problems(root)
-    assert "remove the shard's .tar, .parquet, _stats.json and rejects" in problem.mend
+    assert "remove the shard's .tar, .parquet, _stats.json and rejects" in problem.fix
     for path in [*(root / "pool").glob("00000*"), root / "pool" / "rejects" / "00000.parquet"]:
         path.unlink()
     ingest.run(ingest.IngestConfig(sources=(str(world.root / "crawl"),), pool=root / "pool", jobs=1))
     for problem in problems(root):
-        assert problem.mend == "remove it"  # what the run has of the shard that is gone
+        assert problem.fix == "remove it"  # what the run has of the shard that is gone
         Path(problem.where).unlink()
     score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
     assert problems(root) == []

@@ -1,0 +1,146 @@
+"""Decide which rows of a scored pool are exported, and why the others are not.
+
+Shards are judged one at a time. Memory holds the most confident rows of each class if `per_class` is set, and some 95
+bytes per image of the pool while near-duplicates are sought.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.errors import Incompatible
+from pipelines.export.condition import Where
+from pipelines.export.config import ExportConfig
+from pipelines.progress import OnTick
+from pipelines.run.duplicates import Groups, best_first
+from pipelines.run.scores import ScoredPool
+
+
+class Reason(StrEnum):
+    """Why an image of the pool is not exported: the first reason that applies, in this order."""
+
+    SYNTHETIC = "synthetic"
+    REAL = "real"
+    LOW_CONFIDENCE = "low_confidence"
+    WHERE = "where"
+    NEAR_DUPLICATE = "near_duplicate"  # a better copy is exported
+    OVER_PER_CLASS = "over_per_class"
+
+
+def judge(rows: pa.Table, config: ExportConfig, met: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
+    """Reason (N,) to drop each row, None for rows to keep; `met` (N,) is whether the `where` condition holds.
+
+    Raises Incompatible if `keep` needs a detector and the run has none.
+    """
+    reasons = np.full(rows.num_rows, None, dtype=object)
+    if config.keep != "all" and rows["synthetic"].null_count:
+        raise Incompatible(
+            f"{config.run} has no detector, so nothing tells real and synthetic images apart. Add --keep all, or "
+            "train with --method rsmatch."
+        )
+    synthetic = rows["synthetic"].to_numpy(zero_copy_only=False).astype(bool)
+    reasons[~met] = Reason.WHERE
+    reasons[rows["confidence"].to_numpy() < np.float32(config.min_confidence)] = Reason.LOW_CONFIDENCE
+    if config.keep == "real":
+        reasons[synthetic] = Reason.SYNTHETIC
+    elif config.keep == "synthetic":
+        reasons[~synthetic] = Reason.REAL
+    return reasons
+
+
+class Ranking:
+    """The `limit` most confident rows of each class over all shards; ties go to the smaller key."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._best: dict[str, list[tuple[float, str]]] = {}  # (-confidence, key), best first
+
+    def add(self, labels: Iterable[str], confidences: Iterable[float], keys: Iterable[str]) -> None:
+        """Rank the rows of a shard among those of their classes."""
+        rows = defaultdict[str, list[tuple[float, str]]](list)
+        for label, confidence, key in zip(labels, confidences, keys, strict=True):
+            rows[label].append((-confidence, key))
+        for label, candidates in rows.items():
+            self._best[label] = sorted(self._best.get(label, []) + candidates)[: self._limit]
+
+    def keeps(self, label: str, confidence: float, key: str) -> bool:
+        """Whether a row that was added is among the best of its class."""
+        return (-confidence, key) <= self._best[label][-1]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Groups of near-duplicates, and the key of the best image of each group among those that may be kept."""
+
+    groups: Groups
+    best: dict[int, str]
+
+    def redundant(self, shard: str, key: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which rows (N,) of a shard are near-duplicates of a better image."""
+        numbers = self.groups.of(shard).tolist()
+        return np.array([self.best.get(n, k) != k for n, k in zip(numbers, key, strict=True)], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice of rows: what each one is judged by."""
+
+    config: ExportConfig
+    where: Where
+    copies: Copies | None = None
+    ranking: Ranking | None = None
+
+    def reasons(self, shard: str, rows: pa.Table) -> list[Reason | None]:
+        """Reason to drop each row of a shard, None for rows to keep."""
+        reasons = judge(rows, self.config, self.where.mask(rows))
+        if self.copies:
+            redundant = self.copies.redundant(shard, rows["key"].to_pylist())
+            reasons[redundant & (reasons == None)] = Reason.NEAR_DUPLICATE  # noqa: E711, elementwise
+        if self.ranking:
+            columns = (rows[name].to_pylist() for name in ("pseudo_label", "confidence", "key"))
+            for i, ranked in enumerate(zip(*columns, strict=True)):
+                if reasons[i] is None and not self.ranking.keeps(*ranked):
+                    reasons[i] = Reason.OVER_PER_CLASS
+        return list(reasons)
+
+    def kept(self, shard: str, rows: pa.Table) -> pa.Table:
+        """Filter the rows of a shard to those that are kept."""
+        return rows.filter(pa.array([reason is None for reason in self.reasons(shard, rows)], pa.bool_()))
+
+
+def prepare(scored: ScoredPool, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
+    """Prepare the choice that `config` asks for: one pass over all scores for near-duplicates, one for `per_class`."""
+    selection = Selection(config, where)
+    if config.drop_near_duplicates:
+        selection = replace(selection, copies=_best_copies(scored, selection, on_tick))
+    if config.per_class:
+        selection = replace(selection, ranking=_ranking(scored, config.per_class, selection))
+    return selection
+
+
+def _best_copies(scored: ScoredPool, selection: Selection, on_tick: OnTick) -> Copies:
+    """Find the best image of each group of near-duplicates, in one pass over all scores."""
+    groups = Groups.find(scored, selection.config.radius, selection.config.max_distance, on_tick)
+    best: dict[int, tuple[int, int, str]] = {}
+    for shard in scored.shards:
+        numbers = pa.array(groups.of(shard))
+        rows = selection.kept(shard, scored.rows(shard).append_column("group", numbers))
+        for row in rows.select(["group", "key", "width", "height", "num_bytes"]).to_pylist():
+            number = row["group"]
+            if number >= 0:
+                best[number] = min(best.get(number, best_first(row)), best_first(row))
+    return Copies(groups, {number: key for number, (_, _, key) in best.items()})
+
+
+def _ranking(scored: ScoredPool, limit: int, selection: Selection) -> Ranking:
+    """Find the most confident rows of each class, in one pass over all scores."""
+    ranking = Ranking(limit)
+    for shard in scored.shards:
+        kept = selection.kept(shard, scored.rows(shard))
+        ranking.add(*(kept[name].to_pylist() for name in ("pseudo_label", "confidence", "key")))
+    return ranking
