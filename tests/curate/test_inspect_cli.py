@@ -67,11 +67,7 @@ def test_near_duplicates_are_the_groups_that_the_export_drops(scored: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-<<<<<<< HEAD
         (("000990001",), 1, "has no shard 00099"),
-=======
-        (("000990001",), 1, "its shard, from 00000 to 00001"),
->>>>>>> options
         (("nowhere.jpg",), 1, "neither a file nor a key"),
         (("000000001", "--run", "nowhere"), 1, "run `curate score` first"),
         (("000000001", "-k", "0"), 1, "--neighbors"),
