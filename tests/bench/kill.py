@@ -100,9 +100,16 @@ def make_world(work: Path, num_real: int, shard_size: int, num_steps: int) -> No
     from pipelines import toy
 
     toy.make(work, num_real=num_real, alpha=0.5, labels_per_class=8, num_test=50, shard_size=shard_size)
-    recipe = {"backbone": "small", "num_steps": num_steps, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25,
-              "log_every": 5, "checkpoint_every": 10, "evaluate_every": 20, "device": "cpu"}  # fmt: skip
-    (work / "kill.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.items()))
+    recipe = {
+        "network": {"backbone": "small"},
+        "recipe": {"num_steps": num_steps, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25},
+        "machine": {"log_every": 5, "checkpoint_every": 10, "evaluate_every": 20, "device": "cpu"},
+    }
+    tables = (
+        f"[{group}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        for group, values in recipe.items()
+    )
+    (work / "kill.toml").write_text("".join(tables))
 
 
 def digests(work: Path, outputs: tuple[str, ...]) -> Digests:
@@ -300,7 +307,8 @@ def _ledger_of_ingest(work: Path) -> tuple[int, int]:
 def _ledger_of_train(work: Path) -> tuple[int, int]:
     """Every log step has one line, and the last step."""
     recipe = tomllib.loads((work / "kill.toml").read_text())
-    expected = {*range(recipe["log_every"], recipe["num_steps"] + 1, recipe["log_every"]), recipe["num_steps"]}
+    num_steps, every = recipe["recipe"]["num_steps"], recipe["machine"]["log_every"]
+    expected = {*range(every, num_steps + 1, every), num_steps}
     lines = [json.loads(line)["step"] for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     return _missing_and_more(Counter(map(str, lines)), Counter(map(str, expected)))
 

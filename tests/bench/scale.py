@@ -32,14 +32,19 @@ CLASSES = ("blue", "green", "red")
 LABELED = 20  # of each class
 NEAR_DUPLICATES = 0.01
 TRAIN = """
+[network]
 backbone = "small"
 image_size = 16
+
+[recipe]
 num_steps = 20
 batch_size = 16
 unlabeled_ratio = 4
 warmup = 0.2
-threshold = 0.8
+confidence_threshold = 0.8
 norm_momentum = 0.1
+
+[machine]
 memory = "stream"
 evaluate_every = 1000
 """

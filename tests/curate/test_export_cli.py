@@ -42,7 +42,7 @@ def test_a_recipe_is_over_ruled_by_a_flag(scored: Path, tmp_path: Path) -> None:
         (("--out", "clean", "--where", "prob_synthetik < 1"), 1, "did you mean 'prob_synthetic'?"),
         (("--out", "clean", "--min-confidence", "2"), 1, "--min-confidence"),
         (("--out", "clean", "--run", "nowhere"), 1, "run `curate score` first"),
-        (("--out", "pool"), 1, "name another folder with --out"),
+        (("--out", "pool"), 1, "Name another folder with --out"),
         (("--out", "clean", "--keep", "some"), 2, "--keep"),
         (("--out", "clean", "--per-clas", "2"), 2, "--per-class"),
     ],

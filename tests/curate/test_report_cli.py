@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 def test_a_page_is_written_beside_the_run_and_its_findings_shown(scored: Path) -> None:
     done = curate("report", "--map", "pca", "--device", "cpu", cwd=scored)
     assert done.returncode == 0, done.stderr
-    assert "Reported in run/report.html" in done.stdout and "bytes per pixel" in done.stdout
+    assert "Report in run/report.html" in done.stdout and "bytes per pixel" in done.stdout
     assert "Next: open run/report.html in a browser; then curate inspect KEY" in done.stderr
     assert (scored / "run" / "report.html").read_text().startswith("<!doctype html>")
 
@@ -31,7 +31,7 @@ def test_json_is_one_object_on_stdout(scored: Path, tmp_path: Path) -> None:
     ("arguments", "code", "sentence"),
     [
         (("--pool", "nowhere"), 1, "run `curate ingest"),
-        (("--labeled", "nowhere"), 1, "nowhere: does not exist"),
+        (("--labeled", "nowhere"), 1, "nowhere does not exist"),
         (("--map", "globe"), 2, "'globe'"),
     ],
 )

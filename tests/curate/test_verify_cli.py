@@ -22,6 +22,6 @@ def test_sound_exits_0_and_a_flipped_bit_1_with_what_to_do(scored: Path, tmp_pat
     tar.write_bytes(content)
     done = curate("verify", cwd=tmp_path / "copy")
     assert done.returncode == 1
-    assert "other bytes than the manifest says" in done.stdout
+    assert "are not those in the manifest" in done.stdout
     assert "curate ingest" in done.stdout
     assert "Traceback" not in done.stderr

@@ -60,6 +60,7 @@ class Home:
             "recipe": {"num_steps": STEPS, "batch_size": 8, "unlabeled_ratio": 2, "warmup": 0.25},
             "machine": {"log_every": 4, "checkpoint_every": CHECKPOINT_EVERY, "device": "cpu"},
         }
+        # All train on the same pool: the model names its pool, and its bytes must be equal.
         return train.run(
             train.TrainConfig(labeled=self.world.seed, pool=self.world.pool, run=self.run, **settings), on_tick
         )

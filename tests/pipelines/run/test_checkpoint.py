@@ -46,7 +46,7 @@ def test_an_optimizer_goes_on_to_the_bit_though_memory_is_channels_last(tmp_path
 @pytest.mark.parametrize("content", [b"", b"\x80\x04a pickle", b"\xff" * 100])
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state").write_bytes(content)
-    with pytest.raises(CorruptShard, match="remove it to train from the start"):
+    with pytest.raises(CorruptShard, match="Remove it to train from the start"):
         checkpoint.load(tmp_path / "state", CPU)
 
 

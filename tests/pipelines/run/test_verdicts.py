@@ -27,10 +27,10 @@ def test_limit_calls_no_held_out_image_at_its_own_rank_synthetic() -> None:
 
 
 def test_too_few_held_out_images_are_a_sentence_with_the_smallest_rate() -> None:
-    with pytest.raises(BadInput, match=r"with 9 held-out real images the smallest rate is 0\.100"):
+    with pytest.raises(BadInput, match=r"too small for 9 held-out real images\. The smallest possible rate is 0\.100"):
         verdicts.limit([0.1] * 9, 0.05)
     assert verdicts.limit([0.1] * 9, 0.1) > 0.1
-    with pytest.raises(BadInput, match="with 0 held-out"):
+    with pytest.raises(BadInput, match="too small for 0 held-out"):
         verdicts.choose([], 0.05)
 
 

@@ -141,7 +141,7 @@ def test_calls_that_share_the_shards_make_together_what_one_call_makes(world: Wo
 
 def test_a_call_that_was_not_made_is_missed_by_the_next_stage(world: World, run: Path, tmp_path: Path) -> None:
     score.run(ScoreConfig(pool=world.pool, run=run, shard_index=1, num_shards=2))
-    with pytest.raises(MissingArtifact, match=r"shard 00000 of .* has no scores"):
+    with pytest.raises(MissingArtifact, match=r"1 of 2 shards of .* have no scores, among them 00000"):
         export.run(export.ExportConfig(out=tmp_path / "out", pool=world.pool, run=run))
     score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
     saved = model.load(run, torch.device("cpu"))
@@ -169,12 +169,12 @@ def test_scores_by_two_limits_or_of_an_earlier_model_are_not_read(world: World, 
     with torch.no_grad():
         saved.detector.head.bias.add_(1.0)
     model.save(run / "model", saved.config, saved.classifier, saved.detector)
-    with pytest.raises(Incompatible, match="was trained again after it scored"):
+    with pytest.raises(Incompatible, match="was trained again after it was scored"):
         export.run(wanted)
 
 
 def test_a_share_is_one_of_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--shard-index 4: of 4 calls the last has 3"):
+    with pytest.raises(BadInput, match="--shard-index 4: the last of 4 calls has index 3"):
         ScoreConfig(shard_index=4, num_shards=4)
     with pytest.raises(BadInput, match="--truth"):
         ScoreConfig(shard_index=0, num_shards=4, truth=tmp_path)
@@ -197,7 +197,7 @@ def test_a_baseline_says_nothing_about_synthetic(world: World, tmp_path: Path) -
 
 
 def test_before_training_the_sentence_says_what_to_run(world: World, tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifact, match="run `curate train"):
+    with pytest.raises(MissingArtifact, match="Run `curate train"):
         score.run(ScoreConfig(pool=world.pool, run=tmp_path))
 
 

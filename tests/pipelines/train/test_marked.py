@@ -73,7 +73,7 @@ def test_marks_outlive_an_ingest_that_gives_other_keys(
 @pytest.mark.parametrize(
     ("label", "sentence"),
     [
-        ("zebra", r"labeled 'zebra', which is no class of the labeled set \(cross, disc"),
+        ("zebra", r"labeled 'zebra', which is not a class of the labeled set \(cross, disc"),
         (None, "marked synthetic, but"),
     ],
 )
