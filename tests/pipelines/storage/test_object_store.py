@@ -64,7 +64,7 @@ class Flaky:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Flaky, str]]:
-    # Build the application first: moto imports for seconds, and the first request would run into the client's timeouts.
+    # Build the application first: moto imports for seconds, for which the first request would have to wait.
     flaky = Flaky(create_backend_app("s3"))
     listening = make_server("127.0.0.1", 0, flaky, threaded=True)
     thread = threading.Thread(target=listening.serve_forever)
