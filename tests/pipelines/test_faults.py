@@ -357,7 +357,7 @@ def test_an_export_of_scores_that_change_meanwhile_is_refused(world: World, whol
         config = score.ScoreConfig(pool=world.pool, run=home.run, device="cpu", max_false_positive_rate=0.2)
         score.run(config)
 
-    with pytest.raises(Incompatible, match="were made anew meanwhile"):
+    with pytest.raises(Incompatible, match="changed during the export"):
         home.export(score_otherwise)
     assert home.files("export") == before
 

@@ -208,7 +208,7 @@ def test_the_saved_detector_calls_the_estimated_share_synthetic(uninterrupted: P
         ({"network": {"backbone": "timm:resnet5000"}}, "--backbone timm:resnet5000"),
         ({"network": {"pretrained": True}}, "small has no published weights"),
         ({"network": {"weights": Path("nowhere.safetensors")}}, "--weights nowhere.safetensors"),
-        ({"labeled": Path("nowhere")}, "nowhere: does not exist"),
+        ({"labeled": Path("nowhere")}, "nowhere does not exist"),
         ({"controls": {"detector_examples": "nnpu"}}, "Set share_real"),
     ],
 )
