@@ -198,7 +198,7 @@ class RSMatch:
         age = number - self.detector_start
         settled, s = age >= DETECTOR_SETTLES, evidence.sigmoid()
         if self.controls.has_queue and (settled or not self.controls.bootstraps):
-            sure = evidence >= self.thresholds.sure - self.thresholds.middle
+            sure = s >= (self.thresholds.sure - self.thresholds.middle).sigmoid()
             # An untrained detector has a random sign: until it has settled, the queue is filled at random.
             score = s.masked_fill(~sure, -torch.inf) if settled else rng.uniform(len(s))
             self.examples.push(batch.rows, score, pseudo_labels, rng)
