@@ -1,8 +1,8 @@
-"""Batched augmentation on the training device: each image of a batch gets its own draw, without Python per image.
+"""Batched augmentation on the training device. Each image of a batch has its own draw, without a Python loop over them.
 
-uint8 in, uint8 out, no device sync on an accelerator, every draw from the generator that is passed: a batch is a pure
-function of (images, generator state). The operations follow PIL's arithmetic, so that a policy tuned with PIL means
-the same here.
+Functions take and return uint8 images, and nothing waits for an accelerator. Every random number comes from the
+generator that is passed, so a batch is a pure function of images and generator state. The operations follow PIL's
+arithmetic, so that a policy tuned with PIL means the same here.
 
 Shape suffixes: B images, C channels (RGB), H and W pixels, L = 256 levels.
 """
@@ -34,18 +34,17 @@ OPERATIONS = (
 )
 _INDEX = {name: i for i, name in enumerate(OPERATIONS)}
 NUM_OPERATIONS = 2  # per image
-APPLY = 0.5  # probability of each
-CUTOUT = 0.5  # of the side
-# The detector's views: which share of them is resampled, zoomed by how much at most, and how much at most of what
-# smoothing takes away is added or taken.
-RESAMPLED = 0.8
-ZOOM = 0.4
-SHARPENED = 0.6
+APPLY = 0.5  # probability that an operation is applied
+CUTOUT = 0.5  # side of the square, as a share of the image's
+# The detector's views.
+RESAMPLED = 0.8  # share of them that is resampled
+ZOOM = 0.4  # largest change of scale
+SHARPENED = 0.6  # largest share of the detail, which smoothing removes, that is added or removed
 GREY = 127
 
 
 class Draw(NamedTuple):
-    """One operation for each image: which (B,) int64, how strong (B,) in 0.1..0.9, and its sign (B,) of -1 or 1."""
+    """One operation for each image: its index (B,) int64, its level (B,) in 0.1..0.9 and its sign (B,), -1 or 1."""
 
     operation: Tensor
     level: Tensor
@@ -63,7 +62,7 @@ def weak(images_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
-    """Weak view, then RandAugment (n = 2) and cutout, as FixMatch trains its strong views."""
+    """Apply the weak view, then RandAugment (n = 2) and cutout: FixMatch's strong view."""
     images_BCHW = weak(images_BCHW, rng)
     for _ in range(NUM_OPERATIONS):
         images_BCHW = apply(images_BCHW, draw(len(images_BCHW), rng))
@@ -71,10 +70,10 @@ def strong(images_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def detector(images_BCHW: Tensor, rng: Rng, *, resample: bool = True) -> Tensor:
-    """Weak view, mostly resampled unless told not to, then made a little sharper or softer, as pipelines leave honest
-    photographs.
+    """Apply the weak view, resample most images if `resample`, and make each a little sharper or softer.
 
-    Nothing else: what recolors or cuts would erase or forge the traces that a detector looks for.
+    Image pipelines do the same to real photographs. Nothing else is applied, because recoloring or cutting would erase
+    or forge the traces that a detector looks for.
     """
     values = weak(images_BCHW, rng).float()
     if resample:
@@ -85,7 +84,7 @@ def detector(images_BCHW: Tensor, rng: Rng, *, resample: bool = True) -> Tensor:
 
 
 def cutout(images_BCHW: Tensor, rng: Rng) -> Tensor:
-    """Grey out a square of half the side around a random center; it may hang over the border."""
+    """Gray out a square of half the image's side around a random center; it may extend beyond the border."""
     count, _, height, width = images_BCHW.shape
     rows = _hole(count, height, images_BCHW, rng)
     columns = _hole(count, width, images_BCHW, rng)
@@ -93,7 +92,7 @@ def cutout(images_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def draw(count: int, rng: Rng) -> Draw:
-    """Draw one operation for each of `count` images; half of them come out as the identity."""
+    """Draw one operation for each of `count` images; for half of the images it is the identity."""
     operation = rng.integers(0, len(OPERATIONS), count)
     skip = rng.uniform(count) >= APPLY
     level = rng.integers(1, 10, count) / 10
@@ -110,9 +109,9 @@ def apply(images_BCHW: Tensor, chosen: Draw) -> Tensor:
 
 
 def _only(mask: Tensor, function: Callable[[Tensor, Draw], Tensor], images_BCHW: Tensor, chosen: Draw) -> Tensor:
-    """Apply `function` to the images of `mask`: on a CPU to those alone, elsewhere to all.
+    """Apply `function` to the images of `mask`. On a CPU only these are computed, elsewhere all are.
 
-    Picking rows would make the host wait for an accelerator, and the shapes vary from step to step.
+    On an accelerator, selecting rows would make the host wait, and shapes would vary from step to step.
     """
     if images_BCHW.device.type != "cpu":
         return torch.where(mask[:, None, None, None], function(images_BCHW, chosen), images_BCHW)
@@ -141,7 +140,7 @@ def _amount(chosen: Draw) -> Tensor:
 
 
 def _point_tables(images_BCHW: Tensor, chosen: Draw) -> Tensor:
-    """Lookup tables (B, 3, 256) of the operations that map each value by itself; the identity for all others."""
+    """Lookup tables (B, 3, 256) of the operations that map each level on its own; the identity for all others."""
     count = len(images_BCHW)
     levels = torch.arange(256, device=images_BCHW.device)
     identity = levels.expand(count, 3, 256)
@@ -175,7 +174,7 @@ def _autocontrast(histogram_BCL: Tensor) -> Tensor:
     present = histogram_BCL > 0
     low = torch.where(present, levels, 255).amin(2, keepdim=True)
     high = torch.where(present, levels, 0).amax(2, keepdim=True)
-    scale = 255.0 / (high - low).clamp(min=1).double()  # double, as in PIL: rounding decides a level
+    scale = 255.0 / (high - low).clamp(min=1).double()  # double, as in PIL: rounding may change a level
     stretched = (levels * scale - low * scale).long().clamp(0, 255)
     return torch.where(high > low, stretched, levels)
 
@@ -190,7 +189,7 @@ def _equalize(histogram_BCL: Tensor) -> Tensor:
 
 
 def _affine(images_BCHW: Tensor, chosen: Draw) -> Tensor:
-    """Rotate, shear or translate by nearest neighbors around PIL's pixel centers, black outside."""
+    """Rotate, shear or translate with nearest neighbors around PIL's pixel centers; pixels from outside are black."""
     height, width = images_BCHW.shape[2:]
     signed = chosen.level * chosen.sign
     one, zero = torch.ones_like(signed), torch.zeros_like(signed)
@@ -231,7 +230,7 @@ def _luma(images_BCHW: Tensor) -> Tensor:
 
 
 def _smooth(images_BCHW: Tensor) -> Tensor:
-    """PIL's SMOOTH filter: a 3x3 mean with fivefold center; the border stays as it is."""
+    """PIL's SMOOTH filter: a 3x3 mean in which the center counts five times; the border stays unchanged."""
     values = images_BCHW.float()
     columns = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
     inner = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:] + 4 * values[:, :, 1:-1, 1:-1]
@@ -241,7 +240,7 @@ def _smooth(images_BCHW: Tensor) -> Tensor:
 
 
 def _blend(ground: Tensor, values: Tensor, amount: Tensor) -> Tensor:
-    """PIL's Image.blend: from `ground` towards `values` by `amount` in 0..1, truncated to uint8."""
+    """PIL's Image.blend: move from `ground` towards `values` by `amount` in 0..1, and truncate to uint8."""
     return (ground.float() + amount * (values.float() - ground.float())).to(torch.uint8)
 
 
@@ -251,7 +250,7 @@ def _gather(images_BCHW: Tensor, where_BHW: Tensor) -> Tensor:
 
 
 def _resample(values_BCHW: Tensor, rng: Rng) -> Tensor:
-    """Zoom most images about their center, by fractions of a pixel off it, with a cubic kernel of random sharpness."""
+    """Zoom most images around their center, shifted by part of a pixel, with a cubic kernel of random sharpness."""
     count, _, height, width = values_BCHW.shape
     changed = (rng.uniform(count) < RESAMPLED).float()
     zoom = 1 + changed * ZOOM * (2 * rng.uniform(count) - 1)
@@ -262,10 +261,11 @@ def _resample(values_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def _cubic(side: int, zoom_B: Tensor, offset_B: Tensor, sharpness_B: Tensor) -> Tensor:
-    """Weights (B, side, side) of each pixel along one axis for each of the zoomed image.
+    """Weights (B, side, side) along one axis, from each pixel of the image to each pixel of the zoomed one.
 
-    What lies beyond the border is reflected; of a kernel that reaches over it the part within counts in full.
-    Cubic convolution (Keys 1981) with a = -sharpness: .5 is Catmull and Rom's kernel, .75 torch's and OpenCV's.
+    Positions beyond the border are reflected. Where a kernel extends beyond the border, the part inside is normalized
+    to a sum of 1. The kernel is cubic convolution (Keys 1981) with a = -sharpness: 0.5 is Catmull and Rom's kernel,
+    0.75 that of torch and OpenCV.
     """
     pixel = torch.arange(side, device=zoom_B.device)
     middle = (side - 1) / 2
@@ -300,6 +300,6 @@ def _hole(count: int, side: int, images_BCHW: Tensor, rng: Rng) -> Tensor:
 
 
 def to_float(images_BCHW: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Levels 0..255 to standardized float32, in the memory format that convolutions like best (channels last)."""
+    """Convert levels 0..255 to standardized float32, channels last, which is the fastest format for convolutions."""
     scaled = (images_BCHW.float() / 255 - mean[:, None, None]) / std[:, None, None]
     return scaled.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,9 @@
 """CSQueue: the class-wise synthetic queue from which the detector learns what synthetic images look like.
 
-In each iteration the unlabeled images of the batch are pseudo-labeled, sorted by the detector's score, and for P
-classes the top Q are pushed into that class's sub-queue (arXiv 2405.16930, section on the detector and Fig. 4). The
-queue holds dataset indices, not pixels: entries are augmented anew at each draw. Fixed shapes and no device sync.
+Each step pseudo-labels the unlabeled images of the batch, sorts them by the detector's score, and pushes the top Q of
+each of P classes into the sub-queue of that class (arXiv 2405.16930, section on the detector and Fig. 4). The queue
+holds dataset indices, not pixels, so that each draw augments its images anew. Shapes are fixed, and nothing waits for
+the device.
 
 Shape suffixes: B images of the batch, K classes, L slots of a sub-queue.
 """
@@ -39,10 +40,11 @@ class CSQueue(nn.Module):
         per_class: int,
         rng: Generator,
     ) -> None:
-        """Push the `per_class` (Q) highest scores of each of `num_classes` (P) classes that the batch holds.
+        """Push the `per_class` (Q) highest scores of each of `num_classes` (P) classes of the batch.
 
-        Which P: the emptiest first; once all are full, at random for K <= 10 and else those with the best candidate.
-        An index that its sub-queue holds already is not pushed again.
+        The classes with the emptiest sub-queues come first. Among equally full ones the choice is random for K <= 10;
+        for more classes, those with the best candidate win. An index that is already in its sub-queue is not pushed
+        again, and a score of -inf never is.
         """
         total, length = self.index.shape
         per_class = min(per_class, len(index_B))
@@ -55,7 +57,7 @@ class CSQueue(nn.Module):
         urgency_K = (length - self.size).float() + tie_K  # a tie is below one free slot
         urgency_K = urgency_K.masked_fill(best_K == -torch.inf, -torch.inf)
         chosen = urgency_K.topk(min(num_classes, total)).indices
-        for q in reversed(range(per_class)):  # the best candidate last: it stays longest
+        for q in reversed(range(per_class)):  # the best candidate last, because it then stays longest
             self._put(chosen, index_B[candidates.indices[chosen, q]], candidates.values[chosen, q])
 
     def _put(self, classes: Tensor, index: Tensor, score: Tensor) -> None:
@@ -69,7 +71,7 @@ class CSQueue(nn.Module):
 
     @torch.no_grad()
     def fill(self, index_N: Tensor, score_N: Tensor, pseudo_labels_N: Tensor) -> None:
-        """Replace what is queued: the highest scores of each class, the lowest of them leaving first."""
+        """Replace all entries by the highest scores of each class; the lowest of these will leave first."""
         self.size.zero_()
         self.next.zero_()
         self.index.fill_(EMPTY)
@@ -83,14 +85,14 @@ class CSQueue(nn.Module):
             self.next[k] = len(best) % length
 
     def mean_score(self) -> Tensor:
-        """Mean score at push over all entries: a proxy of purity that needs no truth."""
+        """Mean score of all entries when they were pushed: a proxy of purity that needs no truth."""
         return (self.score * (self.index != EMPTY)).sum() / self.size.sum().clamp(min=1)
 
     @torch.no_grad()
     def draw(self, count: int, rng: Generator) -> Tensor:
-        """Draw `count` dataset indices, with replacement, each class that holds any being equally likely.
+        """Draw `count` dataset indices with replacement; all classes that have entries are equally likely.
 
-        The queue must not be empty: fill it first.
+        The queue must not be empty.
         """
         classes = torch.multinomial((self.size > 0).float(), count, replacement=True, generator=rng)
         uniform = torch.rand(count, generator=rng, device=self.index.device)

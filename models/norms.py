@@ -1,15 +1,15 @@
 """Batch norm with separate batch statistics for the images of the two heads.
 
-Synthetic images have other statistics than real ones, all the more where they show something else. Real images that are
-normalized together with them look different in training than in a test on real images alone: where contamination does
-harm, a perfect route without this gained next to nothing (docs/log.md). So each route has statistics of its own, and
-only those of the real route enter the running statistics, which evaluation uses. Xie et al. (arXiv 1911.09665) do the
-same for adversarial examples.
+The statistics of synthetic images differ from those of real ones, especially if they show other things. Real images
+that are normalized together with synthetic ones look different in training than in a test on real images only. Where
+contamination does harm, even a perfect route gained almost nothing without separate statistics (docs/log.md). So each
+route has its own statistics, and only those of the real route enter the running statistics, which evaluation uses. Xie
+et al. (arXiv 1911.09665) do the same for adversarial examples.
 
 Batch norm removes whatever most of the batch has in common. If most synthetic images show one class, it removes that
 class, and their pseudo-labels become wrong. `synthetic_targets = "running"` therefore computes pseudo-labels with the
-running statistics, as at test time. These are of real images, though, and where the synthetic images are of all classes
-alike the labels are worse than by their own statistics (docs/log.md).
+running statistics, as at test time. However, these come from real images: if the synthetic images are spread evenly
+over the classes, the labels are worse than with their own statistics (docs/log.md).
 
 Shape suffixes: B images, C channels, G groups (real, synthetic; in the normalization also as tested).
 """
@@ -28,10 +28,10 @@ REAL, SYNTHETIC, AS_TESTED = range(3)
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
-    """Batch norm with statistics of its own for each group of images, over all ranks.
+    """Batch norm with separate statistics for each group of images, over all ranks.
 
-    Images AS_TESTED enter no statistics and are normalized by the running ones. Shapes do not depend on the groups, and
-    nothing waits for a GPU. While `group` is None, all images are REAL.
+    Images AS_TESTED do not enter any statistics and are normalized by the running ones. Shapes do not depend on the
+    groups, and nothing waits for a GPU. While `group` is None, all images are REAL.
     """
 
     group: Tensor | None = None  # (B,) int64
@@ -50,7 +50,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
             return sum_over((is_in_GB1 * values_BC).sum(1)) / count_G1.clamp(min=1)
 
         mean_GC = group_means(mean_BC)
-        # Around the mean: where a channel hardly varies, the difference of two large squares would be rounding error.
+        # Around the mean: if a channel hardly varies, the difference of two large squares would be a rounding error.
         variance_GC = group_means(variance_BC + (mean_BC - mean_GC[group_B.clamp(max=SYNTHETIC)]).square())
         self._follow(mean_GC[REAL], variance_GC[REAL], count_G1[REAL, 0] * values[0, 0].numel())
         assert self.running_mean is not None and self.running_var is not None
@@ -85,13 +85,13 @@ class _SplitBatchNormAct(SplitBatchNorm):
 
 
 def split(classifier: Classifier) -> None:
-    """Turn the batch norms into split ones, except for one process on a CPU, for which `apart` has a cheaper way."""
+    """Turn the batch norms into split ones, except in a single process on a CPU, where `apart` has a cheaper way."""
     if world_size() > 1 or next(classifier.parameters()).is_cuda:
         split_all(classifier)
 
 
 def synchronize(network: nn.Module) -> None:
-    """Let batch norms see the global batch. PyTorch's own synchronized batch norm runs on GPUs alone."""
+    """Let batch norms see the global batch of all ranks. PyTorch's own synchronized batch norm only runs on GPUs."""
     if world_size() == 1:
         return
     if next(network.parameters()).is_cuda:
@@ -108,9 +108,9 @@ def split_all(network: nn.Module) -> None:
 
 
 def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads:
-    """Both heads' logits of a training batch, normalized by group: REAL, SYNTHETIC or AS_TESTED (int64).
+    """Logits of both heads for a training batch, normalized by group: REAL, SYNTHETIC or AS_TESTED, (B,) int64.
 
-    Images AS_TESTED serve as targets alone: their logits may have no gradient.
+    The logits of images AS_TESTED may lack a gradient, because they only serve as targets.
     """
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     split_norms = [module for module in norms if isinstance(module, SplitBatchNorm)]
@@ -121,7 +121,7 @@ def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads
         for norm in split_norms:
             norm.group = None
         return heads
-    # On a CPU the counts are known, and a pass per group costs no more than one for all.
+    # On a CPU the counts are known, and one pass per group costs no more than one pass for all.
     rows = [(group_B == group).nonzero().squeeze(1) for group in (REAL, SYNTHETIC, AS_TESTED)]
     passes = [_pass(classifier, images_BCHW, rows[REAL])]
     with _running_statistics_kept(norms):
@@ -134,7 +134,7 @@ def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads
 
 
 def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:
-    """Logits of some of the images, which may be none."""
+    """Logits of the images at `rows`, of which there may be none."""
     if not len(rows):
         return Heads(
             *(
@@ -142,7 +142,7 @@ def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:
                 for head in (classifier.real, classifier.dummy)
             )
         )
-    # PyTorch refuses a single value per channel, to which deep networks reduce a single small image.
+    # PyTorch refuses to normalize a single value per channel, to which deep networks reduce a single small image.
     heads: Heads = classifier(images_BCHW[rows if len(rows) > 1 else rows.repeat(2)])
     return Heads(*(logits[: len(rows)] for logits in heads))
 

@@ -1,4 +1,4 @@
-"""Forward passes: all views of a step through the classifier, with the batch statistics of each route apart."""
+"""Forward pass of all views of a step through the classifier, with separate batch statistics for each route."""
 
 from typing import NamedTuple
 
@@ -24,10 +24,10 @@ def forward(
 ) -> tuple[ViewLogits, ViewLogits]:
     """Logits of the real and of the dummy head.
 
-    One forward pass for all views, so that they share the batch norm's statistics, as FixMatch implementations do; with
-    `split_norms` each route has statistics of its own (`models.norms`). The weak views' logits are only ever targets:
-    without `weak_gradient` they take a pass of their own that keeps no graph, which saves a third of the arithmetic but
-    gives them statistics of their own, too.
+    All views go through one forward pass, so that they share the batch norm's statistics, as in FixMatch
+    implementations; with `split_norms` each route has its own statistics (`models.norms`). The logits of the weak views
+    only serve as targets. Without `weak_gradient` these views take a separate pass without a graph. This saves a third
+    of the arithmetic, but also gives them separate statistics.
     """
     to_real_M = torch.ones_like(views.rows, dtype=torch.bool) if route_M is None else ~route_M
     groups_B = torch.full_like(views.labels, norms.REAL)

@@ -1,7 +1,7 @@
-"""Residual features: what a camera pipeline or a generator leaves in neighboring pixels; our addition to the paper.
+"""Residual features: traces of a camera pipeline or a generator in neighboring pixels; our addition to the paper.
 
-Linear scores of these features bootstrap the detector (`models.bootstrap`), are added to its logit, and estimate how
-much of the pool is synthetic.
+Linear scores of these features bootstrap the detector (`models.bootstrap`), are added to its logit, and estimate the
+synthetic share of the pool.
 
 Shape suffixes: B images, N images of a pool, F features, H and W pixels.
 """
@@ -22,10 +22,11 @@ FAR = 5.0  # standard deviations, to which standardized features are clipped
 def features(images_BCHW: Tensor) -> Tensor:
     """Features (B, NUM_FEATURES) of RGB images, levels 0..255, at native resolution; float32, no units.
 
-    First `NUM_SPREAD`: of luma and two chroma differences, five residuals (first and second differences in both
-    directions, and the diagonal one), five numbers each (log mean magnitude, log standard deviation, share beyond three
-    mean magnitudes, share under a quarter of one, log 95th percentile). Then the radial log power spectrum, color
-    moments, and co-occurrences of quantized residuals (SPAM, Pevny et al. 2010).
+    The first `NUM_SPREAD` features describe luma and two chroma differences: five residuals of each (first and second
+    differences in both directions, and the diagonal difference), and five numbers for each residual (log mean
+    magnitude, log standard deviation, share above three mean magnitudes, share below a quarter of one, log 95th
+    percentile). The radial log power spectrum, color moments, and co-occurrences of quantized residuals (SPAM, Pevny et
+    al. 2010) follow.
     """
     red, green, blue = images_BCHW.float().unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -58,7 +59,7 @@ def _spread(residual_BCN: Tensor) -> Tensor:
 
 
 def _percentile95(magnitude_BCN: Tensor) -> Tensor:
-    """To a quarter level and at most 64 levels, by counting: an order statistic took longer than all the rest."""
+    """95th percentile, in quarter levels up to 64, by counting: sorting took longer than all the rest."""
     code = (magnitude_BCN * 4).clamp(max=255).long().flatten(0, 1)
     ones = torch.ones(1, 1, device=code.device).expand_as(code)
     below = torch.zeros(len(code), 256, device=code.device).scatter_add_(1, code, ones).cumsum(1)
@@ -98,9 +99,9 @@ def _cooccurrence(luma_BHW: Tensor) -> Tensor:
 
 
 class Linear(NamedTuple):
-    """A linear score of standardized features, higher is more synthetic."""
+    """A linear score of standardized features; higher means more synthetic."""
 
-    mean_F: Tensor  # float64, as all of it
+    mean_F: Tensor  # float64, like the other two
     std_F: Tensor
     weight_F: Tensor
 
@@ -111,9 +112,9 @@ class Linear(NamedTuple):
 
 
 class ResidualScore(nn.Module):
-    """Linear score of the residual features, of mean 0 and standard deviation 1 over the pool, higher for synthetic.
+    """Linear score of the residual features; higher means more synthetic.
 
-    Before it is fitted, all scores are 0.
+    Its mean over the pool is 0 and its standard deviation 1. Before it is fitted, all scores are 0.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ class ResidualScore(nn.Module):
         return Linear(*(self.get_buffer(name) for name in Linear._fields))
 
     def fit(self, linear: Linear, features_NF: Tensor) -> None:
-        """Take a linear score and the features of the pool, or of a sample of it."""
+        """Use a linear score, standardized by the features of the pool or of a sample of it."""
         for name, value in linear._asdict().items():
             self.get_buffer(name).copy_(value)
         scores_N = linear(features_NF)

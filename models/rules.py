@@ -30,21 +30,22 @@ class FixMatch(nn.Module):
         self.threshold = threshold
 
     def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
-        """Weight (M,) float32 of each image of those that count (its head's own); others come out as 0.
+        """Weight (M,) float32 in 0..1 of each image that counts, and 0 of all others.
 
-        `rows_M` are dataset indices, `counted_M` is bool.
+        `rows_M` are dataset indices; `counted_M` is bool, the images that are routed to the head of this rule.
         """
         return (counted_M & (probs_MK.amax(1) >= self.threshold)).float()
 
     def penalty(self, strong_MK: Tensor, weight_M: Tensor) -> Tensor:
-        """Further loss (0-d) on the logits of the strong views."""
+        """Additional loss (0-d) on the logits of the strong views; 0 for most rules."""
         return strong_MK.new_zeros(())
 
 
 class FlexMatch(FixMatch):
     """Threshold tau * beta(c) / (2 - beta(c)), beta(c) = sigma(c) / max(max sigma, unused) (eqs. 5-8, 11).
 
-    sigma(c) counts the images of the pool whose last confident pseudo-label is c, `unused` those that had none yet.
+    sigma(c) is the number of images of the pool whose last confident pseudo-label is c, `unused` the number of those
+    that have had none yet.
     """
 
     label: Tensor
@@ -69,7 +70,7 @@ class FlexMatch(FixMatch):
 
 
 class FreeMatch(FixMatch):
-    """Threshold tau_t * p~(c) / max p~, with tau_t the mean confidence and p~ the mean prediction so far (eqs. 5-8)."""
+    """Threshold tau_t * p~(c) / max p~, tau_t the average confidence, p~ the average prediction (eqs. 5-8)."""
 
     confidence: Tensor
     probs: Tensor
@@ -94,7 +95,7 @@ class FreeMatch(FixMatch):
     def penalty(self, strong_MK: Tensor, weight_M: Tensor) -> Tensor:
         """Fairness: predictions of the strong views should spread over the classes as the average ones do (eqs. 9-11).
 
-        Both are divided by how often each class is predicted, then compared by their cross-entropy, which is maximized.
+        Both are divided by the frequency of each predicted class. Their cross-entropy is then maximized.
         """
         probs = strong_MK.softmax(1)
         chosen = weight_M[:, None]
@@ -106,7 +107,7 @@ class FreeMatch(FixMatch):
 
 
 class SoftMatch(FixMatch):
-    """Weight exp(-(max p - mu)^2 n^2 / (2 sigma^2)) below the mean mu, 1 above, of aligned p (eqs. 7-9, 12)."""
+    """Weight exp(-(max p - mu)^2 n^2 / (2 sigma^2)) below the mean mu, 1 above, where p is aligned (eqs. 7-9, 12)."""
 
     mean: Tensor
     variance: Tensor
@@ -121,7 +122,7 @@ class SoftMatch(FixMatch):
     def weigh(self, probs_MK: Tensor, rows_M: Tensor, counted_M: Tensor) -> Tensor:
         counted = ranks.gather(counted_M.float())
         _follow(self.probs, ranks.gather(probs_MK), counted)
-        confidence = _normalized(probs_MK / self.probs).amax(1)  # uniform alignment, for the weight alone
+        confidence = _normalized(probs_MK / self.probs).amax(1)  # uniform alignment, only for the weight
         every = ranks.gather(confidence)
         mean = (every * counted).sum() / counted.sum().clamp(min=1)
         _follow(self.mean, every, counted)
@@ -144,7 +145,7 @@ def build(recipe: Recipe, num_classes: int, num_images: int) -> FixMatch:
 
 
 def _follow(average: Tensor, values: Tensor, counted: Tensor) -> None:
-    """Move an average towards the mean of those values that count; nothing happens where none does."""
+    """Move an average towards the mean of the values that count; if none counts, it stays."""
     total = counted.sum()
     weighed = values * counted.view(-1, *[1] * (values.ndim - 1))  # no matrix product: autocast would round it
     mean = weighed.sum(0) / total.clamp(min=1)
