@@ -54,7 +54,7 @@ DETECTOR_DECAY = 0.995  # of its average
 LEAST_REAL = 0.1  # share of a batch from which self-training of the real head counts in full
 
 FetchTiles = Callable[[Tensor], Tensor]  # dataset indices (N,) to native tiles (N, 3, T, T)
-# From logits of the real examples, of the queue's entries and of the unlabeled images: the detector's supervised loss.
+# The detector's supervised loss, from the logits of real examples, queue entries and unlabeled images.
 Risk = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 
 
@@ -98,7 +98,7 @@ def queue_risk(real_B: Tensor, queued_Q: Tensor, unlabeled_M: Tensor, batch: Bat
 
 
 def consistency(logits_M: Tensor, prob_synthetic_M: Tensor, threshold: float) -> Tensor:
-    """det_cons from the logits of one view and the probabilities s(u) that the average gave another."""
+    """det_cons from the logits of one view and the probabilities s(u) of another."""
     confident = torch.maximum(prob_synthetic_M, 1 - prob_synthetic_M) >= threshold
     target = (prob_synthetic_M >= 0.5).float()
     return (F.binary_cross_entropy_with_logits(logits_M, target, reduction="none") * confident).mean()
@@ -123,7 +123,7 @@ class RSMatch:
     ) -> None:
         self.recipe, self.controls, self.marked, self.risk, self._autocast = recipe, controls, marked, risk, autocast
         device, num_classes = next(classifier.parameters()).device, classifier.real.out_features
-        averages = averaged(classifier), averaged(detector)  # before their batch norms are split
+        averages = averaged(classifier), averaged(detector)  # copied before `norms` changes the networks
         (norms.split if controls.split_norms else norms.synchronize)(classifier)
         norms.synchronize(detector)
         sgd_ = sgd(classifier, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
@@ -137,7 +137,7 @@ class RSMatch:
 
     @property
     def bootstrap_step(self) -> int | None:
-        """Step before which `bootstrap` is called, when pseudo-classes mean something; None where it never is."""
+        """`bootstrap` is called just before this step, once pseudo-labels are reliable enough; None: never."""
         return self.recipe.warmup_steps if self.controls.bootstraps else None
 
     @property
@@ -173,10 +173,11 @@ class RSMatch:
 
     @torch.no_grad()
     def route(self, number: int, batch: Batch, rng: Rng) -> tuple[Tensor | None, Tensor]:
-        """Evidence (M,) that each u is synthetic, as a logit that is 0 at the middle threshold, and g(u), (M,) bool.
+        """Logit (M,) of s(u), 0 at the middle threshold before it moves, and g(u), (M,) bool.
 
         The evidence is the detector's logit plus the residual score, scaled alike. The two make different errors, so
-        their sum ranks better than either; and the score sees sharpness, which is hidden from the detector.
+        their sum ranks better than either; and the score sees sharpness, which is hidden from the detector. Controls
+        that train no detector have no evidence: None.
         """
         logits = self.detector.average(augment.weak(batch.unlabeled_tiles, rng))
         evidence = logits
@@ -198,6 +199,7 @@ class RSMatch:
         age = number - self.detector_start
         settled, s = age >= DETECTOR_SETTLES, evidence.sigmoid()
         if self.controls.has_queue and (settled or not self.controls.bootstraps):
+            # In probabilities: up there several logits round to one.
             sure = s >= (self.thresholds.sure - self.thresholds.middle).sigmoid()
             # An untrained detector has a random sign: until it has settled, the queue is filled at random.
             score = s.masked_fill(~sure, -torch.inf) if settled else rng.uniform(len(s))
@@ -229,7 +231,7 @@ class RSMatch:
 
     @property
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """All state but `examples.confident_real`, by name, for a checkpoint."""
+        """State for a checkpoint, by name; `train.resume` adds `examples.confident_real`, whose length varies."""
         return {
             **self.classifier.parts("classifier"),
             **self.detector.parts("detector"),

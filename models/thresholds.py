@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 RATE = 0.02  # share of the new batch in a threshold
-STRICTNESS = 0.4  # of the route, times the synthetic share
+ROUTE_MARGIN = 0.4  # times the synthetic share: part of the images called real that goes to the dummy head, too
 # A round of bootstrapping takes half of the estimated synthetic images as examples, and never more than these strict
 # quantiles of the pool (wider ones lost purity), but enough to learn from.
 SYNTHETIC_BOUNDS = (0.03, 0.10)
@@ -69,7 +69,7 @@ class Thresholds(nn.Module):
         if not self._follows:
             return
         known, share, confident = ~self.share.isnan(), self.share.nan_to_num(0.5), self.confident.nan_to_num(0.5)
-        below = torch.stack((1 - share, 1 - confident, (1 - share) * (1 - STRICTNESS * share)))
+        below = torch.stack((1 - share, 1 - confident, (1 - share) * (1 - ROUTE_MARGIN * share)))
         wanted = (torch.quantile(logits_M.float(), 1 - share), *torch.quantile(evidence_M.float(), below))
         for value, moved in zip((self.detector, self.middle, self.sure, self.route), wanted, strict=True):
             value.copy_(torch.where(known, value.lerp(moved, rate), value))

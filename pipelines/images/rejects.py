@@ -1,4 +1,8 @@
-"""Reasons why a record of the crawl is not in the pool: values that travel beside the images, never exceptions."""
+"""Reasons why a record of the crawl is not in the pool: values that travel beside the images, never exceptions.
+
+The reason of a single record is made where it is found: `images.check` (its bytes), `storage.tar` and `ingest.records`
+(reading the source), `ingest.worker` (decoding; duplicates within a unit), `ingest.commit` (all other duplicates).
+"""
 
 from enum import StrEnum
 from typing import NamedTuple, Self

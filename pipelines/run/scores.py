@@ -26,6 +26,7 @@ from pipelines.run.marks import Mark
 from pipelines.storage import locations
 from pipelines.storage.locations import Location
 
+# A new column also needs `scorer.Scores` and `_write` in `score.stage`.
 SCORE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

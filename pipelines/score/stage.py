@@ -131,7 +131,10 @@ def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
     path = run / "scores" / f"{shard}.parquet"
     if not path.exists():
         return False
-    origin = pq.read_schema(path).metadata or {}
+    schema = pq.read_schema(path)
+    if not schema.remove_metadata().equals(SCORE_SCHEMA):  # scores of another version of curate
+        return False
+    origin = schema.metadata or {}
     return origin.get(b"model") == digest.encode() and origin.get(b"shard") == pool.digest(shard).encode()
 
 

@@ -46,7 +46,7 @@ from pipelines.train.monitor import Evaluation, MetricsLog, Watch, means
 
 SAMPLE_IMAGES = 50_000  # of the pool: their residual features bootstrap the detector, and their logits calibrate it
 SAMPLE_BATCH = 500
-MUCH_WAITING = 0.2  # share of the time from which the log reports a slow loader
+MUCH_WAITING = 0.2  # share of the time from which a note reports a slow loader
 
 
 def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
@@ -83,7 +83,7 @@ class _Training:
     batches: Batches
     images: pixels.Images
     method: Method
-    detector: Detector  # as it was built: methods that train none leave it so
+    detector: Detector  # untrained; methods without a detector save it as it is
     state: Path  # of the checkpoint
     identity: dict[str, Any]  # what a resume must agree with
     first: int  # step to resume from
@@ -133,7 +133,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
 def _loop(training: _Training, on_tick: OnTick) -> float:
     """Train to the last step; returns the share of the time spent waiting for images."""
     config, method, sums, device = training.config, training.method, training.sums, training.device
-    num_steps, every = config.recipe.num_steps, config.machine
+    num_steps, machine = config.recipe.num_steps, config.machine
     loading, started = _Stopwatch(), time.monotonic()
     figures: dict[str, float] = {}
 
@@ -149,7 +149,7 @@ def _loop(training: _Training, on_tick: OnTick) -> float:
             rng = Rng(generator(config.seed, step, device))
             if isinstance(method, RSMatch) and step == method.bootstrap_step:
                 _bootstrap(training, method, rng.generator)
-            if every.compile == "cuda-graphs":  # what the last step's graphs hold may be overwritten
+            if machine.compile == "cuda-graphs":  # what the last step's graphs hold may be overwritten
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             batch = training.batches.batch(step, unlabeled)
             for name, value in method.step(step, batch, fetch_tiles, rng).items():
@@ -157,7 +157,7 @@ def _loop(training: _Training, on_tick: OnTick) -> float:
 
             # Once in a while: log.
             done = step + 1
-            is_last, is_logged = done == num_steps, done % every.log_every == 0
+            is_last, is_logged = done == num_steps, done % machine.log_every == 0
             if is_logged or is_last:
                 figures = _log(training, done, on_tick)
             on_tick(Tick(done=done, total=num_steps, unit="steps", figures=_shown(figures)))
@@ -167,7 +167,7 @@ def _loop(training: _Training, on_tick: OnTick) -> float:
             stops = stopped.is_set()
             if ranks.world_size() > 1:
                 stops = is_logged and ranks.any_rank(stops, device)
-            if done % every.checkpoint_every == 0 or is_last or stops:
+            if done % machine.checkpoint_every == 0 or is_last or stops:
                 ranks.average_(list(sums.values()))
                 if training.log is not None:
                     training.log.sync()  # the checkpoint promises the lines before it
@@ -239,7 +239,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     config, method = training.config, training.method
     detector = training.detector
     if isinstance(method, RSMatch):
-        # The saved detector's logits begin at its threshold: a probability of 0.5 separates real from synthetic.
+        # The saved detector's logits are shifted so that its threshold is 0: a probability of 0.5.
         detector = copy.deepcopy(method.detector.average)
         with torch.no_grad():
             detector.head.bias.sub_(method.thresholds.detector)
