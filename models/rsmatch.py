@@ -17,12 +17,13 @@ threshold; r(p) the weight of a pseudo-label, [max p >= tau] in FixMatch (others
     det_cons   = 1/M sum [max(s, 1 - s) >= tau] CE(D(v u), [s >= 0.5])
 
 The paper's equations are not public: the losses follow its text and figures, and the nearest literature where these are
-silent. Beyond the paper we add, each with a switch of its own in `models.recipe.Controls`: (1) a bootstrap of the queue
-by residual features (`models.bootstrap`), (2) whose score is added to the detector's logit, so that both decide as
-"evidence"; (3) thresholds set by the estimated synthetic share instead of rho = 0.5 (`models.thresholds`); (4) pool
-images that the bootstrap is sure are real as further real examples; (5) residual planes and (6) features as inputs of
-the detector, (7) whose images have an equalized spectrum and (8) resampled views v (`models.detector`); (9) batch
-statistics apart by route (`models.norms`); (10) R instead of M; and (11) a person's marks (`models.marked`).
+silent. Beyond the paper we add, each but the last with a switch of its own in `models.recipe`: (1) a bootstrap of the
+queue by residual features (`models.bootstrap`); (2) the residual score, added to the detector's logit: their sum, the
+evidence, decides, and s is its sigmoid; (3) thresholds set by the estimated synthetic share instead of rho = 0.5
+(`models.thresholds`); (4) pool images that the bootstrap is sure are real as further real examples; (5) residual planes
+and (6) features as inputs of the detector, (7) whose images have an equalized spectrum and (8) resampled views v
+(`models.detector`); (9) batch statistics apart by route (`models.norms`); (10) R instead of M; and (11) a person's
+marks (`models.marked`).
 
 On CIFAR-10 with Stable Diffusion 1.4 images (250 labels, a third of the pool synthetic), 800 steps on a CPU reach a
 detector AUROC of .947 (three seeds, .944 to .953; docs/benchmarks.md). A golden 20-step curve guards refactorings.

@@ -22,6 +22,7 @@ def check(tar: Location, rows: pa.Table) -> None:
     """
     from webdataset import tariterators  # imports torch, which an export does without until here
 
+    difference = ""
     listed = rows.select(["key", "cls", "sha256"]).to_pylist()
     with locations.opened(tar) as stream:
         members = tariterators.tar_file_expander([{"url": str(tar), "stream": stream}])

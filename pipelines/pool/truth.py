@@ -16,6 +16,7 @@ from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool, read_parquet
 
 UNKNOWN = -1
+_CSV = pyarrow.csv.ConvertOptions(column_types={"key": pa.string()})  # 000123 is a name, not a number
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def read(path: Path) -> Truth:
     """Read a truth file. BadInput if it is missing or lacks a column."""
     if not path.is_file():
         raise BadInput(f"{path} is not a file. Give --truth a parquet or CSV with the columns key and is_synthetic.")
-    table: pa.Table = read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+    table: pa.Table = (
+        read_parquet(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path, convert_options=_CSV)
+    )
     if missing := {"key", "is_synthetic"} - set(table.column_names):
         raise BadInput(f"{path} has no column {min(missing)!r}, only {', '.join(table.column_names)}. Add that column.")
     keys = [str(key) for key in table["key"].to_pylist()]

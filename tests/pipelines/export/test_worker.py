@@ -57,6 +57,7 @@ def test_captions_are_read_in_the_encoding_that_they_begin_with(tmp_path: Path, 
     assert sample["txt"] == "un café, 图"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [b"dog", b"", b"7\xff"])
 def test_text_that_is_not_utf8_and_labels_that_are_no_numbers_stay_in_the_pool_and_open_in_plain_webdataset(
     tmp_path: Path, label: bytes

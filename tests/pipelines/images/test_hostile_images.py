@@ -82,6 +82,7 @@ def test_a_header_that_says_100_000_pixels_a_side_is_believed_and_rejected(kind:
     assert isinstance(reject, Reject) and reject.reason is expected, reject
 
 
+@pytest.mark.slow
 def test_what_inflates_to_more_than_the_header_says_is_not_inflated() -> None:
     bomb = zlib.compress(bytes(200 << 20), 9)
     assert isinstance(judge(png(data=bomb)), Accepted)  # as in a browser: the first 30 lines are complete

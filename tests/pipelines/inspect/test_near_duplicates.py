@@ -87,6 +87,7 @@ COPIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scored", [False, True])
 def test_copies_are_grouped_and_nothing_else_is(pool: Path, run: Path, scored: bool) -> None:
     found = near_duplicates.run(DuplicatesConfig(pool=pool, run=run if scored else pool / "none"))

@@ -103,6 +103,7 @@ def test_a_label_says_real_and_nothing_else_does() -> None:
         mark("a", "synthetic", "cat")
 
 
+@pytest.mark.slow
 def test_of_an_action_that_the_disk_refuses_nothing_is_kept(tmp_path: Path) -> None:
     marks.append(tmp_path, [mark("before")])
     script = (
