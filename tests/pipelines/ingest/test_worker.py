@@ -140,21 +140,28 @@ def test_processes_that_are_killed_once_cost_nothing(tmp_path: Path) -> None:
         pack(tmp_path / f"crawl/{shard}.tar", [(f"{row}.jpg", picture(400 * shard + row)) for row in range(400)])
     num_killed = 0
 
-    def kill(tick: Tick) -> None:
-        nonlocal num_killed
-        if tick.figures["shards"] in (1, 3):
-            for child in active_children():
-                child.kill()
-                num_killed += 1
+    def kill_once(at: int) -> Callable[[Tick], None]:
+        """Kill all processes after `at` shards; not twice, since a shard may take longer than that."""
+        has_killed = False
+
+        def kill(tick: Tick) -> None:
+            nonlocal num_killed, has_killed
+            if tick.figures["shards"] == at and not has_killed:
+                has_killed = True
+                for child in active_children():
+                    child.kill()
+                    num_killed += 1
+
+        return kill
 
     pools = list[dict[str, bytes]]()
-    for jobs, on_tick in ((1, ignore), (1, kill), (2, kill)):
+    for jobs, on_tick in ((1, ignore), (1, kill_once(1)), (1, kill_once(3)), (2, kill_once(1)), (2, kill_once(3))):
         config = IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / f"pool{len(pools)}", jobs=jobs)
         assert ingest.run(config, on_tick).kept == 2400
         (config.pool / "run.json").unlink()
         pools.append(files(config.pool))
     assert num_killed >= 4
-    assert pools[0] == pools[1] == pools[2]
+    assert all(pool == pools[0] for pool in pools)
 
 
 def test_a_worker_that_hangs_does_not_outlive_a_killed_parent(
