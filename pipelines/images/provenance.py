@@ -56,8 +56,7 @@ _AFTER_STEPS = re.compile(r"\b(?:Sampler|CFG scale|Seed): ")
 _MIDJOURNEY_JOB = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f]{4}-")
 _CREATOR_TOOL = re.compile(r"CreatorTool(?:=[\"']|>)([^\"'<]*)")
 _COMFYUI_TAG = re.compile(r"(?:workflow|prompt):\s*\{")
-# Neither: compositeWithTrainedAlgorithmicMedia, algorithmicallyEnhanced, screenCapture, digitalCreation, humanEdits, and
-# whatever else there is or will be.
+# All others are neither: compositeWithTrainedAlgorithmicMedia, algorithmicallyEnhanced, screenCapture, humanEdits, ...
 _SOURCE_TYPES = {
     "trainedAlgorithmicMedia": "synthetic",
     "algorithmicMedia": "synthetic",

@@ -58,7 +58,9 @@ def read(
     `labeled` are the sha256 of the labeled real images. Raises BadInput for a folder without images, for a file in it
     that is not an image, and for an image that the labeled set calls real.
     """
-    files = {file.sha256: file for file in _files(folder, labeled)} if folder else {}
+    files = dict[str, KnownFile]()
+    for file in _files(folder, labeled) if folder else ():
+        files.setdefault(file.sha256, file)
     table = rows.columns(["sha256", "declared"])
     in_pool = pc.is_in(table["sha256"], value_set=pa.array(files, pa.string()))
     here = set(table["sha256"].filter(in_pool).to_pylist())

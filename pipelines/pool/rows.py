@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -54,9 +55,9 @@ class Rows:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Read columns of the manifest for these rows (N,), in their order."""
-        starts = np.flatnonzero(np.diff(self.shard, prepend=-1))  # a shard's rows stand together
+        bounds = [*np.flatnonzero(np.diff(self.shard, prepend=-1)), len(self)]  # a shard's rows stand together
         parts = [POOL_SCHEMA.empty_table().select(list(names))]
-        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+        for start, stop in pairwise(bounds):
             table = self.pool.rows(self.pool.shards[self.shard[start]], ["offset", *names])
             found = np.searchsorted(table["offset"].to_numpy(), self.offset[start:stop])  # ascending, as in the tar
             parts.append(table.select(list(names)).take(found))

@@ -35,6 +35,17 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion by its score test (Wilson 1927): 0 to 1 without trials."""
+    if not trials:
+        return 0.0, 1.0
+    z2 = 1.959963984540054**2
+    middle = (successes + z2 / 2) / (trials + z2)
+    half = math.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4)) / (trials + z2)
+    low = 0.0 if successes == 0 else middle - half
+    return low, 1.0 if successes == trials else middle + half
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """How many of some images are called synthetic."""
@@ -96,17 +107,6 @@ class DeclaredCheck:
 
 
 NO_DECLARATIONS = DeclaredCheck(Rate(0, 0), Rate(0, 0))
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion by its score test (Wilson 1927): 0 to 1 without trials."""
-    if not trials:
-        return 0.0, 1.0
-    z2 = 1.959963984540054**2
-    middle = (successes + z2 / 2) / (trials + z2)
-    half = math.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4)) / (trials + z2)
-    low = 0.0 if successes == 0 else middle - half
-    return low, 1.0 if successes == trials else middle + half
 
 
 def is_color(images_BCHW: "Tensor") -> "Tensor":

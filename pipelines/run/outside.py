@@ -161,7 +161,7 @@ def load(run: Path) -> Outside:
     names = table.column_names[1:]
     if table.column_names[:1] != ["sha256"] or any(table[name].type != pa.float32() for name in names):
         raise _damaged(path, f"its columns are {', '.join(table.column_names)}")
-    if not pc.all(pc.match_substring_regex(table["sha256"], _SHA256)).as_py():
+    if not pc.all(pc.match_substring_regex(table["sha256"], _SHA256), skip_nulls=False).as_py():
         raise _damaged(path, "a sha256 in it is not one")
     digests = _digests(table["sha256"])
     if (digests[1:] <= digests[:-1]).any():
@@ -199,15 +199,14 @@ def _of_source(source: _Source, manifest: pa.Table) -> Outside:
         raise source.wrong("it has no rows. List the scored images in it.")
     if not pc.any(there).as_py():
         raise source.wrong(
-            f"none of its {len(keys)} images is in the pool (the first {by} is {keys[0].as_py()!r}). Give scores of this "
-            "pool's images."
+            f"none of its {len(keys)} images is in the pool (the first {by} is {keys[0].as_py()!r}). Give scores of "
+            "this pool's images."
         )
     if by == "key":
         rows = pc.index_in(keys, value_set=manifest["key"].combine_chunks()).drop_null()
         keys, values = manifest["sha256"].take(rows), values[there.to_numpy(zero_copy_only=False)]
-    digests = _digests(keys)
-    order = np.argsort(digests)
-    return Outside(digests[order], {source.name: values[order]})
+    digests, first = np.unique(_digests(keys), return_index=True)
+    return Outside(digests, {source.name: values[first]})
 
 
 def _table(source: _Source) -> pa.Table:
