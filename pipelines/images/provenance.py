@@ -35,6 +35,7 @@ class Declared(NamedTuple):
 
 
 NOTHING = Declared()
+NOT_READ = "c2pa (not read)"  # without the extra
 
 _PROMPT_CHUNKS = (  # PNG text chunks that generators leave
     "parameters",  # AUTOMATIC1111 and its descendants
@@ -151,7 +152,7 @@ def _of_c2pa(content: bytes) -> Declared:
     try:
         import c2pa
     except ImportError:
-        return Declared(None, "c2pa (not read)")
+        return Declared(None, NOT_READ)
     try:
         settings = c2pa.Settings.from_dict(_C2PA_SETTINGS)
         with c2pa.Context(settings) as context, c2pa.Reader(io.BytesIO(content), context=context) as reader:
