@@ -38,13 +38,14 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "called synthetic": "no detector" if summary.called_share is None else f"{summary.called_share:.1%}",
         "synthetic, estimated in training": _estimate(summary.estimated_share, summary.estimated_interval),
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
-        "mean confidence": summary.mean_confidence,
+        "mean confidence": "no classes" if summary.mean_confidence is None else summary.mean_confidence,
         "seconds": summary.seconds,
     }
     console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
     if summary.thresholds:
         console.note(summary.thresholds.statement)
-    console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    if summary.pseudo_labels:
+        console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
     locations = f"--pool {settings.pool} --run {settings.run}"
     if settings.num_shards > 1:
         console.note(f"Next, after the last of the {settings.num_shards} calls: curate score {locations}, to sum up")

@@ -90,8 +90,8 @@ class Watch:
         if share is not None and share < 0.01:
             yield (
                 "Under 1 % of the pool is routed to the dummy head. Either the pool is clean, or the detector found "
-                "nothing. Look at the most synthetic images with `curate inspect`; if the pool is clean, train with "
-                "--method fixmatch."
+                "nothing. Look at the most synthetic images with `curate inspect`"
+                + ("; if the pool is clean, train with --method fixmatch." if self._classes else ".")
             )
         if share is not None and share > 0.99:
             yield (
@@ -149,21 +149,22 @@ class Evaluation:
 
     def _against_truth(self, facts: Facts, method: Method, everything: bool) -> dict[str, float]:
         synthetic, label = facts
+        has_classes = method.classifier.network.real.out_features > 1
         every = 1 if everything else max(1, len(self._images) // TRUTH_SAMPLE)
         known = np.flatnonzero(synthetic != truth.UNKNOWN)[::every]
         predicted, logits, color = [], [], []
         detecting = method if isinstance(method, RSMatch) and method.has_detector else None
         for views in self._images.stream(torch.split(torch.from_numpy(known), EVALUATE_BATCH)):
-            predicted.append(method.classifier.average(views.images).real.argmax(1))
+            if has_classes:
+                predicted.append(method.classifier.average(views.images).real.argmax(1))
             if detecting:
                 logits.append(detecting.detector.average(views.tiles))
             color.append(evaluation.is_color(views.images))
-        fake, right = synthetic[known] == 1, torch.cat(predicted).cpu().numpy() == label[known]
-        labeled = label[known] != truth.UNKNOWN
-        figures = {
-            "pseudo_label_accuracy_real": evaluation.mean(right[labeled & ~fake]),
-            "pseudo_label_accuracy_synthetic": evaluation.mean(right[labeled & fake]),
-        }
+        fake, figures = synthetic[known] == 1, dict[str, float]()
+        if has_classes:
+            right, labeled = torch.cat(predicted).cpu().numpy() == label[known], label[known] != truth.UNKNOWN
+            figures["pseudo_label_accuracy_real"] = evaluation.mean(right[labeled & ~fake])
+            figures["pseudo_label_accuracy_synthetic"] = evaluation.mean(right[labeled & fake])
         if not detecting:
             return figures
         score, colored = torch.cat(logits).cpu().numpy(), torch.cat(color).cpu().numpy()
