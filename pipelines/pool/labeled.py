@@ -56,8 +56,7 @@ def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -
     elif len(found) > 1:
         classes = found
     else:
-        what = f"only the class {found[0]!r}" if found else "no class folders" if source.is_dir() else "no label column"
-        classes, without = (), f"{source} has {what}"
+        classes, without = (), f"{source} has {_what_it_has(source, named, found)}"
     try:
         data = [path.read_bytes() for path, _ in named]
     except OSError as error:
@@ -67,10 +66,22 @@ def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -
             views = decoder.batch([str(path) for path, _ in named], data, threads)
     except CorruptShard as error:
         raise BadInput(f"{source}: {what_is_wrong(error)}. Fix or remove the file.") from None
-    number = {name: i for i, name in enumerate(classes)}
-    labels = torch.tensor([number[label] if label in number else 0 for _, label in named])
+    number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}  # empty without classes
+    labels = torch.tensor([number.get(label, 0) for _, label in named])
     digests = frozenset(hashlib.sha256(content).hexdigest() for content in data)
     return Labeled(views, labels, tuple(classes), digests, without)
+
+
+def _what_it_has(source: Path, named: Sequence[tuple[Path, str | None]], found: Sequence[str]) -> str:
+    """What a set without classes has instead; a folder too many above the classes is pointed out."""
+    if not found:
+        return "no class folders" if source.is_dir() else "no label column"
+    only = f"only the class {found[0]!r}"
+    if source.is_dir():
+        inside = {path.relative_to(source / found[0]).parts[0] for path, _ in named if path.parent.parent != source}
+        if len(inside) > 1:
+            only += f" (for the classes in it, give --labeled {source / found[0]})"
+    return only
 
 
 def _check_classes(source: Path, found: Sequence[str], classes: Sequence[str]) -> None:

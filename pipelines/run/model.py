@@ -199,7 +199,9 @@ def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], r
             f"({', '.join(trained.config.classes)}). --init-from needs a run with the same --backbone and classes."
         )
     if trained.config.embedding != "backbone":
-        raise Incompatible(f"{run}: its backbone is untrained, so there is nothing to start from. Leave --init-from out.")
+        raise Incompatible(
+            f"{run}: its backbone is untrained, so there is nothing to start from. Leave --init-from out."
+        )
     classifier.load_state_dict(trained.classifier.state_dict())
     if trained.config.method != "rsmatch":
         classifier.dummy.load_state_dict(trained.classifier.real.state_dict())
