@@ -194,9 +194,11 @@ def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], r
     """
     trained = load(run, torch.device("cpu"))
     if (trained.config.backbone, trained.config.classes) != (backbone, classes):
+        names = trained.config.classes
+        of = f"{len(names)} classes ({', '.join(names)})" if names else "no classes"
         raise Incompatible(
-            f"{run}: the classifier is {trained.config.backbone} with {len(trained.config.classes)} classes "
-            f"({', '.join(trained.config.classes)}). --init-from needs a run with the same --backbone and classes."
+            f"{run}: the classifier is {trained.config.backbone} with {of}. "
+            "--init-from needs a run with the same --backbone and classes."
         )
     if trained.config.embedding != "backbone":
         raise Incompatible(

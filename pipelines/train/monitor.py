@@ -87,15 +87,16 @@ class Watch:
 
     def _alarms(self, figures: dict[str, float]) -> Iterator[str]:
         share = figures.get("dummy_share")
+        is_synthetic = "is routed to the dummy head" if self._classes else "looks synthetic to the detector"
         if share is not None and share < 0.01:
             yield (
-                "Under 1 % of the pool is routed to the dummy head. Either the pool is clean, or the detector found "
+                f"Under 1 % of the pool {is_synthetic}. Either the pool is clean, or the detector found "
                 "nothing. Look at the most synthetic images with `curate inspect`"
                 + ("; if the pool is clean, train with --method fixmatch." if self._classes else ".")
             )
         if share is not None and share > 0.99:
             yield (
-                "Over 99 % of the pool is routed to the dummy head. The labeled images differ from the whole pool, "
+                f"Over 99 % of the pool {is_synthetic}. The labeled images differ from the whole pool, "
                 "often in size or file format. Use labeled images that went through the same pipeline as the crawl."
             )
         for k, name in enumerate(self._classes):

@@ -260,7 +260,11 @@ def _scores(scored: ScoredPool, shard: str, file: Path, trained: list[str]) -> I
 def _labels(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
     """What is wrong with the pseudo-labels: all are there, or none without classes."""
     missing = {name: table[name].null_count for name in ("pseudo_label", "confidence", "probs")}
-    if not scored.classes:
+    try:
+        has_classes = bool(scored.classes)
+    except CurateError:  # reported for the model
+        has_classes = missing["pseudo_label"] < table.num_rows
+    if not has_classes:
         if any(count < table.num_rows for count in missing.values()):
             yield "has pseudo-labels, but the model has no classes"
         return
