@@ -202,8 +202,6 @@ def init_backbone(classifier: Classifier, name: str, file: Path | None) -> None:
         load_weights(classifier.backbone, tensors)
     except ValueError as error:
         where = f"--weights {file}" if file is not None else "--pretrained"
-        raise BadInput(
-            f"{where} does not fit {name}: it {error}. Are these weights of {name}, which were trained at "
-            f"{inputs(name).size} px, and does --image-size differ?"
-        ) from None
+        published = f" Published ones fit --image-size {inputs(name).size}." if name.startswith("timm:") else ""
+        raise BadInput(f"{where} does not fit {name}: it {error}. Are these weights of {name}?{published}") from None
     classifier.is_pretrained = True

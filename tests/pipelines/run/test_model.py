@@ -148,3 +148,10 @@ def test_a_backbone_starts_from_the_installed_weights_and_is_known_to(tmp_path: 
     torch.save({"state_dict": installed}, tmp_path / "lite.pth")
     with pytest.raises(BadInput, match=r"lite.pth does not fit timm:test_vit: it lacks '.*' \(\d+ of \d+ tensors"):
         model.init_backbone(Classifier("timm:test_vit", 2), "timm:test_vit", tmp_path / "lite.pth")
+
+
+def test_weights_for_another_image_size_are_refused_where_they_cannot_be_resized(tmp_path: Path) -> None:
+    name = "timm:pit_ti_224"
+    torch.save(Classifier(name, 2).backbone.state_dict(), tmp_path / "pit.pth")
+    with pytest.raises(BadInput, match=r"has 'pos_embed' of shape .* Published ones fit --image-size 224\.$"):
+        model.init_backbone(Classifier(name, 2, 96), name, tmp_path / "pit.pth")
