@@ -13,7 +13,7 @@ from pipelines.score import ScoreConfig
 @options(
     ScoreConfig,
     groups={
-        "Data": ("pool", "run", "truth"),
+        "Data": ("pool", "run", "truth", "scores"),
         "Verdicts": ("max_false_positive_rate",),
         "Machine": ("device", "engine", "ray_address", "shard_index", "num_shards"),
     },
@@ -38,6 +38,8 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "called synthetic": "no detector" if summary.called_share is None else f"{summary.called_share:.1%}",
         "synthetic, estimated in training": _estimate(summary.estimated_share, summary.estimated_interval),
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
+        **(summary.declared.lines if summary.declared else {}),
+        **{f"{name}, images with a value": count for name, count in summary.outside.items()},
         "mean confidence": summary.mean_confidence,
         "seconds": summary.seconds,
     }

@@ -75,7 +75,7 @@ class Where:
                 )
             if kind == "COLUMN_REF":
                 name = ".".join(node["column_names"])
-                if name.lower() not in columns:
+                if name.lower() not in (column.lower() for column in columns):  # as DuckDB compares them
                     near = difflib.get_close_matches(name, columns, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(columns)}."
                     raise self._refusal(f"there is no column {name!r}; {hint}")

@@ -22,7 +22,7 @@ class ExportConfig(BaseModel):
     run: LocalFolder = settings.run()
     where: str | None = Field(
         default=None,
-        description="SQL condition on the columns of pool and scores, such as "
+        description="SQL condition on the columns of pool and scores and on scores from outside, such as "
         '"prob_synthetic < 0.1 and width >= 64". Images that do not meet it are dropped.',
     )
     keep: Literal["real", "synthetic", "all"] = Field(

@@ -38,7 +38,7 @@ from pipelines.export.config import ExportConfig, Summary
 from pipelines.export.selection import Reason, Selection
 from pipelines.export.worker import KEPT_SCHEMA, Piece, Task, pack
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run.scores import SCHEMA, ScoredPool
+from pipelines.run.scores import ScoredPool
 from pipelines.storage.atomic import replacing, save_array, write_json
 from pipelines.storage.locations import Location
 
@@ -68,7 +68,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     origins = [scored.origin(shard) for shard in scored.shards]
     with (
         folder.opened(config.out) as work,
-        closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,
+        closing(Where("true" if config.where is None else config.where, scored.schema)) as where,
     ):
         chosen = selection.prepare(scored, config, where, on_tick)
         folder.clear(work)

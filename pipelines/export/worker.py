@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.errors import CorruptShard, Incompatible
 from pipelines.pool.manifest import KEY_DIGITS, Pool
+from pipelines.run.scores import SCHEMA
 from pipelines.storage.atomic import replacing
 from pipelines.storage.json_text import to_json
 from pipelines.storage.locations import Location
@@ -124,7 +125,7 @@ def uid_of(metadata: bytes | None, sha256: str) -> str:
 
 
 def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
-    """The crawl's JSON of an image, with our columns added under "curate".
+    """The crawl's JSON of an image, with our columns added under "curate", and scores from outside under "outside".
 
     If the crawl's JSON is not an object, or has a "curate" already (an export was ingested), it moves to "crawl".
     """
@@ -136,6 +137,8 @@ def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
     ours: dict[str, Any] = {
         name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED
     }
+    if outside := {name: value for name, value in row.items() if name not in SCHEMA.names}:
+        ours["outside"] = {name: None if value is None else float(f"{value:.7g}") for name, value in outside.items()}
     try:
         text = to_json({**values, "curate": ours}, indent=None)
     except RecursionError:  # it could just be parsed, and is one level deeper here

@@ -267,7 +267,8 @@ class Gallery:
         number = self._shard_number[shard_of(self.key(row))]
         shard, in_shard = self.scored.shards[number], row - self.starts[number]
         names = ("source", "member", "format", "width", "height", "num_bytes", "declared", "declared_by", "probs")
-        (facts,) = self.scored.rows(shard, names).slice(in_shard, 1).to_pylist()
+        outside = self.scored.outside.names
+        (facts,) = self.scored.rows(shard, (*names, *outside)).slice(in_shard, 1).to_pylist()
         probs = [float(prob) for prob in facts.pop("probs")]
         embedding = np.asarray(self.scored.embeddings(shard)[in_shard : in_shard + 1], dtype=np.float32)
         (found,) = self.index.search(embedding, neighbors + 1)
@@ -275,6 +276,7 @@ class Gallery:
         best = sorted(zip(probs, self.classes, strict=True), reverse=True)[:5]
         return {
             **self.describe(row),
+            "outside": {name: facts.pop(name) for name in outside},
             **facts,
             "probs": [{"label": name, "prob": round(prob, 4)} for prob, name in best],
             "neighbors": [

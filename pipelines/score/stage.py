@@ -1,7 +1,8 @@
 """Score every image of a pool with a trained model.
 
 in      pool/, run/model/
-out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool
+out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool;
+        run/outside.parquet if scores from outside are given (`pipelines.run.outside`)
 again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
         they are scored again
 
@@ -33,7 +34,7 @@ from pipelines.pool import pixels, truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import evaluation, model, verdicts
+from pipelines.run import evaluation, model, outside, verdicts
 from pipelines.run.scorer import Scorer, Scores
 from pipelines.run.scores import SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
@@ -57,8 +58,11 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     pool = Pool.open(config.pool if here else config.pool.absolute())
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
+    from_outside = outside.read(pool, config.scores)
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
     thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate)
+    if from_outside.values:
+        outside.store(config.run, from_outside, trained=False)
     for folder in ("scores", "embeddings"):
         make_folder(config.run / folder)
     if config.shard_index == 0:  # for all calls that share the pool: their thresholds are equal
@@ -206,6 +210,7 @@ def _summarize(
     called = dict.fromkeys(verdicts.VERDICTS, 0)
     synthetic = 0
     pseudo_labels = dict.fromkeys(trained.config.classes, 0)
+    check = evaluation.NO_DECLARATIONS
     for number in mine:
         path = config.run / "scores" / f"{pool.shards[number]}.parquet"
         table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
@@ -216,6 +221,9 @@ def _summarize(
         confidence += float(table["confidence"].to_numpy().sum())
         for count in table["pseudo_label"].value_counts().to_pylist():
             pseudo_labels[count["values"]] += count["counts"]
+        check += evaluation.DeclaredCheck.of(
+            pool.rows(pool.shards[number], ["declared"])["declared"], table["synthetic"]
+        )
     has_detector = trained.config.has_detector
     summary = Summary(
         num_images=num_images,
@@ -230,7 +238,19 @@ def _summarize(
         mean_confidence=confidence / max(num_images, 1),
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
+        declared=check if check and has_detector else None,
+        outside=_with_value(pool, config.run, mine),
     )
     if config.num_shards == 1:
         write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
     return summary
+
+
+def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
+    """Images that have a value, by name of the run's scores from outside."""
+    others = outside.load(run)
+    counts = dict.fromkeys(others.names, 0)
+    for number in mine if counts else ():
+        for name, values in others.of(pool.rows(pool.shards[number], ["sha256"])["sha256"]).items():
+            counts[name] += int(np.isfinite(values).sum())
+    return counts

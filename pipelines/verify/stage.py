@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipelines.errors import CurateError, MissingArtifact, what_is_wrong
 from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import marks, verdicts
+from pipelines.run import marks, outside, verdicts
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage import locations
 from pipelines.storage.locations import Location
@@ -196,6 +196,12 @@ def _run(scored: ScoredPool) -> Iterator[Problem]:
     if (run / "index" / "index.json").exists():
         yield from _caught(run / "index", _INDEX, _index, scored)
     yield from _caught(marks.path(run), "fix or remove that line", _marks, run)
+    yield from _caught(run / outside.FILE, "remove it and give --scores again", _outside, run)
+
+
+def _outside(run: Path) -> Iterator[Problem]:
+    outside.load(run)
+    yield from ()
 
 
 def _marks(run: Path) -> Iterator[Problem]:

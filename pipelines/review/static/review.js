@@ -381,7 +381,8 @@ function drawViewer(item) {
     file: item.member, from: item.source, size: `${item.width} × ${item.height}, ${item.format}, ${item.num_bytes.toLocaleString("en")} bytes`,
     declares: item.declared ? `${item.declared} (${item.declared_by})` : "nothing about its origin",
   };
-  $("viewer-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  const outside = Object.entries(item.outside).map(([name, value]) => [name, value === null ? "no value" : String(Number(value.toPrecision(4)))]);
+  $("viewer-facts").replaceChildren(...Object.entries(facts).concat(outside).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("viewer-probs").replaceChildren(...item.probs.map(({ label, prob }) => {
     const bar = make("div", { className: "score" }, make("i"));
     bar.style.setProperty("--score", prob);
