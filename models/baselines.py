@@ -35,7 +35,9 @@ class Supervised:
         average = averaged(classifier)
         norms.synchronize(classifier)
         trained = nn.ModuleList([classifier, *([further] if further is not None else [])])
-        optimizer = sgd(trained, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        optimizer = sgd(
+            trained, momentum=recipe.momentum, weight_decay=recipe.weight_decay, backbone_rate=recipe.backbone_rate
+        )
         self.classifier = Learner(classifier, average, optimizer)
 
     @property

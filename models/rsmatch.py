@@ -132,7 +132,12 @@ class RSMatch:
         averages = averaged(classifier), averaged(detector)  # copied before `norms` changes the networks
         (norms.split if controls.split_norms else norms.synchronize)(classifier)
         norms.synchronize(detector)
-        sgd_ = sgd(classifier, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        sgd_ = sgd(
+            classifier,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            backbone_rate=recipe.backbone_rate,
+        )
         self.classifier = Learner(classifier, averages[0], sgd_)
         self.detector = Learner(detector, averages[1], adamw(detector, weight_decay=0.01))
         self.resample = detector.equalizes if controls.resampled_views is None else controls.resampled_views

@@ -13,21 +13,22 @@ import io
 import json
 import logging
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import safetensors
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.backbones import Standardize, inputs, load_weights
 from models.classifier import Classifier
 from models.detector import Detector
 from models.layout import WIDTH, layout
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
+from pipelines.run import weights
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.scores import model_digest
 from pipelines.storage.atomic import make_folder, replacing, sync, write_json
@@ -48,7 +49,8 @@ CLASSIFIER = """\
     model = torch.export.load("classifier.pt2").module()
     logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
 
-`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`).
+`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json standardize
+its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
 """
 
 NO_CLASSIFIER = """\
@@ -83,6 +85,10 @@ class ModelConfig:
     # Where the backbone has learned nothing, neither from classes nor before, its features say less about what images
     # show than 8x8 pixels do (`models.layout`). The detector's features are no choice: they say how images were made.
     embedding: Literal["backbone", "layout"] = "backbone"
+    # Of the classifier; `save` sets them. The first two standardize levels of 0..1; None: as the backbone's name says.
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    is_pretrained: bool = False  # whether the backbone started from pretrained weights
 
     def build(self) -> tuple[Classifier, Detector]:
         """Build the networks, with weights still to be loaded."""
@@ -91,7 +97,11 @@ class ModelConfig:
             residual_planes=self.residual_planes,
             residual_features=self.residual_features,
         )
-        return Classifier(self.backbone, max(1, len(self.classes))), detector
+        classifier = Classifier(self.backbone, max(1, len(self.classes)), self.image_size)
+        if self.mean is not None and self.std is not None:
+            classifier.standardize = Standardize(tuple(self.mean), tuple(self.std))
+        classifier.is_pretrained = self.is_pretrained
+        return classifier, detector
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,13 @@ class _RealHead(nn.Module):
 
 def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: Detector) -> None:
     """Write run/model/; config.json comes last and says that the rest is complete and of one training."""
+    standardize = classifier.standardize
+    config = replace(
+        config,
+        mean=tuple(round(value, 6) for value in standardize.mean.tolist()),
+        std=tuple(round(value, 6) for value in standardize.std.tolist()),
+        is_pretrained=classifier.is_pretrained,
+    )
     make_folder(folder)
     (folder / "config.json").unlink(missing_ok=True)
     sync(folder)
@@ -173,7 +190,8 @@ def load(run: Path, device: torch.device) -> Model:
         raise MissingArtifact(f"{run} holds no trained model. Run `curate train --labeled SEED --run {run}` first.")
     try:
         values = json.loads((folder / "config.json").read_bytes())
-        config = ModelConfig(**{**values, "classes": tuple(values["classes"]), "held_out": tuple(values["held_out"])})
+        lists = {name: tuple(value) for name, value in dict(values).items() if isinstance(value, list)}
+        config = ModelConfig(**{**values, **lists})
         classifier, detector = config.build()
         for name, network in (("classifier", classifier), ("detector", detector)):
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
@@ -204,36 +222,30 @@ def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], r
         raise Incompatible(
             f"{run}: its backbone is untrained, so there is nothing to start from. Leave --init-from out."
         )
-    classifier.load_state_dict(trained.classifier.state_dict())
+    try:
+        load_weights(classifier.backbone, trained.classifier.backbone.state_dict())
+    except ValueError as error:
+        raise Incompatible(
+            f"{run}: its backbone, trained at {trained.config.image_size} px, does not fit this one ({error}). Use the "
+            "same --image-size."
+        ) from None
+    classifier.real.load_state_dict(trained.classifier.real.state_dict())
+    classifier.dummy.load_state_dict(trained.classifier.dummy.state_dict())
     if trained.config.method != "rsmatch":
         classifier.dummy.load_state_dict(trained.classifier.real.state_dict())
+    classifier.is_pretrained = trained.config.is_pretrained
 
 
-def init_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
-    """Give the backbone weights from a safetensors file, or, without one, the weights of timm's hub.
+def init_backbone(classifier: Classifier, name: str, file: Path | None) -> None:
+    """Give the backbone pretrained weights: from a file, or, without one, from where `weights.pretrained` finds them.
 
-    Raises BadInput where the file does not fit, the backbone has no weights, or no hub can be reached.
+    Raises BadInput if the file does not fit, the backbone has no weights, or no hub can be reached.
     """
-    if weights is not None:
-        try:
-            tensors = load_file(weights)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise BadInput(f"--weights {weights} is not a readable safetensors file ({error}).") from None
-    elif name.startswith("timm:"):
-        try:
-            tensors = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
-        except (OSError, RuntimeError) as error:
-            raise BadInput(
-                f"--pretrained: the weights of {name} cannot be downloaded ({first_line(error)}). "
-                "Download them elsewhere and give --weights FILE."
-            ) from None
-    else:
-        raise BadInput(f"--pretrained: {name} has no published weights. Use a timm: backbone, or --weights FILE.")
+    tensors = weights.pretrained(name, file)
     try:
-        missing, _ = classifier.backbone.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise BadInput(f"--weights {weights} does not fit {name} ({str(error).splitlines()[1].strip()})") from None
-    if missing:
-        raise BadInput(
-            f"--weights {weights} lacks {missing[0]!r} ({len(missing)} tensors missing). Are these weights of {name}?"
-        )
+        load_weights(classifier.backbone, tensors)
+    except ValueError as error:
+        where = f"--weights {file}" if file is not None else "--pretrained"
+        published = f" Published ones fit --image-size {inputs(name).size}." if name.startswith("timm:") else ""
+        raise BadInput(f"{where} does not fit {name}: it {error}. Are these weights of {name}?{published}") from None
+    classifier.is_pretrained = True

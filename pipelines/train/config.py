@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.recipe import CLASSIFIER_REVISION, DETECTOR_REVISION, Controls, Recipe
 from pipelines import settings
+from pipelines.errors import BadInput
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
@@ -20,10 +21,20 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = Field(default="wrn-28-2", description="Backbone: wrn-28-2, small or timm:NAME.")
-    weights: Path | None = Field(default=None, description="Safetensors with weights to start the backbone from.")
-    pretrained: bool = Field(default=False, description="Start a timm backbone from the weights of its hub.")
+    weights: Path | None = Field(
+        default=None, description="Weights to start the backbone from: .safetensors, or .pth, .pt, .bin of PyTorch."
+    )
+    pretrained: bool = Field(
+        default=False,
+        description="Start a timm backbone from published weights: of an installed package, or of timm's hub.",
+    )
     init_from: Path | None = Field(default=None, description="Run whose trained classifier to start from.")
-    image_size: int = Field(default=32, ge=8, description="Side of the images that the classifier sees, in pixels.")
+    image_size: int | None = Field(
+        default=None,
+        ge=8,
+        description="Side of the images that the classifier sees, in pixels; unset: the backbone's own size, 32 for "
+        "wrn-28-2 and small.",
+    )
     detector_size: int | None = Field(
         default=None,
         ge=16,
@@ -78,10 +89,16 @@ class TrainConfig(BaseModel):
 
     @property
     def decoder(self) -> "Decoder":
-        """Sizes of the views."""
-        from pipelines.images.views import Decoder  # torch, which a configuration does not need
+        """Sizes of the views; BadInput where they follow a backbone that there is not."""
+        from models.backbones import inputs  # both import torch, which a configuration does not need
+        from pipelines.images.views import Decoder
 
-        return Decoder(self.network.image_size, self.network.detector_size or min(self.network.image_size, 96))
+        network = self.network
+        try:
+            size = network.image_size or inputs(network.backbone).size
+        except ValueError as error:
+            raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
+        return Decoder(size, network.detector_size or min(size, 96))
 
     @property
     def has_detector(self) -> bool:

@@ -292,7 +292,8 @@ def build(config: TrainConfig, data: Data, device: torch.device) -> tuple[Method
         raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
     network = config.network
     try:
-        classifier = Classifier(network.backbone, max(1, len(data.classes)))  # one pseudo-class without classes
+        # One pseudo-class without classes.
+        classifier = Classifier(network.backbone, max(1, len(data.classes)), config.decoder.image_size)
     except ValueError as error:
         raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
     if network.init_from and (network.weights or network.pretrained):
