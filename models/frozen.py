@@ -25,6 +25,11 @@ class Features(NamedTuple):
     low: Tensor  # (B, L): over the positions of each map of EARLY_AND_MIDDLE the mean, then the standard deviation
     pooled: Tensor  # (B, D): what the classifier's backbone gives
 
+    @property
+    def everything(self) -> Tensor:
+        """Both (B, L + D)."""
+        return torch.cat(self, 1)
+
 
 class Frozen(nn.Module):
     """A pretrained timm network that is never trained, from images (B, 3, S, S) to `Features`.
@@ -52,7 +57,8 @@ class Frozen(nn.Module):
         network.eval().requires_grad_(False)
         self.network = network.to(memory_format=torch.channels_last)
         self._autocast = autocast or nullcontext()
-        self._maps = self._choose_maps()
+        self._blocks = _blocks(network)
+        self._maps = self._choose_blocks() if self._blocks else self._choose_maps()
         self.digest = _digest(f"{name} {self.size} {REVISION}", network)
         self.num_low = self(torch.zeros(1, 3, self.size, self.size)).low.shape[1]
 
@@ -65,10 +71,30 @@ class Frozen(nn.Module):
         """Features of images given as levels 0..255, uint8 or float."""
         with self._autocast:
             standardized = self.standardize(images_BCHW)
-            network = cast(Any, self.network)
-            final, maps = network.forward_intermediates(standardized, indices=self._maps)
-            pooled = network.forward_head(final) if self._is_one_pass else network(standardized)
+            if self._blocks:
+                maps, pooled = self._through_blocks(standardized)
+                maps = [maps[i] for i in self._maps]
+            else:
+                network = cast(Any, self.network)
+                final, maps = network.forward_intermediates(standardized, indices=self._maps)
+                pooled = network.forward_head(final) if self._is_one_pass else network(standardized)
         return Features(torch.cat([_over_positions(each) for each in maps], 1), pooled.float())
+
+    def _through_blocks(self, standardized_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Maps at the end of each group of blocks, and the pooled features."""
+        maps: list[Tensor] = []
+        hooks = [block.register_forward_hook(lambda _module, _input, out: maps.append(out)) for block in self._blocks]
+        try:
+            pooled: Tensor = self.network(standardized_BCHW)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return maps, pooled
+
+    @torch.no_grad()
+    def _choose_blocks(self) -> list[int]:
+        maps, _ = self._through_blocks(self.standardize(torch.zeros(1, 3, self.size, self.size)))
+        return _early_and_middle([self.size / math.sqrt(each[0, 0].numel()) for each in maps])
 
     @torch.no_grad()
     def _choose_maps(self) -> list[int]:
@@ -89,6 +115,16 @@ class Frozen(nn.Module):
         same = pooled.shape == expected.shape
         self._is_one_pass = same and bool((pooled - expected).norm() <= 1e-2 * expected.norm())
         return _early_and_middle([self.size / math.sqrt(each[0, 0].numel()) for each in maps])
+
+
+def _blocks(network: nn.Module) -> tuple[nn.Module, ...]:
+    """The groups of blocks of an EfficientNet or MobileNet; none for other networks.
+
+    timm gives one map of each size. Of two groups of one size the first tells more about how an image was made
+    (docs/log.md).
+    """
+    found = getattr(network, "blocks", None)
+    return tuple(found) if hasattr(network, "conv_stem") and isinstance(found, nn.Sequential) else ()
 
 
 def _early_and_middle(reductions: Sequence[float]) -> list[int]:

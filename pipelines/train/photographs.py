@@ -5,25 +5,15 @@ The features of the pool are computed once and kept beside it (`pipelines.pool.f
 that the classifier is trained on.
 """
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from models import panel
-from models.marked import Marked
-from models.panel import Examples, Panel
-from pipelines.compute import devices
-from pipelines.images.views import Views
+from models.panel import Panel
 from pipelines.pool import pixels
-from pipelines.pool.features import VIEWS, FeatureReader, Features, FeatureStore
+from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.known import Known
-from pipelines.pool.labeled import Labeled
-from pipelines.progress import OnTick, Tick
-from pipelines.run import weights
+from pipelines.progress import OnTick
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
