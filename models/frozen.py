@@ -25,6 +25,11 @@ class Features(NamedTuple):
     low: Tensor  # (B, L): over the positions of each map of EARLY_AND_MIDDLE the mean, then the standard deviation
     pooled: Tensor  # (B, D): what the classifier's backbone gives
 
+    @property
+    def everything(self) -> Tensor:
+        """Both, (B, L + D)."""
+        return torch.cat(self, 1)
+
 
 class Frozen(nn.Module):
     """A pretrained timm network that is never trained, from images (B, 3, S, S) to `Features`.
