@@ -40,13 +40,14 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
         **(summary.declared.lines if summary.declared else {}),
         **{f"{name}, images with a value": count for name, count in summary.outside.items()},
-        "mean confidence": summary.mean_confidence,
+        "mean confidence": "no classes" if summary.mean_confidence is None else summary.mean_confidence,
         "seconds": summary.seconds,
     }
     console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
     if summary.thresholds:
         console.note(summary.thresholds.statement)
-    console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    if summary.pseudo_labels:
+        console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
     locations = f"--pool {settings.pool} --run {settings.run}"
     if settings.num_shards > 1:
         console.note(f"Next, after the last of the {settings.num_shards} calls: curate score {locations}, to sum up")

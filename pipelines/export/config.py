@@ -53,6 +53,6 @@ class Summary:
     pool: int  # images
     kept: int  # images
     dropped: dict[str, int]  # images by reason
-    per_class: dict[str, int]  # kept images by pseudo-label
+    per_class: dict[str, int]  # kept images by pseudo-label; empty without classes
     shards: int
     num_bytes: int  # of the kept images

@@ -55,6 +55,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "num_unscored": findings.num_unscored,
         "num_shards": len(pool.shards),
         "reasons": {reason.value: reason.meaning for reason in Reason},
+        "neighbors_are_layout": bool(scored and scored.neighbors_are_layout),
         "classes": sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         "listed": CLASSES_LISTED,
         "threshold": scored.threshold if scored and found.scores is not None else None,

@@ -145,9 +145,9 @@ class Survey:
     rejected: dict[str, Rejected]
     formats: Counter[str]
     declared: dict[str, Share]  # by what the file says: synthetic, camera, nothing
-    classes: dict[str, Share]
+    classes: dict[str, Share]  # empty without classes
     scores: Counts | None  # (BINS,) histogram of prob_synthetic; None without a detector
-    confidences: Counts | None  # (BINS,)
+    confidences: Counts | None  # (BINS,); None without classes
     sample: pa.Table
     most_synthetic: Best
     most_real: Best
@@ -165,7 +165,7 @@ class Survey:
     @property
     def num_synthetic(self) -> int:
         """Number of images that are called synthetic."""
-        return sum(share.num_synthetic for share in self.classes.values())
+        return sum(share.num_synthetic for share in self.declared.values())
 
 
 def survey(
@@ -224,10 +224,11 @@ def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Ite
 
 def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
     """Add the scored rows of a shard."""
-    labels, confidence = rows["pseudo_label"].to_pylist(), rows["confidence"].to_numpy()
+    has_classes, has_detector = not rows["pseudo_label"].null_count, not rows["prob_synthetic"].null_count
+    labels, confidence = rows["pseudo_label"].to_pylist(), rows["confidence"].fill_null(0).to_numpy()
     synthetic = rows["synthetic"].fill_null(False).to_numpy()
     kinds = [kind or "nothing" for kind in rows["declared"].to_pylist()]
-    for names, shares in ((labels, found.classes), (kinds, found.declared)):
+    for names, shares in ((labels, found.classes), (kinds, found.declared))[0 if has_classes else 1 :]:
         for name, called, sure in zip(names, synthetic.tolist(), confidence.tolist(), strict=True):
             share = shares.setdefault(name, Share())
             share.num_images += 1
@@ -235,8 +236,9 @@ def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
             share.confidence += sure
     for name, values in found.outside.items():
         values.add(rows[name].fill_null(np.nan).to_numpy(), synthetic)
-    found.confidences = _histogram(confidence, found.confidences)
-    if rows["prob_synthetic"].null_count:  # a run without a detector
+    if has_classes:
+        found.confidences = _histogram(confidence, found.confidences)
+    if not has_detector:
         found.least_sure.add(rows, -confidence)
         found.real_of_class.add(rows, confidence, labels)
         return
@@ -246,6 +248,8 @@ def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
     found.most_synthetic.add(rows, probs)
     found.most_real.add(rows, -probs)
     found.least_sure.add(rows, -np.abs(probs - threshold))
+    if not has_classes:
+        return
     for best, called, values in (
         (found.synthetic_of_class, synthetic, probs),
         (found.real_of_class, ~synthetic, confidence),

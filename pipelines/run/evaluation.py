@@ -119,7 +119,10 @@ def is_color(images_BCHW: "Tensor") -> "Tensor":
 
 
 def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> dict[str, float]:
-    """Compare the scores of a run with the truth; a figure is `nan` if there are no images to compute it from."""
+    """Compare the scores of a run with the truth; a figure is `nan` if there are no images to compute it from.
+
+    Without classes there are no pseudo-labels to compare.
+    """
     probs, verdicts, labels, synthetic, correct = [], [], [], [], []
     number = {name: i for i, name in enumerate(classes)}
     for shard in pool.shards:
@@ -127,7 +130,8 @@ def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> d
         is_synthetic, label = truth.of(pool.rows(shard, ["member"])["member"].to_pylist())
         probs.append(scores["prob_synthetic"].to_numpy())
         verdicts.append(np.array(scores["synthetic"].to_pylist(), dtype=bool))
-        correct.append(np.array([number[name] for name in scores["pseudo_label"].to_pylist()], dtype=np.int64) == label)
+        predicted = [number.get(name, UNKNOWN) for name in scores["pseudo_label"].to_pylist()]
+        correct.append(np.array(predicted, dtype=np.int64) == label)
         synthetic.append(is_synthetic)
         labels.append(label)
     kind, known_label = np.concatenate(synthetic), np.concatenate(labels) != UNKNOWN
@@ -135,15 +139,17 @@ def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> d
     prob, verdict, right = np.concatenate(probs), np.concatenate(verdicts), np.concatenate(correct)
     real, fake = kind == 0, kind == 1
     known = real | fake
-    return {
+    figures = {
         "auroc": auroc(prob[known], fake[known]),
         "synthetic_share": mean(fake[known]),
         "synthetic_share_found": mean(verdict[known]),
         "real_called_synthetic": mean(verdict[real]),
         "synthetic_called_real": mean(~verdict[fake]),
-        "pseudo_label_accuracy_real": mean(right[real & known_label]),
-        "pseudo_label_accuracy_synthetic": mean(right[fake & known_label]),
     }
+    if classes:
+        figures["pseudo_label_accuracy_real"] = mean(right[real & known_label])
+        figures["pseudo_label_accuracy_synthetic"] = mean(right[fake & known_label])
+    return figures
 
 
 def mean(values: npt.NDArray[np.bool_]) -> float:

@@ -3,7 +3,8 @@
 config.json              classes, sizes, method: everything needed to use the weights
 classifier.safetensors   EMA weights of backbone and both heads
 detector.safetensors     EMA weights of the detector
-classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone
+classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone.
+                         Without classes it is not written
 README.md                how to use them
 """
 
@@ -14,6 +15,7 @@ import logging
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from models.backbones import Standardize, inputs, load_weights
 from models.classifier import Classifier
 from models.detector import Detector
+from models.layout import WIDTH, layout
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.run import weights
@@ -32,25 +35,40 @@ from pipelines.storage.atomic import make_folder, replacing, sync, write_json
 
 README = """# A classifier and a real/synthetic detector, trained by curate
 
+{classifier}
+`detector.safetensors` holds the weights of the detector by parameter name (EMA of training, method `{method}`,
+{num_steps} steps). It takes native-resolution crops of {detector_size} pixels and gives a logit; an image counts as
+synthetic where its probability reaches 0.5. Scores are estimates, learned without one synthetic label. Look at images
+(`curate inspect`) before you delete any.
+"""
+
+CLASSIFIER = """\
 `classifier.pt2` loads with torch alone and takes uint8 RGB images (B, 3, {image_size}, {image_size}):
 
     import torch
     model = torch.export.load("classifier.pt2").module()
     logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
 
-`classifier.safetensors` and `detector.safetensors` hold the weights by parameter name (EMA of training, method
-`{method}`, backbone `{backbone}`, {num_steps} steps). `mean` and `std` in config.json standardize the classifier's
-images, whose levels are first divided by 255; `classifier.pt2` does that itself. The detector takes native-resolution
-crops of {detector_size} pixels and gives a logit; an image counts as synthetic where its probability reaches 0.5.
-Scores are estimates, learned without one synthetic label. Look at images (`curate inspect`) before you delete any.
+`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json standardize
+its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
 """
+
+NO_CLASSIFIER = """\
+The labeled images had no classes, so there is no classifier. `classifier.safetensors` holds the backbone `{backbone}`
+as training began with it: {origin}.
+"""
+
+ORIGIN = {
+    "backbone": "its features are the embeddings of images",
+    "layout": "untrained and unused; the embeddings of images are thumbnails of 8x8 pixels",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Contents of run/model/config.json."""
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # empty without classes
     method: str
     backbone: str
     image_size: int
@@ -64,6 +82,9 @@ class ModelConfig:
     estimated_share: float | None = None  # of the pool that is synthetic: a probability of 0.5 leaves it above
     estimated_interval: tuple[float, float] | None = None  # 95 % confidence
     held_out: tuple[float, ...] = ()  # prob_synthetic of labeled real images that the detector has never seen
+    # Where the backbone has learned nothing, neither from classes nor before, its features say less about what images
+    # show than 8x8 pixels do (`models.layout`). The detector's features are no choice: they say how images were made.
+    embedding: Literal["backbone", "layout"] = "backbone"
     # Of the classifier; `save` sets them. The first two standardize levels of 0..1; None: as the backbone's name says.
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -76,7 +97,7 @@ class ModelConfig:
             residual_planes=self.residual_planes,
             residual_features=self.residual_features,
         )
-        classifier = Classifier(self.backbone, len(self.classes), self.image_size)
+        classifier = Classifier(self.backbone, max(1, len(self.classes)), self.image_size)
         if self.mean is not None and self.std is not None:
             classifier.standardize = Standardize(tuple(self.mean), tuple(self.std))
         classifier.is_pretrained = self.is_pretrained
@@ -96,6 +117,15 @@ class Model:
     def decoder(self) -> Decoder:
         """Turns image files into what the networks take."""
         return Decoder(self.config.image_size, self.config.detector_size)
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Embeddings (B, D), float32, of uint8 images for the classifier: nearby ones show similar things."""
+        return layout(images_BCHW) if self.config.embedding == "layout" else self.classifier.embed(images_BCHW)
+
+    @property
+    def embedding_width(self) -> int:
+        """D of the embeddings."""
+        return WIDTH if self.config.embedding == "layout" else self.classifier.num_features
 
 
 class _RealHead(nn.Module):
@@ -123,14 +153,22 @@ def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: De
     for name, network in (("classifier", classifier), ("detector", detector)):
         tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
-    # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
-    program = _export(copy.deepcopy(classifier).cpu(), config.image_size)
-    with replacing(folder / "classifier.pt2") as temporary:
-        temporary.write_bytes(program)
-    values = {**asdict(config), "num_classes": len(config.classes)}
+    if config.classes:
+        # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
+        program = _export(copy.deepcopy(classifier).cpu(), config.image_size)
+        with replacing(folder / "classifier.pt2") as temporary:
+            temporary.write_bytes(program)
+    else:
+        (folder / "classifier.pt2").unlink(missing_ok=True)
     with replacing(folder / "README.md") as temporary:
-        temporary.write_text(README.format(**values), encoding="utf-8")
+        temporary.write_text(_readme(config), encoding="utf-8")
     write_json(folder / "config.json", asdict(config))
+
+
+def _readme(config: ModelConfig) -> str:
+    values = {**asdict(config), "num_classes": len(config.classes), "origin": ORIGIN[config.embedding]}
+    about = (CLASSIFIER if config.classes else NO_CLASSIFIER).format(**values)
+    return README.format(**values, classifier=about)
 
 
 def _export(classifier: Classifier, size: int) -> bytes:
@@ -174,9 +212,15 @@ def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], r
     """
     trained = load(run, torch.device("cpu"))
     if (trained.config.backbone, trained.config.classes) != (backbone, classes):
+        names = trained.config.classes
+        of = f"{len(names)} classes ({', '.join(names)})" if names else "no classes"
         raise Incompatible(
-            f"{run}: the classifier is {trained.config.backbone} with {len(trained.config.classes)} classes "
-            f"({', '.join(trained.config.classes)}). --init-from needs a run with the same --backbone and classes."
+            f"{run}: the classifier is {trained.config.backbone} with {of}. "
+            "--init-from needs a run with the same --backbone and classes."
+        )
+    if trained.config.embedding != "backbone":
+        raise Incompatible(
+            f"{run}: its backbone is untrained, so there is nothing to start from. Leave --init-from out."
         )
     try:
         load_weights(classifier.backbone, trained.classifier.backbone.state_dict())

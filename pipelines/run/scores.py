@@ -33,9 +33,10 @@ SCORE_SCHEMA = pa.schema(
         pa.field("prob_synthetic", pa.float32()),  # this and the next two: null if no detector was trained
         pa.field("synthetic", pa.bool_()),
         pa.field("verdict", pa.string()),  # real, unsure or synthetic (pipelines.run.verdicts)
-        pa.field("pseudo_label", pa.string(), nullable=False),  # class name, by the real head
-        pa.field("confidence", pa.float32(), nullable=False),  # probability of the pseudo-label
-        pa.field("probs", pa.list_(pa.float16()), nullable=False),  # (K,), in the order of config.json's classes
+        # This and the next two: null if the labeled images had no classes.
+        pa.field("pseudo_label", pa.string()),  # class name, by the real head
+        pa.field("confidence", pa.float32()),  # probability of the pseudo-label
+        pa.field("probs", pa.list_(pa.float16())),  # (K,), in the order of config.json's classes
     ]
 )
 
@@ -123,8 +124,13 @@ class ScoredPool:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the model's outputs."""
+        """Class names, in the order of the model's outputs; empty without classes."""
         return tuple(self.model["classes"])
+
+    @property
+    def neighbors_are_layout(self) -> bool:
+        """Whether nearby embeddings share colors and their layout alone: no network has learned what images show."""
+        return bool(self.model.get("embedding") == "layout")
 
     @cached_property
     def outside(self) -> outside.Outside:
@@ -223,6 +229,8 @@ def _with_marks(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
     }
     for name in by_person.keys() & set(rows.column_names):
         column = rows.schema.field(name)
+        if name in ("pseudo_label", "confidence") and rows[name].null_count:
+            continue  # without classes there are no labels, and a person's only say that an image is real
         merged = pc.coalesce(pa.array(by_person[name], column.type), rows[name])
         rows = rows.set_column(rows.column_names.index(name), column, merged)
 

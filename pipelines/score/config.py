@@ -77,8 +77,8 @@ class Summary:
     thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on
     estimated_interval: tuple[float, float] | None
-    mean_confidence: float
-    pseudo_labels: dict[str, int]  # images by class
+    mean_confidence: float | None  # None without classes
+    pseudo_labels: dict[str, int]  # images by class; empty without classes
     truth: dict[str, float] | None
     declared: "DeclaredCheck | None"  # None without a detector, and where no image declares its origin
     outside: dict[str, int]  # images that have a value, by name of the scores from outside

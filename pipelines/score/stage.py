@@ -145,26 +145,35 @@ def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
 def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
     """Write a shard's embeddings, then its scores, whose presence says that the shard is done."""
     trained = scorer.model
-    width = trained.classifier.num_features
-    embeddings = _joined([part.embeddings for part in parts], (0, width))
+    embeddings = _joined([part.embeddings for part in parts], (0, trained.embedding_width))
     with replacing(run / "embeddings" / f"{shard}.npy") as temporary:
         save_array(temporary, embeddings.astype(np.float16))
-    probs = _joined([part.probs for part in parts], (0, len(trained.config.classes))).astype(np.float16)
-    offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * probs.shape[1])
     has = trained.config.has_detector
     columns: dict[str, Any] = {
         "key": keys,
         "prob_synthetic": _joined([part.prob_synthetic for part in parts]) if has else pa.nulls(len(keys)),
         "synthetic": _joined([part.synthetic for part in parts]) if has else pa.nulls(len(keys)),
         "verdict": _joined([part.verdict for part in parts]) if has else pa.nulls(len(keys)),
-        "pseudo_label": [name for part in parts for name in part.pseudo_label],
-        "confidence": _joined([part.confidence for part in parts]),
-        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+        **_labels(parts, len(keys), len(trained.config.classes)),
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
     origin = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _as_text(scorer.thresholds)}
     with replacing(run / "scores" / f"{shard}.parquet") as temporary:
         pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(origin)), temporary)
+
+
+def _labels(parts: list[Scores], num_images: int, num_classes: int) -> dict[str, Any]:
+    """Columns of the classifier, all null without classes."""
+    if not num_classes:
+        names = ("pseudo_label", "confidence", "probs")
+        return {name: pa.nulls(num_images, SCORE_SCHEMA.field(name).type) for name in names}
+    probs = _joined([part.probs for part in parts], (0, num_classes)).astype(np.float16)
+    offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * num_classes)
+    return {
+        "pseudo_label": [name for part in parts for name in part.pseudo_label or ()],
+        "confidence": _joined([part.confidence for part in parts]),
+        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+    }
 
 
 def _as_text(thresholds: verdicts.Thresholds) -> str:
@@ -218,9 +227,10 @@ def _summarize(
         for count in table["verdict"].value_counts().to_pylist():
             if count["values"] is not None:
                 called[count["values"]] += count["counts"]
-        confidence += float(table["confidence"].to_numpy().sum())
-        for count in table["pseudo_label"].value_counts().to_pylist():
-            pseudo_labels[count["values"]] += count["counts"]
+        if pseudo_labels:
+            confidence += float(table["confidence"].to_numpy().sum())
+            for count in table["pseudo_label"].value_counts().to_pylist():
+                pseudo_labels[count["values"]] += count["counts"]
         check += evaluation.DeclaredCheck.of(
             pool.rows(pool.shards[number], ["declared"])["declared"], table["synthetic"]
         )
@@ -235,7 +245,7 @@ def _summarize(
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
         estimated_interval=trained.config.estimated_interval,
-        mean_confidence=confidence / max(num_images, 1),
+        mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
         declared=check if check and has_detector else None,

@@ -41,6 +41,11 @@ class NetworkConfig(BaseModel):
         description="Side of the native tiles that the detector sees, in pixels; unset: image_size, at most 96.",
     )
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the backbone starts from weights that were trained before."""
+        return bool(self.weights or self.pretrained or self.init_from)
+
 
 class MachineConfig(BaseModel):
     """Where to train, and how often to log; nothing here changes what is trained beyond rounding."""
@@ -68,7 +73,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labeled: Path = Field(
-        description="Labeled real images: a folder per class, or a CSV or parquet file of path and label."
+        description="Real images: a folder per class, or a CSV or parquet file of path and label. Without classes the "
+        "detector alone is trained."
     )
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run("Folder to write the model to.")

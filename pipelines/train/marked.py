@@ -45,6 +45,8 @@ def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training
     Raises BadInput for a label that is no class of the labeled set, and for a labeled image that is marked synthetic.
     """
     current = {sha256: mark for sha256, mark in marks.read(run).current.items() if mark.verdict != "skip"}
+    if not examples.classes:  # a label then only says that an image is real
+        current = {sha256: mark.model_copy(update={"label": None}) for sha256, mark in current.items()}
     for mark in current.values():
         _check(mark, examples, marks.path(run))
     rows = Rows.of_pool(pool, without=examples.digests)

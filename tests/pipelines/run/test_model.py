@@ -12,17 +12,19 @@ from models.backbones import IMAGENET_MEAN, IMAGENET_STD, Standardize
 from models.classifier import Classifier
 from models.detector import Detector
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
-from pipelines.run import model, weights
+from pipelines.images.views import Views
+from pipelines.run import model, verdicts, weights
+from pipelines.run.scorer import Scorer
 
 CPU = torch.device("cpu")
 
 
 def save(run: Path, **settings: Any) -> model.ModelConfig:
     torch.manual_seed(0)
+    settings = {"classes": ("a", "b")} | settings
     config = model.ModelConfig(
-        classes=("a", "b"), method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0,
-        pool="pool", **settings,
-    )  # fmt: skip
+        method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=0, pool="pool", **settings
+    )
     classifier, detector = config.build()
     model.save(run / "model", config, classifier.eval(), detector.eval())
     return config
@@ -51,6 +53,24 @@ def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path, settings: dict[str, A
         torch.testing.assert_close(loaded.classifier(images), classifier.eval()(images))
         torch.testing.assert_close(loaded.detector(images), detector.eval()(images))
     assert (loaded.decoder.image_size, loaded.decoder.detector_size) == (32, 32)
+
+
+@pytest.mark.parametrize(("embedding", "width"), [("layout", 192), ("backbone", 128)])
+def test_without_classes_the_embedding_is_of_the_layout_or_the_backbone(
+    tmp_path: Path, embedding: str, width: int
+) -> None:
+    save(tmp_path)
+    assert (tmp_path / "model" / "classifier.pt2").exists()
+    save(tmp_path, classes=(), embedding=embedding)
+    assert not (tmp_path / "model" / "classifier.pt2").exists()  # that of the earlier training
+    loaded = model.load(tmp_path, CPU)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert loaded.config.classes == () and loaded.embed(images).shape == (4, width) == (4, loaded.embedding_width)
+    scores = Scorer(loaded, CPU, verdicts.choose((), None)).score_views(Views(images, images))
+    assert scores.pseudo_label is scores.confidence is scores.probs is None
+    assert scores.embeddings.shape == (4, width) and scores.prob_synthetic is not None
+    readme = (tmp_path / "model" / "README.md").read_text()
+    assert "there is no classifier" in readme and ("thumbnails of 8x8" in readme) == (embedding == "layout")
 
 
 def test_without_a_model_the_sentence_says_what_to_run(tmp_path: Path) -> None:
