@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
     @property
     def everything(self) -> Tensor:
-        """Both (B, L + D)."""
+        """Both, (B, L + D)."""
         return torch.cat(self, 1)
 
 

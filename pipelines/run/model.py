@@ -49,8 +49,8 @@ CLASSIFIER = """\
     model = torch.export.load("classifier.pt2").module()
     logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
 
-`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json standardize
-its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
+`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json
+standardize its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
 """
 
 NO_CLASSIFIER = """\

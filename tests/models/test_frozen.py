@@ -42,6 +42,8 @@ def test_features_of_efficientnet_are_those_of_its_blocks_1_2_and_4_and_of_its_l
     torch.testing.assert_close(features.low, torch.cat([statistics(each) for each in maps], 1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.pooled, pooled, rtol=1e-4, atol=1e-5)
     assert (frozen.num_low, frozen.num_pooled) == (352, 1280)
+    assert torch.equal(features.everything[:, :352], features.low)
+    assert torch.equal(features.everything[:, 352:], features.pooled)
 
 
 def test_features_of_a_transformer_are_those_of_patch_tokens_on_the_way_and_of_its_head() -> None:
