@@ -3,12 +3,14 @@
 It takes uint8 RGB images (B, 3, H, W) and standardizes them itself, so that nobody can feed it the wrong scale.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models import augment
 from models.backbones import Standardize, backbone, inputs
+from models.ranks import Rng
 
 
 class Heads(NamedTuple):
@@ -18,6 +20,18 @@ class Heads(NamedTuple):
     dummy: Tensor
 
 
+class Augmentation(Protocol):
+    """How a batch of a classifier's inputs is augmented: by `models.augment` pixels, by `models.cached` features."""
+
+    def weak(self, images: Tensor, rng: Rng, /) -> Tensor:
+        """A weak view of each image."""
+        ...
+
+    def strong(self, images: Tensor, rng: Rng, /) -> Tensor:
+        """A strong view of each image."""
+        ...
+
+
 class Classifier(nn.Module):
     """One backbone, two linear heads over K classes: `real` predicts, `dummy` learns from synthetic images.
 
@@ -25,6 +39,7 @@ class Classifier(nn.Module):
     take any. Raises ValueError as `models.backbones.backbone` does.
     """
 
+    augmentation: Augmentation = augment
     is_pretrained = False  # whether the backbone started from pretrained weights: then it learns at a lower rate
 
     def __init__(self, name: str, num_classes: int, size: int | None = None) -> None:

@@ -49,9 +49,9 @@ class Examples(NamedTuple):
 class Panel(nn.Module):
     """Linear scores of W witnesses in K folds, and their votes; all state is in buffers.
 
-    The sum is standardized: over the pool that it was fitted to, its mean is 0 and its standard deviation 1. Images come
-    as the features of all witnesses side by side and, last, their fold: (M, F + 1), as `pipelines.pool.features` keeps
-    them.
+    The sum is standardized: over the pool that it was fitted to, its mean is 0 and its standard deviation 1. Images
+    come as the features of all witnesses side by side and, last, their fold: (M, F + 1), as `pipelines.pool.features`
+    keeps them.
     """
 
     threshold: Tensor  # 0-d, of the standardized sum; a logit of 0
@@ -169,7 +169,7 @@ def _standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
 def _separations(scores_MW: Tensor, examples: Examples) -> Tensor:
     """AUROC (W,) of the pool against unseen labeled images, and of known synthetic images where there are some.
 
-    Known synthetic images are few and of few generators, but nothing dilutes them. So both count, these by their number.
+    Known synthetic images are few and of few generators, but nothing dilutes them. So both count, these by how many.
     """
     labeled = examples.labeled
     if not labeled.any():

@@ -1,8 +1,9 @@
 """Features of photographs that may tell real from generated ones: what the witnesses of `models.panel` see.
 
 Each image is seen three times: as tiles at native resolution, where the traces of a camera and of a generator are; as
-tiles at a common scale, where the sizes of images give nothing away; and as a thumbnail. Of the tiles there are residual
-statistics (`models.residual`), and features of a frozen network, which reads amplified residuals as well as images:
+tiles at a common scale, where the sizes of images give nothing away; and as a thumbnail. Of the tiles there are
+residual statistics (`models.residual`), and features of a frozen network, which reads amplified residuals as well as
+images:
 
     residual    128 + 6 (x - 3x3 mean), what a smoothing leaves
     directions  128 + 4 times the second differences of luma: horizontal, vertical and diagonal

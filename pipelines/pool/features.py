@@ -52,6 +52,7 @@ class FeatureReader:
     frozen: Frozen
     num_tiles: int
     num_views: int  # weak ones, and as many strong ones
+    gives_pixels: bool = False  # the thumbnails (B, 3, S, S) in place of the features of views, for a trained backbone
 
     @property
     def digest(self) -> str:
@@ -102,13 +103,15 @@ class FeatureReader:
         thumbnails = torch.from_numpy(np.stack([photo.thumbnail for photo in photos])).to(device)
         of_image = self.frozen(thumbnails)
         seen = witnesses.read(self.frozen, tiles, owners, of_image)
+        fold = fold_of([hashlib.sha256(content).hexdigest() for content in data])
+        packed = _half(torch.cat((*seen.values(), fold[:, None].to(device)), 1))
+        if self.gives_pixels:
+            return Views(thumbnails.cpu(), packed)
         rng = Rng(Generator(device).manual_seed(zlib.crc32(data[0])))
         views = [of_image.pooled]
         for view in (augment.weak, augment.strong):
             views += [self.frozen(view(thumbnails, rng)).pooled for _ in range(self.num_views)]
-        fold = fold_of([hashlib.sha256(content).hexdigest() for content in data])
-        packed = torch.cat((*seen.values(), fold[:, None].to(device)), 1)
-        return Views(*(_half(values) for values in (torch.stack(views, 1), packed)))
+        return Views(_half(torch.stack(views, 1)), packed)
 
 
 def _half(values: Tensor) -> Tensor:
@@ -151,7 +154,7 @@ class FeatureStore:
             taken = time.monotonic() - started
             if not told and taken > 5 and done < total:
                 minutes, told = taken / done * total / 60, True
-                note = f"Reading {total} images takes about {max(1, round(minutes))} min. It is done once for each pool."
+                note = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
             on_tick(Tick(done=done, total=total, unit="images", note=note))
 
         for number, count in enumerate(self.pool.counts):

@@ -20,13 +20,32 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: str = Field(default="wrn-28-2", description="Backbone: wrn-28-2, small or timm:NAME.")
+    backbone: str = Field(
+        default="auto",
+        description="Backbone: wrn-28-2, small, timm:NAME or auto. auto: wrn-28-2 for pools of up to 64 pixels, else "
+        "the best pretrained one that the device and the hub allow.",
+    )
     weights: Path | None = Field(
         default=None, description="Weights to start the backbone from: .safetensors, or .pth, .pt, .bin of PyTorch."
     )
-    pretrained: bool = Field(
-        default=False,
-        description="Start a timm backbone from published weights: of an installed package, or of timm's hub.",
+    pretrained: bool | None = Field(
+        default=None,
+        description="Start a timm backbone from published weights: of an installed package, or of timm's hub; unset: "
+        "where the pool's images have over 64 pixels.",
+    )
+    frozen: bool | None = Field(
+        default=None,
+        description="Train on features that a pretrained backbone gives once for each image, and keep it as it is; "
+        "unset: without a GPU.",
+    )
+    detector: Literal["auto", "network", "panel"] = Field(
+        default="auto",
+        description="What tells real from synthetic images: a network that is trained, or a panel of witnesses that "
+        "read a pretrained backbone's features; auto: a panel above 64 pixels.",
+    )
+    tiles: int = Field(default=4, ge=1, le=64, description="Most tiles of an image that the panel sees, at each scale.")
+    views: int = Field(
+        default=2, ge=1, le=64, description="Weak views of an image for a frozen backbone, and as many strong ones."
     )
     init_from: Path | None = Field(default=None, description="Run whose trained classifier to start from.")
     image_size: int | None = Field(
@@ -45,6 +64,11 @@ class NetworkConfig(BaseModel):
     def starts_trained(self) -> bool:
         """Whether the backbone starts from weights that were trained before."""
         return bool(self.weights or self.pretrained or self.init_from)
+
+    @property
+    def has_panel(self) -> bool:
+        """Whether a panel is the detector; known once `auto` is resolved."""
+        return self.detector == "panel"
 
 
 class MachineConfig(BaseModel):
@@ -80,6 +104,13 @@ class TrainConfig(BaseModel):
     run: LocalFolder = settings.run("Folder to write the model to.")
     validation: Path | None = Field(default=None, description="Labeled images that measure accuracy during training.")
     truth: Path | None = Field(default=None, description="Known truth to report against; only controls train on it.")
+    known_synthetic: Path | None = Field(
+        default=None, description="Folder of images that are known to be synthetic; a few dozen help the panel much."
+    )
+    ignore_declared: bool = Field(
+        default=False, description="Learn nothing from what image files declare about their origin."
+    )
+    scores: tuple[str, ...] = settings.scores()
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random.")
     resume: bool = Field(default=True, description="Resume from the checkpoint in the run, if there is one.")
     network: NetworkConfig = NetworkConfig()
