@@ -89,9 +89,9 @@ class Watch:
         share = figures.get("dummy_share")
         if share is not None and share < 0.01:
             yield (
-                "Under 1 % of the pool is routed to the dummy head. Either the pool is clean, or the detector found "
-                "nothing. Look at the most synthetic images with `curate inspect`; if the pool is clean, train with "
-                "--method fixmatch."
+                "Under 1 % of the pool is routed to the dummy head: the detector finds hardly any synthetic image. "
+                "That does not show that there are none. Look at the most synthetic images with `curate inspect`; if "
+                "you know from elsewhere that the pool is clean, train with --method fixmatch."
             )
         if share is not None and share > 0.99:
             yield (
