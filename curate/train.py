@@ -34,8 +34,9 @@ def train(
         str | None,
         typer.Option(
             metavar="<file>",
-            help="TOML file with any setting of this command, or a recipe that ships with curate: cpu. Without a GPU, "
-            "cpu is used unless this names another, and replaces some of the defaults above.",
+            help="TOML file with any setting of this command, or a recipe that ships with curate: photographs is used "
+            "for images of over 64 pixels, cpu for others without a GPU, unless this names another. A recipe replaces "
+            "some of the defaults above.",
             rich_help_panel=GENERAL,
         ),
     ] = None,
@@ -47,13 +48,14 @@ def train(
     detector alone.
     """
     from pipelines.compute import devices
+    from pipelines.train import plan
 
     if "labeled" not in flags and config is None:
         raise BadInput("--labeled is missing: give a folder of real images, best with one folder per class.")
-    if config is None and devices.choose(flags.get("machine.device", "auto")).type == "cpu":
-        config = "cpu"
-        console.note("No GPU: training with the recipe `cpu`. Use --config to choose another.")
     settings = resolve(TrainConfig, flags, config)
+    if config is None and (config := plan.recipe_of(settings)) is not None:
+        console.note(f"Training with the recipe `{config}`. Use --config to choose another.")
+        settings = resolve(TrainConfig, flags, config)
     if not devices.is_first():
         stage.run(settings)  # under torchrun, only rank 0 prints
         return

@@ -28,4 +28,4 @@ class Cached:
     @staticmethod
     def _draw(views_BVD: Tensor, start: int, stop: int, rng: Rng) -> Tensor:
         which_B = rng.integers(start, stop, len(views_BVD))
-        return views_BVD.gather(1, which_B[:, None, None].expand(-1, 1, views_BVD.shape[2]))
+        return views_BVD.gather(1, which_B[:, None, None].expand(-1, 1, views_BVD.shape[2])).float()

@@ -34,8 +34,9 @@ from pipelines.compute import devices
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.pool.features import FeatureReader
-from pipelines.run import weights
+from pipelines.run import outside, weights
 from pipelines.run.checkpoint import write_tensors
+from pipelines.run.outside import NONE, WITNESS, Outside
 from pipelines.run.scores import model_digest
 from pipelines.storage.atomic import make_folder, replacing, sync, write_json
 
@@ -131,6 +132,7 @@ class Model:
     detector: Detector | Panel
     digest: str
     frozen: Frozen | None = None  # the network that the panel reads
+    outside: Outside = NONE  # scores from outside that are witnesses of the panel
 
     @property
     def decoder(self) -> "Decoder | FeatureReader":
@@ -235,8 +237,10 @@ def load(run: Path, device: torch.device) -> Model:
         for name, network in (("classifier", classifier), ("detector", detector)):
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-        frozen = None
+        frozen, columns = None, NONE
         if config.witnesses is not None:
+            named = [name.removeprefix(WITNESS) for name in config.witnesses if name.startswith(WITNESS)]
+            columns = outside.load(run).only(named)
             tensors = load_file(folder / "frozen.safetensors")
             frozen = Frozen(config.backbone, tensors, config.image_size, devices.autocast("auto", device)).to(device)
         digest = model_digest(run)
@@ -245,7 +249,7 @@ def load(run: Path, device: torch.device) -> Model:
         raise CorruptShard(
             f"{folder} cannot be loaded ({first_line(error)}). Train again with `--run {run}`."
         ) from None
-    return Model(config, classifier, detector, digest, frozen)
+    return Model(config, classifier, detector, digest, frozen, columns)
 
 
 def init_from(classifier: Classifier | Probe, backbone: str, classes: tuple[str, ...], run: Path) -> None:

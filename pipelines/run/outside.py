@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,11 @@ from pipelines.pool.manifest import POOL_SCHEMA, Pool
 from pipelines.pool.rows import Rows
 from pipelines.storage.atomic import replacing
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FILE = "outside.parquet"
+WITNESS = "outside_"  # before a name, where the scores are a witness
 
 KEYS = ("sha256", "key")
 VALUES = ("value", "score")  # of the column with the values, if it is not named like the scores
@@ -67,6 +72,27 @@ class Outside:
         at = np.searchsorted(self.digests, wanted).clip(max=len(self.digests) - 1)
         there = self.digests[at] == wanted
         return {name: np.where(there, values[at], np.float32(np.nan)) for name, values in self.values.items()}
+
+    def only(self, names: Sequence[str]) -> "Outside":
+        """Those with some names, in that order."""
+        return Outside(self.digests, {name: self.values[name] for name in names}, self.trained)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of features, one each, of the witnesses that the scores are for a panel."""
+        return {f"{WITNESS}{name}": 1 for name in self.names}
+
+    def join(self, tiles_MF: "Tensor", sha256: Sequence[str]) -> "Tensor":
+        """Put the scores of M images between their features and the last column, their fold (`models.panel`).
+
+        Without scores the features stay as they are, float16.
+        """
+        import torch  # imported here: most readers of scores need no torch
+
+        if not self.names:
+            return tiles_MF
+        values = [torch.from_numpy(value)[:, None] for value in self.of(sha256).values()]
+        return torch.cat((tiles_MF[:, :-1].float(), *values, tiles_MF[:, -1:].float()), 1)
 
     def align(self, rows: Rows) -> dict[str, Values]:
         """Values (N,) of each name for rows of a pool, nan where there is none."""

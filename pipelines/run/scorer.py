@@ -1,7 +1,8 @@
 """A trained model that scores images given as bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,10 @@ import torch
 
 from pipelines.compute import devices
 from pipelines.images.views import Views
+from pipelines.pool import pixels
+from pipelines.pool.features import FeatureReader, FeatureStore
+from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.run import model, verdicts
 
 
@@ -45,7 +50,28 @@ class Scorer:
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
         """Score images given as file contents; CorruptShard names one that cannot be decoded."""
         names = keys or [f"number {i}" for i in range(len(data))]
-        return self.score_views(self.model.decoder.batch(names, data, self._threads))
+        views = self.model.decoder.batch(names, data, self._threads)
+        if columns := self.model.outside.names:  # a witness that knows nothing of these images is silent
+            unknown = torch.full((len(views), len(columns)), torch.nan)
+            tiles = torch.cat((views.tiles[:, :-1].float(), unknown, views.tiles[:, -1:].float()), 1)
+            views = Views(views.images, tiles)
+        return self.score_views(views)
+
+    def score_shard(self, pool: Pool, number: int, batch_size: int) -> Iterator[Scores]:
+        """Score a shard of a pool, a batch at a time; a panel takes the features that are kept beside the pool."""
+        reader = self.model.decoder
+        rows = Rows.of_shard(pool, number)
+        chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
+        if isinstance(reader, FeatureReader) and not reader.gives_pixels:
+            views = FeatureStore(pool, reader).shard(number)
+            sha256 = rows.columns(["sha256"])["sha256"].to_pylist() if self.model.outside.names else []
+            views = Views(views.images, self.model.outside.join(views.tiles, sha256))
+            for chunk in chunks:
+                yield self.score_views(Views(views.images[chunk], views.tiles[chunk]))
+            return
+        with closing(pixels.Streamed(rows, reader, self.device, max(2, torch.get_num_threads()))) as streamed:
+            for views in streamed.stream(chunks):
+                yield self.score_views(views)
 
     @torch.no_grad()
     def score_views(self, views: Views) -> Scores:

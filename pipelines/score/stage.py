@@ -16,7 +16,6 @@ call has left.
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,7 +30,7 @@ import torch
 from pipelines.compute import devices, engine
 from pipelines.compute.processes import usable_cores
 from pipelines.errors import Incompatible
-from pipelines.pool import pixels, truth
+from pipelines.pool import truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
@@ -104,12 +103,9 @@ def _score_shard(
     """Score one shard of a pool into a run; calls `on_images` with the size of every batch."""
     rows = Rows.of_shard(pool, number)
     parts = []
-    chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
-    num_threads = max(2, torch.get_num_threads())
-    with closing(pixels.Streamed(rows, scorer.model.decoder, scorer.device, num_threads)) as streamed:
-        for views in streamed.stream(chunks):
-            parts.append(scorer.score_views(views))
-            on_images(len(views))
+    for part in scorer.score_shard(pool, number, batch_size):
+        parts.append(part)
+        on_images(len(part.embeddings))
     _write(run, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from models import ranks
 from models.batch import Batch
 from pipelines.errors import BadInput
-from pipelines.images.views import Views
+from pipelines.images.views import ViewMaker, Views
 from pipelines.pool import labeled, pixels, truth
 from pipelines.pool.labeled import Labeled
 from pipelines.pool.manifest import Pool
@@ -37,21 +37,22 @@ class Data:
     oracle: Tensor | None  # (N,) bool, the truth of being synthetic, for controls that may read it
 
     @classmethod
-    def read(cls, config: TrainConfig, device: torch.device) -> "Data":
-        """Read the labeled images and index the pool.
+    def read(cls, config: TrainConfig, device: torch.device, views: ViewMaker | None = None) -> "Data":
+        """Read the labeled images, as pixels or as what `views` makes of them, and index the pool.
 
         Raises BadInput where the pool has too few images, or a control lacks the truth that it needs.
         """
         pool = Pool.open(config.pool)
-        examples = labeled.read(config.labeled, config.decoder)
+        views = views or config.decoder
+        examples = labeled.read(config.labeled, views)
         if examples.without and not config.has_detector:
             raise BadInput(
                 f"{examples.without}, and {_trained(config)} learns nothing else. Make one folder of images per class, "
                 f"as in {config.labeled}/cat/1.jpg, or train with --method rsmatch, which needs no classes."
             )
-        validation = labeled.read(config.validation, config.decoder, examples.classes) if config.validation else None
+        validation = labeled.read(config.validation, views, examples.classes) if config.validation else None
         known = truth.read(config.truth) if config.truth else None
-        training = marked.join(pool, examples, config.run, config.decoder)
+        training = marked.join(pool, examples, config.run, views)
         if len(training.rows) < 2:  # one has no spread
             raise BadInput(
                 f"{config.pool}: only {len(training.rows)} of its images are outside the labeled set. Training needs 2 "

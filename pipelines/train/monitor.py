@@ -164,7 +164,7 @@ class Evaluation:
                 predicted.append(method.classifier.average(views.images).real.argmax(1))
             if detecting:
                 logits.append(detecting.detector.average(views.tiles))
-            color.append(evaluation.is_color(views.images))
+            color.append(_is_color(views.images))
         fake, figures = synthetic[known] == 1, dict[str, float]()
         if has_classes:
             right, labeled = torch.cat(predicted).cpu().numpy() == label[known], label[known] != truth.UNKNOWN
@@ -184,3 +184,10 @@ class Evaluation:
             queued = queue[queue != csqueue.EMPTY].cpu().numpy()
             figures["queue_purity"] = evaluation.mean(synthetic[queued] == 1)
         return figures
+
+
+def _is_color(images: Tensor) -> Tensor:
+    """Whether each image (B,) has colors; of features nothing is known, and all count."""
+    if images.dtype == torch.uint8:
+        return evaluation.is_color(images)
+    return torch.ones(len(images), dtype=torch.bool, device=images.device)

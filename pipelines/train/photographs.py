@@ -5,16 +5,15 @@ The features of the pool are computed once and kept beside it (`pipelines.pool.f
 that the classifier is trained on.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.panel import Examples, Panel
+from models.routed import Prior
 from pipelines.images.views import Views
 from pipelines.pool import known as known_images
 from pipelines.pool import labeled, pixels
@@ -22,7 +21,8 @@ from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.known import Known
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick
-from pipelines.run import outside
+from pipelines.run import outside, quality
+from pipelines.run.quality import Quality
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
@@ -38,10 +38,15 @@ class Prepared:
     images: pixels.InMemory | None  # features of the pool's rows; None where the backbone is trained on pixels
     panel: Panel
     pool: Tensor  # (N,) float32 scores of the rows, which are not labeled
-    labeled: Tensor  # (L,) of the labeled images, those that marks labeled aside
-    known: Tensor  # (S,) of the synthetic images that are known
-    known_by: Literal["given", "declared"]  # whether a person knows any of them, or only the files say so
-    known_share: float  # of the pool that is known to be synthetic
+    quality: Quality  # measured by all of these
+    held_out: tuple[float, ...]  # probabilities of the labeled images, each by models that have not seen it; sorted
+
+    @property
+    def prior(self) -> Prior:
+        """What routes images between the heads."""
+        measured = self.quality
+        share = measured.share_estimate if measured.share_estimate is not None else measured.share_at_least
+        return Prior(self.panel, self.pool, share, (measured.share_at_least, measured.share_at_most or 1.0))
 
 
 def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torch.device, on_tick: OnTick) -> Prepared:
@@ -64,14 +69,10 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     columns = outside.read(data.pool, config.scores)
     outside.store(config.run, columns, trained=True)
     sha256 = training.rows.columns(["sha256"])["sha256"].to_pylist() if columns.values else []
-    of_rows = Views(of_rows.images, with_outside(of_rows.tiles, columns, sha256))
-    of_labeled = with_outside(labeled_set.views.tiles, columns, labeled_set.sha256)
-    of_known = with_outside(
-        of_rows.tiles[:0, : -1 - len(columns.names)] if of_known is None else of_known,
-        columns,
-        [file.sha256 for file in known.files],
-    )
-    panel = Panel(reader.widths | {f"outside_{name}": 1 for name in columns.names}).to(device)
+    of_rows = Views(of_rows.images, columns.join(of_rows.tiles, sha256))
+    of_labeled = columns.join(labeled_set.views.tiles, labeled_set.sha256)
+    of_known = of_rows.tiles[:0] if of_known is None else columns.join(of_known, [file.sha256 for file in known.files])
+    panel = Panel(reader.widths | columns.widths).to(device)
     return _fit(panel, data, known, of_rows, of_labeled, of_known, is_frozen)
 
 
@@ -83,14 +84,6 @@ def _gather(store: FeatureStore, rows: Rows, on_tick: OnTick, *, with_views: boo
         tiles.append(views.tiles[mine])
         images.append(views.images[mine] if with_views else views.images[:0])
     return Views(torch.cat(images), torch.cat(tiles))
-
-
-def with_outside(tiles_MF: Tensor, columns: outside.Outside, sha256: Sequence[str]) -> Tensor:
-    """Features (M, F + 1) with the scores from outside before the last column, the fold; as they are without any."""
-    if not columns.names:
-        return tiles_MF
-    values = [torch.from_numpy(value)[:, None] for value in columns.of(sha256).values()]
-    return torch.cat((tiles_MF[:, :-1].float(), *values, tiles_MF[:, -1:].float()), 1)
 
 
 def _fit(
@@ -112,7 +105,15 @@ def _fit(
         synthetic=torch.cat((synthetic_N[used_N], 0 * ones_L, ones_S)),
     )
     panel.fit(torch.cat((rows_NF[used_N], labeled_LF, known_SF)), examples)
-    scores_N = panel.score(rows_NF)
+    scores_N, scores_L = panel.score(rows_NF), panel.score(labeled_LF[:unmarked])
+    measured = quality.measure(
+        scores_N.cpu(),
+        scores_L.cpu(),
+        torch.cat((scores_N[synthetic_N > 0], panel.score(known_SF))).cpu(),
+        known_by="given" if given + len(known_SF) else "declared",
+        declared_share=float((synthetic_N > 0).sum()) / data.pool.num_images,
+    )
+    panel.threshold.fill_(_above(scores_N, measured.share_at_least))
     if is_frozen:
         views = data.training.examples.views
         of_examples = replace(data.training.examples, views=Views(views.images, of_labeled))
@@ -122,11 +123,17 @@ def _fit(
         images=pixels.InMemory(Views(of_rows.images.to(device), rows_NF)) if is_frozen else None,
         panel=panel,
         pool=scores_N,
-        labeled=panel.score(labeled_LF[:unmarked]),
-        known=torch.cat((scores_N[synthetic_N > 0], panel.score(known_SF))),
-        known_by="given" if given + len(known_SF) else "declared",
-        known_share=float((synthetic_N > 0).sum()) / data.pool.num_images,
+        quality=measured,
+        held_out=tuple((scores_L - panel.threshold).sigmoid().sort().values.tolist()),
     )
+
+
+def _above(scores_N: Tensor, share: float) -> float:
+    """Threshold that leaves a share of the scores above it: midway between two neighbors, beyond all at the ends."""
+    count = round(share * len(scores_N))
+    ordered = scores_N.double().sort().values
+    bounds = torch.cat((ordered[:1] - 2, ordered, ordered[-1:] + 2))
+    return float(bounds[len(ordered) - count : len(ordered) - count + 2].mean())
 
 
 def _weights(data: Data, known: Known, device: torch.device) -> tuple[Tensor, Tensor, int]:

@@ -14,7 +14,7 @@ from pipelines.run import weights
 from pipelines.train.config import TrainConfig
 
 SMALL = 64  # pixels, of the shorter side, up to which images are taken for small ones
-SCRATCH = "wrn-28-2"  # trained from nothing on small images
+FROM_SCRATCH = ("wrn-28-2", "small")  # backbones that start untrained; the first is that of small images
 SAMPLED_SHARDS = 64  # whose images say how large those of the pool are
 
 
@@ -35,9 +35,12 @@ def typical_size(pool: Pool) -> tuple[int, int]:
     return (int(np.median(width)), int(np.median(height))) if len(width) else (0, 0)
 
 
-def has_photographs(pool: Pool) -> bool:
-    """Whether the images of a pool are larger than those that the networks from scratch are made for."""
-    return min(typical_size(pool)) > SMALL
+def recipe_of(config: TrainConfig) -> str | None:
+    """Name of the recipe that fits the pool and the device, for whoever names none; None: the defaults, for a GPU."""
+    from_scratch = config.network.backbone in FROM_SCRATCH or config.network.detector == "network"
+    if not from_scratch and min(typical_size(Pool.open(config.pool))) > SMALL:
+        return "photographs"
+    return "cpu" if devices.choose(config.machine.device).type == "cpu" else None
 
 
 def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
@@ -51,7 +54,7 @@ def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
         network = network.model_copy(update={"backbone": choice.backbone, "image_size": size, "pretrained": True})
         sentence = choice.reason
     elif network.backbone == "auto":
-        network = network.model_copy(update={"backbone": SCRATCH})
+        network = network.model_copy(update={"backbone": FROM_SCRATCH[0]})
     is_timm = network.backbone.startswith("timm:")
     if network.pretrained is None:
         published = is_timm and large and not network.weights and not network.init_from

@@ -24,25 +24,28 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from models import methods, ranks, residual
-from models.classifier import Classifier
+from models import ranks, residual
 from models.detector import Detector
 from models.methods import Method
+from models.panel import Panel
 from models.ranks import Rng
 from models.rsmatch import RSMatch
 from pipelines.compute import devices
 from pipelines.errors import BadInput, Incompatible
 from pipelines.pool import pixels
-from pipelines.pool.manifest import is_pool
+from pipelines.pool.features import FeatureReader
+from pipelines.pool.manifest import Pool, is_pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, model, quality, verdicts
 from pipelines.storage import locks
 from pipelines.storage.atomic import write_json
-from pipelines.train import resume
+from pipelines.train import photographs, plan, resume
 from pipelines.train.batches import generator
 from pipelines.train.config import Summary, TrainConfig
 from pipelines.train.data import Batches, Data
 from pipelines.train.monitor import Evaluation, MetricsLog, Watch, means
+from pipelines.train.networks import build
+from pipelines.train.photographs import Prepared
 
 SAMPLE_IMAGES = 50_000  # of the pool: their residual features bootstrap the detector, and their logits calibrate it
 SAMPLE_BATCH = 500
@@ -83,7 +86,9 @@ class _Training:
     batches: Batches
     images: pixels.Images
     method: Method
-    detector: Detector  # untrained; methods without a detector save it as it is
+    detector: Detector | Panel  # untrained or fitted; methods that train no detector save it as it is
+    reader: FeatureReader | None  # of features, for a panel
+    prepared: Prepared | None  # features and scores of a panel
     state: Path  # of the checkpoint
     identity: dict[str, Any]  # what a resume must agree with
     first: int  # step to resume from
@@ -102,8 +107,20 @@ def _train(config: TrainConfig, device: torch.device, on_tick: OnTick) -> Summar
 
 def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Training:
     started = time.monotonic()
-    data = Data.read(config, device)
-    method, detector = build(config, data, device)
+    planned = plan.make(config, Pool.open(config.pool), device)
+    config, reader = planned.config, planned.reader
+    if planned.sentence:
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=planned.sentence))
+    data = Data.read(config, device, reader if config.network.frozen else None)
+    prepared = photographs.prepare(config, data, reader, device, on_tick) if reader is not None else None
+    if prepared is not None:
+        data = prepared.data
+    elif config.known_synthetic or config.scores:
+        raise BadInput(
+            "--known-synthetic and --scores: only a panel learns from them. Use --detector panel, or give --scores to "
+            "`curate score`."
+        )
+    method, detector = build(config, data, device, prepared.prior if prepared is not None else None)
     state = config.run / "checkpoint" / "state.safetensors"
     if data.training.examples.without:
         note = f"{data.training.examples.without}: training the detector alone, without pseudo-labels."
@@ -113,7 +130,11 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
     ranks.any_rank(False, device)  # all have read the checkpoint before rank 0 writes the next
     log = MetricsLog(config.run / "metrics.jsonl", keep_until=first) if devices.is_first() else None
-    images = data.pixels(config, device, on_tick)
+    images: pixels.Images
+    if prepared is not None and prepared.images is not None:
+        images = prepared.images
+    else:
+        images = data.pixels(config, device, on_tick)
     return _Training(
         config=config,
         device=device,
@@ -122,6 +143,8 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
         images=images,
         method=method,
         detector=detector,
+        reader=reader,
+        prepared=prepared,
         state=state,
         identity=identity,
         first=first,
@@ -213,14 +236,10 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
     held_out: tuple[float, ...] = ()
     measured: quality.Quality | None = None
     if training.log is not None and detecting is not None:
-        logits = _calibrate(training, detecting)
-        held_out = _held_out_scores(detecting, training.batches.held_out_tiles)
-        # The detector has seen the pool, its real images as real ones, so bounds and AUROC err on the low side.
-        probs, declared = (
-            (logits - detecting.thresholds.detector).sigmoid(),
-            quality.declared_share(data.pool, marks.read(config.run).current),
-        )
-        measured = quality.measure(probs.cpu(), torch.tensor(held_out), declared_share=declared)
+        if training.prepared is not None:
+            measured, held_out = training.prepared.quality, training.prepared.held_out
+        else:
+            measured, held_out = _measure(training, detecting)
     metrics = {**training.log.last, **training.evaluate(method, everything=True)} if training.log is not None else {}
     share, interval = detecting.thresholds.estimate if detecting is not None else (None, None)
     summary = Summary(
@@ -250,7 +269,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     config, method = training.config, training.method
     detector = training.detector
     (config.run / quality.FILE).unlink(missing_ok=True)  # of an earlier training
-    if isinstance(method, RSMatch):
+    if isinstance(method, RSMatch) and isinstance(detector, Detector):
         # The saved detector's logits are shifted so that its threshold is 0: a probability of 0.5.
         detector = copy.deepcopy(method.detector.average)
         with torch.no_grad():
@@ -271,8 +290,13 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
         equalize_spectrum=config.recipe.equalize_spectrum,
         residual_planes=config.controls.residual_planes,
         residual_features=config.controls.residual_features,
+        frozen=bool(config.network.frozen),
+        witnesses=detector.widths if isinstance(detector, Panel) else None,
+        num_tiles=config.network.tiles,
+        num_views=config.network.views,
     )
-    model.save(config.run / "model", saved, method.classifier.average, detector)
+    frozen = training.reader.frozen if training.reader is not None else None
+    model.save(config.run / "model", saved, method.classifier.average, detector, frozen)
     verdicts.save(config.run, verdicts.choose(held_out, None))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)
@@ -294,43 +318,6 @@ class _Stopwatch:
         self.seconds += time.monotonic() - self._started
 
 
-def build(config: TrainConfig, data: Data, device: torch.device) -> tuple[Method, Detector]:
-    """Build the networks and the method that trains them."""
-    torch.manual_seed(config.seed)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    if config.controls.detector_examples == "nnpu" and config.controls.share_real is None:
-        raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
-    network = config.network
-    try:
-        # One pseudo-class without classes.
-        classifier = Classifier(network.backbone, max(1, len(data.classes)), config.decoder.image_size)
-    except ValueError as error:
-        raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
-    if network.init_from and (network.weights or network.pretrained):
-        raise BadInput("--init-from already gives the backbone its weights. Leave out --weights and --pretrained.")
-    if network.init_from:
-        model.init_from(classifier, network.backbone, data.classes, network.init_from)
-    elif network.weights or network.pretrained:
-        model.init_backbone(classifier, network.backbone, network.weights)
-    detector = Detector(
-        equalize=config.recipe.equalize_spectrum,
-        residual_planes=config.controls.residual_planes,
-        residual_features=config.controls.residual_features,
-    )
-    for each in (classifier, detector):
-        each.to(device).to(memory_format=torch.channels_last)
-    marked = data.training.marked.to(device) if data.training.marked else None
-    autocast = devices.autocast(config.machine.precision, device)
-    method = methods.build(
-        config.recipe, config.controls, classifier, detector, autocast, num_images=data.num_unlabeled, marked=marked
-    )
-    if config.machine.compile != "off":
-        for each in (classifier, detector):  # a GPU replays each pass as one graph; a CPU ignores the mode
-            each.compile(mode="reduce-overhead" if config.machine.compile == "cuda-graphs" else "default")
-    return method, detector
-
-
 @torch.no_grad()
 def _bootstrap(training: _Training, method: RSMatch, rng: Generator) -> None:
     """Bootstrap the detector from residual features and pseudo-labels of a sample of the pool."""
@@ -342,6 +329,16 @@ def _bootstrap(training: _Training, method: RSMatch, rng: Generator) -> None:
     of_labeled = [residual.features(part) for part in torch.split(labeled_tiles, SAMPLE_BATCH)]
     rows = torch.cat(chunks).to(labeled_tiles.device)
     method.bootstrap(rows, torch.cat(features), torch.cat(of_labeled), torch.cat(pseudo_labels), rng)
+
+
+def _measure(training: _Training, method: RSMatch) -> tuple[quality.Quality, tuple[float, ...]]:
+    """Calibrate the detector, and measure it by held-out labeled images, whose sorted probabilities come second."""
+    logits = _calibrate(training, method)
+    held_out = _held_out_scores(method, training.batches.held_out_tiles)
+    # The detector has seen the pool, its real images as real ones, so bounds and AUROC err on the low side.
+    probs = (logits - method.thresholds.detector).sigmoid()
+    declared = quality.declared_share(training.data.pool, marks.read(training.config.run).current)
+    return quality.measure(probs.cpu(), torch.tensor(held_out), declared_share=declared), held_out
 
 
 @torch.no_grad()
