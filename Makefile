@@ -31,7 +31,7 @@ install: .venv/.installed
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark,generate,ray,s3]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,benchmark,c2pa,generate,ray,s3]'
 	touch $@
 
 clean:

@@ -21,7 +21,7 @@ from pipelines.export import ExportConfig
 def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     """Write the images worth training on as WebDataset shards.
 
-    Each image comes with its class and scores.
+    Each image comes with its class, if there are classes, and its scores.
     """
     if "out" not in flags and config is None:
         raise BadInput("--out is missing: name the folder to write, such as --out clean/.")
@@ -35,7 +35,8 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     facts |= {f"dropped: {reason.replace('_', ' ')}": count for reason, count in summary.dropped.items()}
     facts |= {"shards": summary.shards, "MB of images": round(summary.num_bytes / 1e6, 1)}
     console.facts(f"Exported to {summary.out}", facts)
-    console.table("Kept", [{"class": name, "images": count} for name, count in summary.per_class.items()])
+    if summary.per_class:
+        console.table("Kept", [{"class": name, "images": count} for name, count in summary.per_class.items()])
     if not summary.kept:
         console.note(f"No image was kept; {summary.out}/dropped.parquet has the reason for each.")
         _warn(summary.warning)

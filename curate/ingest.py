@@ -67,6 +67,13 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
     if summary.declared:
         declared = [{"origin": origin, "images": count} for origin, count in summary.declared.items()]
         console.table("Kept images that declare their origin", declared)
+    from pipelines.images.provenance import NOT_READ  # imports Pillow
+
+    if unread := summary.declared.get(NOT_READ):
+        console.note(
+            f"{unread} C2PA manifest{'s' if unread > 1 else ''} not read. To read them, pip install 'curate[c2pa]' and "
+            "ingest into a new pool."
+        )
     if not summary.images:
         console.note(f"No image was kept; {settings.pool}/rejects has the reason for each.")
         return

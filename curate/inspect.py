@@ -81,11 +81,12 @@ def _queries(flags: Flags, config: str | None, json: bool) -> None:
         summary = stage.run(settings, on_tick)
     if json:
         found = [_as_json(inspection) for inspection in summary.inspections]
-        console.as_json({"index": asdict(summary.index), "inspections": found})
+        index = {"index": asdict(summary.index), "neighbors_are_layout": summary.neighbors_are_layout}
+        console.as_json(index | {"inspections": found})
         return
     for inspection in summary.inspections:
         show(inspection)
-    console.note(_index(summary.index))
+    console.note(_index(summary.index, summary.neighbors_are_layout))
     _next(settings.html, f"see the images, or curate export --out clean/ {_locations(settings)}")
 
 
@@ -98,7 +99,8 @@ def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
     if json:
         found = [_as_json(inspection) for inspection in summary.inspections]
         counts = {"num_images": summary.num_images, "contradicted": summary.contradicted}
-        console.as_json({"index": asdict(summary.index), **counts, "inspections": found})
+        index = {"index": asdict(summary.index), "neighbors_are_layout": summary.neighbors_are_layout}
+        console.as_json(index | counts | {"inspections": found})
         return
     facts = {"images": summary.num_images, "contradicted by most of their neighbors": summary.contradicted}
     console.facts("Disagreement", facts)
@@ -106,15 +108,18 @@ def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
         {
             "key": inspection.query.key,
             "verdict": _verdict(inspection.query),
-            "label": f"{inspection.query.pseudo_label} {inspection.query.confidence:.3f}",
+            "label": _label(inspection.query),
             "other verdict": inspection.other_verdict,
             "other label": inspection.other_label,
             "member": inspection.query.member,
         }
         for inspection in summary.inspections
     ]
-    console.table(f"How many of {settings.neighbors} nearest neighbors have another verdict or label", rows)
-    console.note(_index(summary.index))
+    has_labels = any(row["label"] for row in rows)
+    what = "verdict or label" if has_labels or not rows else "verdict"
+    rows = _without_empty(rows, "label", "other label")
+    console.table(f"How many of {settings.neighbors} nearest neighbors have another {what}", rows)
+    console.note(_index(summary.index, summary.neighbors_are_layout))
     _next(settings.html, f"see them with their neighbors, or curate inspect KEY {_locations(settings)}")
 
 
@@ -160,12 +165,17 @@ def _next(html: Path | None, else_to: str) -> None:
     console.note(f"Next: open {html} in a browser" if html else f"Next: add --html sheet.html to {else_to}")
 
 
-def _index(index: "Facts") -> str:
+def _index(index: "Facts", are_layout: bool) -> str:
+    of_layout = (
+        " Neighbors have similar colors in similar places: no network has learned what the images show."
+        if are_layout
+        else ""
+    )
     if index.exact:
-        return f"Neighbors by exact search of {index.num_images:,} images."
+        return f"Neighbors by exact search of {index.num_images:,} images.{of_layout}"
     return (
         f"Neighbors by {index.factory} over {index.num_images:,} images, {index.lists_searched} lists per query: "
-        f"recall@10 {index.recall_at_10:.3f} against exact search, measured on {index.num_queries} images."
+        f"recall@10 {index.recall_at_10:.3f} against exact search, measured on {index.num_queries} images.{of_layout}"
     )
 
 
@@ -178,8 +188,9 @@ def show(inspection: "Inspection") -> None:
     if query.prob_synthetic is not None:
         agree = count - inspection.other_verdict
         facts["verdict"] = f"{query.verdict}: {query.prob_synthetic:.3f} synthetic; {agree} of {count} neighbors agree"
-    agree = count - inspection.other_label
-    facts["label"] = f"{query.pseudo_label}: {query.confidence:.3f} confident; {agree} of {count} neighbors agree"
+    if inspection.other_label is not None:
+        agree = count - inspection.other_label
+        facts["label"] = f"{query.pseudo_label}: {query.confidence:.3f} confident; {agree} of {count} neighbors agree"
     facts["declares"] = query.declared or "nothing"
     if query.marked:
         facts["marked"] = query.marked
@@ -191,6 +202,16 @@ def _verdict(item: "Item") -> str:
     return item.verdict if item.prob_synthetic is None else f"{item.verdict} {item.prob_synthetic:.3f}"
 
 
+def _label(item: "Item") -> str | None:
+    return None if item.pseudo_label is None else f"{item.pseudo_label} {item.confidence:.3f}"
+
+
+def _without_empty(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    """The same rows without those of the named columns that are empty in all of them."""
+    empty = {name for name in names if all(row[name] is None for row in rows)}
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
+
+
 def _rows(items: "Sequence[Item]") -> list[dict[str, Any]]:
     """Rows that fit a terminal of 80 columns; --json and --html have every field."""
     rows = [
@@ -198,18 +219,14 @@ def _rows(items: "Sequence[Item]") -> list[dict[str, Any]]:
             "key": item.key,
             "distance": f"{item.distance:.4f}",
             "verdict": _verdict(item),
-            "label": f"{item.pseudo_label} {item.confidence:.3f}",
+            "label": _label(item),
             "marked": item.marked,
             "declares": item.declared,
             "member": item.member,
         }
         for item in items
     ]
-    for name in ("marked", "declares"):
-        if not any(row[name] for row in rows):
-            for row in rows:
-                del row[name]
-    return rows
+    return _without_empty(rows, "label", "marked", "declares")
 
 
 def _as_json(inspection: "Inspection") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pipelines.score import ScoreConfig
 @options(
     ScoreConfig,
     groups={
-        "Data": ("pool", "run", "truth"),
+        "Data": ("pool", "run", "truth", "scores"),
         "Verdicts": ("max_false_positive_rate",),
         "Machine": ("device", "engine", "ray_address", "shard_index", "num_shards"),
     },
@@ -39,7 +39,9 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "called synthetic": "no detector" if summary.called_share is None else f"{summary.called_share:.1%}",
         "detector, measured in training": summary.quality.brief if summary.quality else "unknown",
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
-        "mean confidence": summary.mean_confidence,
+        **(summary.declared.lines if summary.declared else {}),
+        **{f"{name}, images with a value": count for name, count in summary.outside.items()},
+        "mean confidence": "no classes" if summary.mean_confidence is None else summary.mean_confidence,
         "seconds": summary.seconds,
     }
     console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
@@ -47,7 +49,8 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         console.note(statement)
     if summary.thresholds:
         console.note(summary.thresholds.statement)
-    console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    if summary.pseudo_labels:
+        console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
     _show(summary.domains or [])
     locations = f"--pool {settings.pool} --run {settings.run}"
     if settings.num_shards > 1:

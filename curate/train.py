@@ -43,12 +43,13 @@ def train(
 ) -> None:
     """Train a real/synthetic detector and a classifier on the pool.
 
-    The method is RSMatch. It needs the pool and a few labeled real images.
+    The method is RSMatch. It needs the pool and a few labeled real images; if these have no classes, it trains the
+    detector alone.
     """
     from pipelines.compute import devices
 
     if "labeled" not in flags and config is None:
-        raise BadInput("--labeled is missing: give a folder of real images with one folder per class.")
+        raise BadInput("--labeled is missing: give a folder of real images, best with one folder per class.")
     if config is None and devices.choose(flags.get("machine.device", "auto")).type == "cpu":
         config = "cpu"
         console.note("No GPU: training with the recipe `cpu`. Use --config to choose another.")
@@ -68,7 +69,7 @@ def train(
         "labeled also in the pool": summary.labeled_in_pool,
         "detector": "none" if summary.quality is None else summary.quality.brief,
         **{f"marked: {what}": count for what, count in summary.marked.items()},
-        "classes": ", ".join(summary.classes),
+        "classes": ", ".join(summary.classes) or "none: the detector alone was trained",
         "seconds": summary.seconds,
     }
     console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts | summary.metrics)

@@ -106,7 +106,11 @@ def consistency(logits_M: Tensor, prob_synthetic_M: Tensor, threshold: float) ->
 
 
 class RSMatch:
-    """Classifier, detector, queue and thresholds, and the step that trains them. A plain loop calls `step`."""
+    """Classifier, detector, queue and thresholds, and the step that trains them. A plain loop calls `step`.
+
+    A classifier of one output says that there are no classes. Then the detector alone is trained, from its first step:
+    all images are of one pseudo-class, the queue has one sub-queue, and the classifier stays as it is.
+    """
 
     has_detector = True
 
@@ -124,22 +128,34 @@ class RSMatch:
     ) -> None:
         self.recipe, self.controls, self.marked, self.risk, self._autocast = recipe, controls, marked, risk, autocast
         device, num_classes = next(classifier.parameters()).device, classifier.real.out_features
-        averages = averaged(classifier), averaged(detector)  # copied before `norms` changes the networks
+        self.has_classes = num_classes > 1
+        average = averaged(classifier)  # copied before `norms` changes the network
+        self.learn_detector(detector)
         (norms.split if controls.split_norms else norms.synchronize)(classifier)
-        norms.synchronize(detector)
-        sgd_ = sgd(classifier, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-        self.classifier = Learner(classifier, averages[0], sgd_)
-        self.detector = Learner(detector, averages[1], adamw(detector, weight_decay=0.01))
-        self.resample = detector.equalizes if controls.resampled_views is None else controls.resampled_views
+        sgd_ = sgd(
+            classifier,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            backbone_rate=recipe.backbone_rate,
+        )
+        self.classifier = Learner(classifier, average, sgd_)
         self.rules = tuple(rules.build(recipe, num_classes, num_images).to(device) for _head in ("real", "dummy"))
         self.examples = Examples(recipe, controls, num_classes, marked, device)
         self.thresholds = Thresholds(follows=controls.share_thresholds).to(device)
         self.residual_score = ResidualScore().to(device)
 
+    def learn_detector(self, detector: Detector) -> None:
+        """Take the detector and what trains it."""
+        average = averaged(detector)
+        norms.synchronize(detector)
+        self.detector = Learner(detector, average, adamw(detector, weight_decay=0.01))
+        resampled = self.controls.resampled_views
+        self.resample = detector.equalizes if resampled is None else resampled
+
     @property
     def bootstrap_step(self) -> int | None:
         """`bootstrap` is called just before this step, once pseudo-labels are reliable enough; None: never."""
-        return self.recipe.warmup_steps if self.controls.bootstraps else None
+        return self._warmup_steps if self.controls.bootstraps else None
 
     @property
     def detector_start(self) -> int:
@@ -149,13 +165,28 @@ class RSMatch:
     @property
     def routing_start(self) -> int:
         """First step in which images may go to the dummy head."""
-        return max(self.recipe.warmup_steps, self.detector_start + DETECTOR_SETTLES)
+        return max(self._warmup_steps, self.detector_start + DETECTOR_SETTLES)
+
+    @property
+    def _warmup_steps(self) -> int:
+        return self.recipe.warmup_steps if self.has_classes else 0  # without classes there is nothing to warm up
 
     def step(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
         """Train on one batch. Returns figures as tensors; nothing waits for the device."""
-        x, y, u = augment.weak(batch.labeled, rng), batch.labels, batch.unlabeled
+        if self.has_classes:
+            return self._train_both(number, batch, fetch_tiles, rng)
         evidence, g = self.route(number, batch, rng)
-        views = Views(x, y, augment.weak(u, rng), augment.strong(u, rng), batch.rows)
+        assert evidence is not None, "without classes and without a detector there is nothing to train"
+        one_class = torch.zeros_like(batch.rows)
+        figures = self._train_detector(number, batch, evidence, one_class, fetch_tiles, rng)
+        return {"dummy_share": g.float().mean()} | figures
+
+    def _train_both(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
+        """Train the classifier and, from its first step on, the detector."""
+        view = self.classifier.network.augmentation
+        x, y, u = view.weak(batch.labeled, rng), batch.labels, batch.unlabeled
+        evidence, g = self.route(number, batch, rng)
+        views = Views(x, y, view.weak(u, rng), view.strong(u, rng), batch.rows)
         with self._autocast:
             losses = classifier_loss(self.classifier.network, views, g, self.rules, self.controls)
         self.classifier.descend(
@@ -171,6 +202,14 @@ class RSMatch:
         if evidence is not None and number >= self.detector_start:
             figures |= self._train_detector(number, batch, evidence, losses.pseudo_labels, fetch_tiles, rng)
         return figures
+
+    @torch.no_grad()
+    def pseudo_labels(self, images_BCHW: Tensor) -> Tensor:
+        """Pseudo-labels (B,) int64 by the averaged real head; without classes all images are of one."""
+        if not self.has_classes:
+            return torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
+        labels: Tensor = self.classifier.average(images_BCHW).real.argmax(1)
+        return labels
 
     @torch.no_grad()
     def route(self, number: int, batch: Batch, rng: Rng) -> tuple[Tensor | None, Tensor]:

@@ -26,6 +26,15 @@ def run(description: str = "Folder of the run that scored the pool.") -> Any:
     return Field(default=Path("run"), description=description)
 
 
+def scores() -> Any:
+    """Scores from outside, as NAME=FILE."""
+    return Field(
+        default=(),
+        description="Scores by another model, as NAME=FILE: a parquet or CSV with a column key or sha256 and one of "
+        "values. They become the column NAME of --where, report and review. Can be given several times.",
+    )
+
+
 def device() -> Any:
     """Device of the networks: auto, cuda or cpu."""
     return Field(default="auto", description="Device of the networks; auto is the GPU where there is one.")

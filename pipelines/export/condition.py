@@ -7,7 +7,7 @@ subquery, no aggregate, no clock, no random numbers.
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -25,9 +25,12 @@ _ALLOWED = {
 class Where:
     """A checked condition; `mask` applies it to the rows of a shard."""
 
-    def __init__(self, condition: str, schema: pa.Schema) -> None:
-        """Check `condition` against the columns of `schema`. BadInput if it is wrong or not allowed."""
-        self._condition = condition
+    def __init__(self, condition: str, schema: pa.Schema, without: Collection[str] = (), why: str = "") -> None:
+        """Check `condition` against the columns of `schema`; those in `without` are empty here, and `why` says why.
+
+        Raises BadInput if the condition is wrong, not allowed, or about an empty column.
+        """
+        self._condition, self._without, self._why = condition, without, why
         self._connection = duckdb.connect(
             config={
                 "enable_external_access": False,
@@ -75,10 +78,12 @@ class Where:
                 )
             if kind == "COLUMN_REF":
                 name = ".".join(node["column_names"])
-                if name.lower() not in columns:
+                if name.lower() not in (column.lower() for column in columns):  # as DuckDB compares them
                     near = difflib.get_close_matches(name, columns, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(columns)}."
                     raise self._refusal(f"there is no column {name!r}; {hint}")
+                if name.lower() in self._without:
+                    raise self._refusal(f"{name} is empty, because {self._why}")
 
     def _parse(self) -> dict[str, Any]:
         """Parse the condition into its syntax tree. BadInput if there is anything beside one expression."""

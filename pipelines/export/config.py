@@ -22,7 +22,7 @@ class ExportConfig(BaseModel):
     run: LocalFolder = settings.run()
     where: str | None = Field(
         default=None,
-        description="SQL condition on the columns of pool and scores, such as "
+        description="SQL condition on the columns of pool and scores and on scores from outside, such as "
         '"prob_synthetic < 0.1 and width >= 64". Images that do not meet it are dropped.',
     )
     keep: Literal["real", "synthetic", "all"] = Field(
@@ -53,7 +53,7 @@ class Summary:
     pool: int  # images
     kept: int  # images
     dropped: dict[str, int]  # images by reason
-    per_class: dict[str, int]  # kept images by pseudo-label
+    per_class: dict[str, int]  # kept images by pseudo-label; empty without classes
     shards: int
     num_bytes: int  # of the kept images
     warning: str  # what to know of the detector before deleting what was dropped; empty if nothing

@@ -48,7 +48,7 @@ def _difference(row: Mapping[str, Any] | None, sample: Mapping[str, Any] | None)
     digests = {hashlib.sha256(part).hexdigest() for part in sample.values() if isinstance(part, bytes)}
     if row["sha256"] not in digests:
         return f"webdataset does not find the image of {key} that kept.parquet lists"
-    if sample.get("cls") != str(row["cls"]).encode():
+    if sample.get("cls") != (None if row["cls"] is None else str(row["cls"]).encode()):
         return f"webdataset finds the class {sample.get('cls')!r} of {key} where kept.parquet lists {row['cls']}"
     if json.loads(sample.get("json", b"{}")).get("curate", {}).get("key") != key:
         return f"webdataset finds no metadata of {key}"

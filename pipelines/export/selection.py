@@ -35,7 +35,7 @@ class Reason(StrEnum):
 def judge(rows: pa.Table, config: ExportConfig, met: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
     """Reason (N,) to drop each row, None for rows to keep; `met` (N,) is whether the `where` condition holds.
 
-    Raises Incompatible if `keep` needs a detector and the run has none.
+    Raises Incompatible if `keep` needs a detector and the run has none. Without classes there is no confidence.
     """
     reasons = np.full(rows.num_rows, None, dtype=object)
     if config.keep != "all" and rows["synthetic"].null_count:
@@ -45,7 +45,8 @@ def judge(rows: pa.Table, config: ExportConfig, met: npt.NDArray[np.bool_]) -> n
         )
     synthetic = rows["synthetic"].to_numpy(zero_copy_only=False).astype(bool)
     reasons[~met] = Reason.WHERE
-    reasons[rows["confidence"].to_numpy() < np.float32(config.min_confidence)] = Reason.LOW_CONFIDENCE
+    confidence = rows["confidence"].fill_null(1.0).to_numpy()
+    reasons[confidence < np.float32(config.min_confidence)] = Reason.LOW_CONFIDENCE
     if config.keep == "real":
         reasons[synthetic] = Reason.SYNTHETIC
     elif config.keep == "synthetic":

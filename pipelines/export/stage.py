@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.compute import engine
-from pipelines.errors import Incompatible, MissingArtifact
+from pipelines.errors import BadInput, Incompatible, MissingArtifact
 from pipelines.export import folder, readback, selection
 from pipelines.export.condition import Where
 from pipelines.export.config import ExportConfig, Summary
@@ -39,7 +39,7 @@ from pipelines.export.selection import Reason, Selection
 from pipelines.export.worker import KEPT_SCHEMA, Piece, Task, pack
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import quality
-from pipelines.run.scores import SCHEMA, ScoredPool
+from pipelines.run.scores import ScoredPool
 from pipelines.storage.atomic import replacing, save_array, write_json
 from pipelines.storage.locations import Location
 
@@ -50,6 +50,8 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 
+OF_CLASSES = ("pseudo_label", "confidence", "probs")  # columns that are empty without classes
+
 _UIDS = np.dtype("u8,u8")
 
 
@@ -57,8 +59,9 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     """Write the export; see the module.
 
     Raises MissingArtifact if a shard has no scores; Incompatible if the scores belong to another pool, change during
-    the export, or another process is exporting to the same folder; BadInput for a wrong `where` and for an `out` that
-    holds anything but an earlier export; CorruptShard if the pool is damaged or the first shard cannot be read back.
+    the export, or another process is exporting to the same folder; BadInput for a wrong `where`, for an option about
+    classes that the run does not have, and for an `out` that holds anything but an earlier export; CorruptShard if the
+    pool is damaged or the first shard cannot be read back.
     """
     scored = ScoredPool.open(config.pool, config.run)
     if scored.unscored:
@@ -66,10 +69,13 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             f"{config.run}/scores: {len(scored.unscored)} of {len(scored.pool.shards)} shards of {config.pool} have no "
             f"scores, among them {scored.unscored[0]}: run `curate score` first."
         )
+    _check_classes(scored, config)
+    without = () if scored.classes else OF_CLASSES
+    why = f"{config.run} was trained on images without classes"
     origins = [scored.origin(shard) for shard in scored.shards]
     with (
         folder.opened(config.out) as work,
-        closing(Where("true" if config.where is None else config.where, SCHEMA)) as where,
+        closing(Where("true" if config.where is None else config.where, scored.schema, without, why)) as where,
     ):
         chosen = selection.prepare(scored, config, where, on_tick)
         folder.clear(work)
@@ -79,9 +85,21 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     return summary
 
 
+def _check_classes(scored: ScoredPool, config: ExportConfig) -> None:
+    """Raise BadInput for an option about classes if the run has none."""
+    if scored.classes:
+        return
+    for option, given in (("--min-confidence", config.min_confidence > 0), ("--per-class", config.per_class)):
+        if given:
+            raise BadInput(
+                f"{option}: {config.run} was trained on images without classes, so there are no pseudo-labels. Leave "
+                f"out {option}."
+            )
+
+
 def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Location, on_tick: OnTick) -> Summary:
     dropped, per_class = Counter[str](), Counter[str]()
-    uids, num_shards, num_bytes, first = [], 0, 0, None
+    uids, num_kept, num_shards, num_bytes, first = [], 0, 0, 0, None
     jobs = min(config.jobs, -(-scored.pool.num_images // config.shard_size))
     workers = engine.choose(config.engine, jobs=jobs, address=config.ray_address)
     work_on = partial(pack, scored.pool.root.absolute(), work, scored.classes)
@@ -98,12 +116,12 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
             words = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in rows["uid"].to_pylist()]
             uids.append(np.array(words, dtype=_UIDS))
             per_class.update(rows["pseudo_label"].to_pylist())
-            num_shards, num_bytes = num_shards + 1, num_bytes + task.num_bytes
+            num_kept, num_shards, num_bytes = num_kept + rows.num_rows, num_shards + 1, num_bytes + task.num_bytes
             counts = {
                 "count": rows.num_rows, "successes": rows.num_rows, "failed_to_download": 0, "failed_to_resize": 0
             }  # fmt: skip
             write_json(work / f"{task.shard}_stats.json", counts)
-            figures = {"kept": per_class.total()}
+            figures = {"kept": num_kept}
             on_tick(Tick(done=task.num_judged, total=scored.pool.num_images, unit="images", figures=figures))
     if first is not None:
         readback.check(work / "00000.tar", first)
@@ -113,7 +131,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
     summary = Summary(
         out=str(config.out),
         pool=scored.pool.num_images,
-        kept=per_class.total(),
+        kept=num_kept,
         dropped={reason.value: dropped[reason.value] for reason in Reason if dropped[reason.value]},
         per_class={name: per_class[name] for name in scored.classes},
         shards=num_shards,

@@ -1,4 +1,4 @@
-"""Write one shard of an export: the images chosen for it, each with its class and metadata.
+"""Write one shard of an export: the images chosen for it, each with its class, if there are classes, and metadata.
 
 This is the part of export that runs in parallel. It knows one shard; which images belong in it was decided before.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.errors import CorruptShard, Incompatible
 from pipelines.pool.manifest import KEY_DIGITS, Pool
+from pipelines.run.scores import SCHEMA
 from pipelines.storage.atomic import replacing
 from pipelines.storage.json_text import to_json
 from pipelines.storage.locations import Location
@@ -24,9 +25,9 @@ KEPT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # of the export
-        pa.field("cls", pa.int32(), nullable=False),  # index of the pseudo-label among the model's classes
-        pa.field("pseudo_label", pa.string(), nullable=False),
-        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("cls", pa.int32()),  # index of the pseudo-label among the model's classes; null without classes
+        pa.field("pseudo_label", pa.string()),  # this and the next, too
+        pa.field("confidence", pa.float32()),
         pa.field("prob_synthetic", pa.float32()),  # null without a detector
         pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
         pa.field("source", pa.string(), nullable=False),
@@ -91,7 +92,7 @@ def pack(pool: Location, work: Location, classes: tuple[str, ...], task: Task) -
     with replacing(work / f"{task.shard}.tar") as path, ShardWriter(path) as tar:
         for row, sample in _samples(Pool(pool), task):
             index = class_index.get(row["pseudo_label"])
-            if index is None:
+            if index is None and (classes or row["pseudo_label"] is not None):
                 what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
                 raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
             for suffix, content in _members(row, sample, index).items():
@@ -124,7 +125,7 @@ def uid_of(metadata: bytes | None, sha256: str) -> str:
 
 
 def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
-    """The crawl's JSON of an image, with our columns added under "curate".
+    """The crawl's JSON of an image, with our columns added under "curate", and scores from outside under "outside".
 
     If the crawl's JSON is not an object, or has a "curate" already (an export was ingested), it moves to "crawl".
     """
@@ -136,6 +137,8 @@ def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
     ours: dict[str, Any] = {
         name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED
     }
+    if outside := {name: value for name, value in row.items() if name not in SCHEMA.names}:
+        ours["outside"] = {name: None if value is None else float(f"{value:.7g}") for name, value in outside.items()}
     try:
         text = to_json({**values, "curate": ours}, indent=None)
     except RecursionError:  # it could just be parsed, and is one level deeper here
@@ -156,7 +159,7 @@ def _any_json(metadata: bytes) -> Any:
         return metadata.decode("utf-8", "backslashreplace")
 
 
-def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int) -> dict[str, bytes]:
+def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int | None) -> dict[str, bytes]:
     """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files.
 
     `webdataset` decodes .txt as UTF-8 and .cls as a number, and fails if they are not. The pool keeps them as they were
@@ -169,7 +172,8 @@ def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: i
     for suffix in others:
         if suffix.rpartition(".")[2] == "txt":
             others[suffix] = _text(others[suffix]).encode()
-    return {row["format"]: image, "cls": str(class_index).encode(), "json": describe(metadata, row), **others}
+    own_class = {} if class_index is None else {"cls": str(class_index).encode()}
+    return {row["format"]: image, **own_class, "json": describe(metadata, row), **others}
 
 
 def _text(content: bytes) -> str:

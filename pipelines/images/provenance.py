@@ -2,12 +2,22 @@
 
 Declarations are kept apart from scores: they can be forged or stripped, and most images on the web have none. A
 declaration of "synthetic" wins over one of "camera", because generators copy camera tags but cameras copy no prompts.
+
+Source types are IPTC's terms (https://cv.iptc.org/newscodes/digitalsourcetype/), in XMP or in C2PA actions. A picture
+that was merely enhanced, retouched or composed with a model's help declares neither.
+
+C2PA manifests are read by the extra `c2pa`. Only the actions of the active manifest count: those of its ingredients say
+how a part of the picture was made, or an earlier version of it. Nothing is fetched, neither manifests that are stored
+elsewhere nor revocation lists, and the signer is not looked up in any list of trusted ones. So "c2pa" means that the
+file has not changed since somebody signed it. Without the extra a manifest declares nothing, because its bytes alone do
+not tell the picture from its ingredients; `by` then says that it was not read.
 """
 
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,7 +25,9 @@ from PIL import Image
 class Declared(NamedTuple):
     """`what` is "synthetic", "camera" or None; `by` names the field that declares it, such as "png:parameters".
 
-    A C2PA manifest alone is (None, "c2pa"): worth a look, but not a declaration by itself.
+    A C2PA manifest is "c2pa", or "c2pa (signature invalid)" if the file was changed after it was signed or the signer's
+    certificate had expired. One that declares neither is on record as well, with `what` None, and so is one that is
+    "c2pa (unreadable)", or "c2pa (not read)" without the extra.
     """
 
     what: str | None = None
@@ -23,6 +35,7 @@ class Declared(NamedTuple):
 
 
 NOTHING = Declared()
+NOT_READ = "c2pa (not read)"  # without the extra
 
 _PROMPT_CHUNKS = (  # PNG text chunks that generators leave
     "parameters",  # AUTOMATIC1111 and its descendants
@@ -44,10 +57,21 @@ _AFTER_STEPS = re.compile(r"\b(?:Sampler|CFG scale|Seed): ")
 _MIDJOURNEY_JOB = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f]{4}-")
 _CREATOR_TOOL = re.compile(r"CreatorTool(?:=[\"']|>)([^\"'<]*)")
 _COMFYUI_TAG = re.compile(r"(?:workflow|prompt):\s*\{")
-# IPTC's terms. `compositeWithTrainedAlgorithmicMedia`, a photograph retouched by a model, is neither of the two.
-_SYNTHETIC_SOURCE = "trainedAlgorithmicMedia"
-_CAMERA_SOURCE = "digitalCapture"
+# All others are neither: compositeWithTrainedAlgorithmicMedia, algorithmicallyEnhanced, screenCapture, humanEdits, ...
+_SOURCE_TYPES = {
+    "trainedAlgorithmicMedia": "synthetic",
+    "algorithmicMedia": "synthetic",
+    "compositeSynthetic": "synthetic",
+    "digitalCapture": "camera",
+    "computationalCapture": "camera",
+    "negativeFilm": "camera",
+    "positiveFilm": "camera",
+    "print": "camera",
+}
+_XMP_SOURCE_TYPE = re.compile(r"DigitalSourceType\s*(?:=|>|rdf:resource\s*=)[\s\"']*([^\s\"'<]+)")
 _C2PA_STORE = bytes.fromhex("6332706100110010800000aa00389b71")  # JUMBF type of a C2PA manifest store, in any container
+_C2PA_SOUND = ("Valid", "Trusted")
+_C2PA_SETTINGS = {"verify": {"verify_trust": False, "ocsp_fetch": False, "remote_manifest_fetch": False}}
 
 _MAX_TEXT = 1 << 20
 _JPEG_DECLARING = (0xE1, 0xEB)  # APP1: EXIF and XMP; APP11: C2PA
@@ -98,7 +122,7 @@ def _of_image(image: Image.Image, content: bytes) -> Iterator[Declared]:
     if "comment" in info and _has_parameters(_plain(info["comment"])):
         yield Declared("synthetic", "comment")
     if _C2PA_STORE in content:
-        yield Declared("synthetic" if _SYNTHETIC_SOURCE.encode() in content else None, "c2pa")
+        yield _of_c2pa(content)
 
 
 def _of_png(info: Mapping[str | tuple[int, int], object]) -> Iterator[Declared]:
@@ -116,13 +140,42 @@ def _of_software(name: str) -> Iterator[Declared]:
 
 
 def _of_xmp(xmp: str) -> Iterator[Declared]:
-    if "DigitalSourceType" in xmp:
-        if _SYNTHETIC_SOURCE in xmp:
-            yield Declared("synthetic", "xmp:DigitalSourceType")
-        elif _CAMERA_SOURCE in xmp:
-            yield Declared("camera", "xmp:DigitalSourceType")
+    for term in _XMP_SOURCE_TYPE.findall(xmp):
+        if what := _source_type(term):
+            yield Declared(what, "xmp:DigitalSourceType")
     for tool in _CREATOR_TOOL.findall(xmp):
         yield from _of_software(tool)
+
+
+def _of_c2pa(content: bytes) -> Declared:
+    """What the actions of a file's active C2PA manifest declare."""
+    try:
+        import c2pa
+    except ImportError:
+        return Declared(None, NOT_READ)
+    try:
+        settings = c2pa.Settings.from_dict(_C2PA_SETTINGS)
+        with c2pa.Context(settings) as context, c2pa.Reader(io.BytesIO(content), context=context) as reader:
+            store = json.loads(reader.json())
+        found = {_source_type(str(term)) for term in _terms_of_actions(store["manifests"][store["active_manifest"]])}
+    except (c2pa.C2paError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Declared(None, "c2pa (unreadable)")
+    what = "synthetic" if "synthetic" in found else "camera" if "camera" in found else None
+    return Declared(what, "c2pa" if store.get("validation_state") in _C2PA_SOUND else "c2pa (signature invalid)")
+
+
+def _terms_of_actions(manifest: Mapping[str, Any]) -> Iterator[object]:
+    """Source types that the actions of a C2PA manifest give the picture as a whole."""
+    for assertion in manifest["assertions"]:
+        if assertion["label"].startswith("c2pa.actions"):  # also c2pa.actions.v2, c2pa.actions__1
+            for action in assertion["data"]["actions"]:
+                if action["action"] != "c2pa.placed":  # which describes an ingredient
+                    yield action.get("digitalSourceType")
+
+
+def _source_type(term: str) -> str | None:
+    """What one of IPTC's terms declares; `term` is its name, or its address."""
+    return _SOURCE_TYPES.get(term.rstrip("/").rpartition("/")[2])
 
 
 def _of_exif(exif: Image.Exif) -> Iterator[Declared]:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,14 @@ class Views:
         return Views(images, images if self.tiles is self.images else function(self.tiles))
 
 
+class ViewMaker(Protocol):
+    """Turns files into views: a `Decoder` into pixels, a `pipelines.pool.features.FeatureReader` into features."""
+
+    def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
+        """Views of many images. Raises CorruptShard for one that is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Sizes of the two views, in pixels."""
@@ -49,13 +58,13 @@ class Decoder:
 
     def decode(self, key: str, data: bytes) -> tuple[Pixels, Pixels]:
         """Decode one image to (3, S, S) and (3, T, T). Raises CorruptShard for bytes that are not an image."""
-        picture = _picture(key, data)
-        native = np.asarray(picture)
-        return _planes(_square(picture, native, self.image_size)), _planes(_tile(native, self.detector_size, data))
+        opened = picture(key, data)
+        native = np.asarray(opened)
+        return planes(square(opened, native, self.image_size)), planes(_tile(native, self.detector_size, data))
 
     def decode_tile(self, key: str, data: bytes) -> Pixels:
         """Decode one image to its (3, T, T) tile only. Raises CorruptShard as `decode` does."""
-        return _planes(_tile(np.asarray(_picture(key, data)), self.detector_size, data))
+        return planes(_tile(np.asarray(picture(key, data)), self.detector_size, data))
 
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
         """Decode many images on `threads`."""
@@ -66,7 +75,8 @@ class Decoder:
         return Views(images, torch.from_numpy(np.stack([tile for _, tile in pairs])))
 
 
-def _picture(key: str, data: bytes) -> Image.Image:
+def picture(key: str, data: bytes) -> Image.Image:
+    """Decode a file to an upright RGB image. Raises CorruptShard for bytes that are not an image."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             return upright(opened).convert("RGB")
@@ -78,22 +88,29 @@ def _picture(key: str, data: bytes) -> Image.Image:
         ) from None
 
 
-def _square(picture: Image.Image, native: Pixels, size: int) -> Pixels:
-    if picture.size == (size, size):
+def square(opened: Image.Image, native: Pixels, size: int) -> Pixels:
+    """Resize the shorter side of an image, whose pixels are `native`, and crop the middle: (size, size, 3)."""
+    if opened.size == (size, size):
         return native
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(opened, (size, size), Image.Resampling.BICUBIC))
+
+
+def symmetric(native: Pixels, size: int) -> Pixels:
+    """Continue an image (H, W, 3) by its mirror image to at least `size` pixels on each side."""
+    height, width = native.shape[:2]
+    if height >= size and width >= size:
+        return native
+    return np.pad(native, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="symmetric")
 
 
 def _tile(native: Pixels, size: int, data: bytes) -> Pixels:
+    native = symmetric(native, size)
     height, width = native.shape[:2]
-    missing = ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0))
-    if height < size or width < size:
-        native = np.pad(native, missing, mode="symmetric")
-        height, width = native.shape[:2]
     position = zlib.crc32(data)
     top, left = position % (height - size + 1), (position >> 16) % (width - size + 1)
     return native[top : top + size, left : left + size]
 
 
-def _planes(pixels: Pixels) -> Pixels:
+def planes(pixels: Pixels) -> Pixels:
+    """Pixels (H, W, 3) as (3, H, W)."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

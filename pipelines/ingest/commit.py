@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.images.provenance import NOT_READ
 from pipelines.images.rejects import Reason
 from pipelines.ingest.seen import Digests
 from pipelines.ingest.sources import Unit
@@ -46,6 +47,7 @@ def commit(sifted: Sifted, unit: Unit, number: int, pool: Location, digests: Dig
     write_json(pool / f"{shard}_stats.json", _stats(fresh, rejected, unit))
     counts = Counter(f"rejected:{record.reason}" for record in rejected)
     counts.update(f"declared:{image.declared}" for image in fresh if image.declared)
+    counts.update(f"declared:{NOT_READ}" for image in fresh if image.declared_by == NOT_READ)
     counts.update({"shards": 1, "read": sifted.num_read, "kept": len(fresh)})
     return counts
 

@@ -65,7 +65,9 @@ class Summary:
     read: int  # images
     kept: int  # images
     rejected: dict[str, int]  # images by reason
-    declared: dict[str, int]  # kept images that declare their origin, by what they declare
+    declared: dict[
+        str, int
+    ]  # kept images that declare their origin, by what they declare, and those with an unread C2PA manifest
     images: int  # in the pool now
     notes: tuple[str, ...]  # what was skipped, and why
     seconds: float

@@ -35,6 +35,7 @@ class Summary:
     contradicted: int  # images most of whose neighbors, by the rough search, have the other verdict
     inspections: tuple[Inspection, ...]
     index: Facts
+    neighbors_are_layout: bool  # see `ScoredPool.neighbors_are_layout`
 
 
 def run(config: DisagreementConfig, on_tick: OnTick = ignore) -> Summary:
@@ -61,8 +62,14 @@ def run(config: DisagreementConfig, on_tick: OnTick = ignore) -> Summary:
         chosen = chosen[most_contradicted(others, margin_N[chosen], config.top)]
     inspections = inspect_rows([index.shard_row(position) for position in chosen.tolist()], index, config.neighbors)
     if config.html:
-        write_page(config.html, page_of(inspections))
-    return Summary(num_images=done, contradicted=contradicted, inspections=inspections, index=index.facts)
+        write_page(config.html, page_of(inspections, scored.neighbors_are_layout))
+    return Summary(
+        num_images=done,
+        contradicted=contradicted,
+        inspections=inspections,
+        index=index.facts,
+        neighbors_are_layout=scored.neighbors_are_layout,
+    )
 
 
 def candidates(others_N: npt.NDArray[np.int16], margin_N: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.intp]:

@@ -6,8 +6,9 @@ out     for each query its scores, its nearest neighbors with theirs, and how ma
 again   the same result, from the existing index
 
 The embeddings are the classifier's, so neighbors show similar things. If they have another label, the label is in
-doubt. Another verdict is no such sign: the detector judges how an image was made, not what it shows, and a synthetic
-cat can well have real cats as neighbors.
+doubt. A run without classes has no labels, and its neighbors may only have similar colors
+(`ScoredPool.neighbors_are_layout`); whoever looks at them is told so. Another verdict is no such sign: the detector
+judges how an image was made, not what it shows, and a synthetic cat can well have real cats as neighbors.
 """
 
 import re
@@ -51,8 +52,8 @@ class Item:
     declared: str | None  # by the file itself: synthetic, camera or nothing
     prob_synthetic: float | None  # this and the next: None without a detector
     synthetic: bool | None
-    pseudo_label: str
-    confidence: float
+    pseudo_label: str | None  # this and the next: None without classes
+    confidence: float | None
     marked: str | None = None  # by a person: real, synthetic or skip
     distance: float | None = None  # to the query: 1 - cosine of the embeddings
     tar: str | None = None  # shard of the pool with the image's bytes; this and the next two: None outside the pool
@@ -83,8 +84,10 @@ class Inspection:
         return sum(neighbor.synthetic != self.query.synthetic for neighbor in self.neighbors)
 
     @property
-    def other_label(self) -> int:
-        """Number of neighbors with another pseudo-label than the query's."""
+    def other_label(self) -> int | None:
+        """Number of neighbors with another pseudo-label than the query's; None without classes."""
+        if self.query.pseudo_label is None:
+            return None
         return sum(neighbor.pseudo_label != self.query.pseudo_label for neighbor in self.neighbors)
 
 
@@ -94,6 +97,7 @@ class Summary:
 
     inspections: tuple[Inspection, ...]
     index: Facts
+    neighbors_are_layout: bool  # see `ScoredPool.neighbors_are_layout`
 
 
 class _Query(NamedTuple):
@@ -112,8 +116,8 @@ def run(config: InspectConfig, on_tick: OnTick = ignore) -> Summary:
     index = Index.open(scored, on_tick)
     inspections = tuple(_with_neighbors(queries, index, config.neighbors))
     if config.html:
-        write_page(config.html, page_of(inspections))
-    return Summary(inspections=inspections, index=index.facts)
+        write_page(config.html, page_of(inspections, scored.neighbors_are_layout))
+    return Summary(inspections=inspections, index=index.facts, neighbors_are_layout=scored.neighbors_are_layout)
 
 
 def inspect_rows(shard_rows: Sequence[tuple[str, int]], index: Index, neighbors: int) -> tuple[Inspection, ...]:
@@ -215,8 +219,8 @@ def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredP
             declared=accepted.declared,
             prob_synthetic=None if scores.prob_synthetic is None else float(scores.prob_synthetic[0]),
             synthetic=None if scores.synthetic is None else bool(scores.synthetic[0]),
-            pseudo_label=scores.pseudo_label[0],
-            confidence=float(scores.confidence[0]),
+            pseudo_label=None if scores.pseudo_label is None else scores.pseudo_label[0],
+            confidence=None if scores.confidence is None else float(scores.confidence[0]),
         )
         queries.append(_Query(item, scores.embeddings[0], None))
     return queries
@@ -250,14 +254,17 @@ def content_of(item: Item) -> bytes:
 # The page
 
 
-def page_of(inspections: Sequence[Inspection]) -> str:
+def page_of(inspections: Sequence[Inspection], neighbors_are_layout: bool) -> str:
     """The contact sheet of some inspections, with their images."""
     items = ((inspection.query, *inspection.neighbors) for inspection in inspections)
-    return contact_sheet(inspections, ([content_of(item) for item in row] for row in items))
+    return contact_sheet(inspections, ([content_of(item) for item in row] for row in items), neighbors_are_layout)
 
 
-def contact_sheet(inspections: Sequence[Inspection], contents: Iterable[Sequence[bytes]]) -> str:
+def contact_sheet(
+    inspections: Sequence[Inspection], contents: Iterable[Sequence[bytes]], neighbors_are_layout: bool
+) -> str:
     """One HTML page; `contents` has the image files of each query and its neighbors. All text is escaped."""
     with foreign_images():
         pictures = [[encode(content, CONTACT_SHEET).data_uri for content in row] for row in contents]
-    return render("contact_sheet.html.j2", {"sheets": list(zip(inspections, pictures, strict=True))})
+    sheets = list(zip(inspections, pictures, strict=True))
+    return render("contact_sheet.html.j2", {"sheets": sheets, "neighbors_are_layout": neighbors_are_layout})

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 
-from pipelines.pool.manifest import Pool
+from pipelines.pool.manifest import POOL_SCHEMA, Pool
 from pipelines.storage.shards import read_spans_across
 
 
@@ -48,10 +50,18 @@ class Rows:
 
     def members(self) -> list[str]:
         """Names (N,) of the images in the crawl."""
-        listed = set(self.key.tolist())
-        tables = self.pool.tables(["key", "member"])
-        named = (zip(table["key"].to_pylist(), table["member"].to_pylist(), strict=True) for table in tables)
-        return [member for pairs in named for key, member in pairs if key in listed]
+        names: list[str] = self.columns(["member"])["member"].to_pylist()
+        return names
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Read columns of the manifest for these rows (N,), in their order."""
+        bounds = [*np.flatnonzero(np.diff(self.shard, prepend=-1)), len(self)]  # a shard's rows stand together
+        parts = [POOL_SCHEMA.empty_table().select(list(names))]
+        for start, stop in pairwise(bounds):
+            table = self.pool.rows(self.pool.shards[self.shard[start]], ["offset", *names])
+            found = np.searchsorted(table["offset"].to_numpy(), self.offset[start:stop])  # ascending, as in the tar
+            parts.append(table.select(list(names)).take(found))
+        return pa.concat_tables(parts)
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Read the original bytes of `rows`. CorruptShard if a shard is truncated or missing."""

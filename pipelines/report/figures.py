@@ -133,6 +133,8 @@ def maps(kind: Literal["auto", "tsne", "pca"], scored: ScoredPool, found: Survey
         legend = [("real", "called real"), ("synthetic", "called synthetic")]
         drawing = charts.points("map-verdict", "Embeddings by verdict", about, points_N2, groups)
         drawn.append(Figure(title="By verdict", drawing=drawing, legend=legend, text=how))
+    if not found.classes:
+        return drawn
     labels = np.asarray(rows["pseudo_label"].to_pylist(), dtype=object)
     largest = sorted(found.classes, key=lambda name: -found.classes[name].num_images)
     largest = sorted(largest[: charts.COLORS], key=list(found.classes).index)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.run.evaluation import NO_DECLARATIONS, DeclaredCheck
 from pipelines.run.scores import ScoredPool
 from pipelines.storage.shards import end_of_samples, read_spans_across, sample_spans, sample_start
 from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
@@ -46,6 +47,33 @@ class Share:
     num_images: int = 0
     num_synthetic: int = 0
     confidence: float = 0.0  # sum
+
+
+@dataclass
+class Values:
+    """Scores from outside, in a few numbers; images without a value do not count."""
+
+    num_images: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    sums: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})  # by the detector's verdict
+    counts: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+
+    def add(self, values: npt.NDArray[np.float32], synthetic: npt.NDArray[np.bool_]) -> None:
+        """Add the values (N,) of a shard, nan where there is none, by whether images are called synthetic (N,)."""
+        there = np.isfinite(values)
+        for verdict in (False, True):
+            mine = values[there & (synthetic == verdict)].astype(np.float64)
+            self.sums[verdict] += float(mine.sum())
+            self.counts[verdict] += len(mine)
+        if there.any():
+            self.num_images += int(there.sum())
+            self.low, self.high = min(self.low, float(values[there].min())), max(self.high, float(values[there].max()))
+
+    def mean(self, *verdicts: bool) -> float | None:
+        """Mean value of the images with one of these verdicts; None if there are none."""
+        count = sum(self.counts[verdict] for verdict in verdicts)
+        return sum(self.sums[verdict] for verdict in verdicts) / count if count else None
 
 
 class Sample:
@@ -117,15 +145,17 @@ class Survey:
     rejected: dict[str, Rejected]
     formats: Counter[str]
     declared: dict[str, Share]  # by what the file says: synthetic, camera, nothing
-    classes: dict[str, Share]
+    classes: dict[str, Share]  # empty without classes
     scores: Counts | None  # (BINS,) histogram of prob_synthetic; None without a detector
-    confidences: Counts | None  # (BINS,)
+    confidences: Counts | None  # (BINS,); None without classes
     sample: pa.Table
     most_synthetic: Best
     most_real: Best
     least_sure: Best
     synthetic_of_class: Best
     real_of_class: Best
+    check: DeclaredCheck = NO_DECLARATIONS  # of the model's verdicts, whatever a person has marked
+    outside: dict[str, Values] = field(default_factory=dict)  # by name of the scores
 
     @property
     def num_rejected(self) -> int:
@@ -135,7 +165,7 @@ class Survey:
     @property
     def num_synthetic(self) -> int:
         """Number of images that are called synthetic."""
-        return sum(share.num_synthetic for share in self.classes.values())
+        return sum(share.num_synthetic for share in self.declared.values())
 
 
 def survey(
@@ -154,13 +184,14 @@ def survey(
     and `per_class` that of each class and verdict. Raises CorruptShard if a tar is missing.
     """
     shards = scored.shards if scored else pool.shards
+    outside = scored.outside.names if scored else ()
     picked = Sample(sample)
     threshold = scored.threshold if scored else 0.5
     found = Survey(
         num_images=0, num_bytes=0, rejected=_rejected(pool), formats=Counter(), declared={},
         classes={name: Share() for name in classes}, scores=None, confidences=None, sample=None,
         most_synthetic=Best(gallery), most_real=Best(gallery), least_sure=Best(gallery),
-        synthetic_of_class=Best(per_class), real_of_class=Best(per_class),
+        synthetic_of_class=Best(per_class), real_of_class=Best(per_class), outside={name: Values() for name in outside},
     )  # fmt: skip
     for done, rows in enumerate(_tables(pool, scored, shards), 1):
         found.num_images += rows.num_rows
@@ -181,7 +212,11 @@ def survey(
 def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of each shard, with `row`, their number in it, and `stop`, the offset where their sample ends."""
     for shard in shards:
-        rows = scored.rows(shard, (*_OF_POOL, *_OF_SCORES)) if scored else pool.rows(shard, _OF_POOL)
+        rows = (
+            scored.rows(shard, (*_OF_POOL, *_OF_SCORES, *scored.outside.names))
+            if scored
+            else pool.rows(shard, _OF_POOL)
+        )
         _, stops = sample_spans(rows["offset"].to_numpy(), end_of_samples(pool.tar(shard)))
         rows = rows.append_column("row", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
         yield rows.append_column("stop", pa.array(stops, pa.int64())).replace_schema_metadata(None)
@@ -189,25 +224,32 @@ def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Ite
 
 def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
     """Add the scored rows of a shard."""
-    labels, confidence = rows["pseudo_label"].to_pylist(), rows["confidence"].to_numpy()
+    has_classes, has_detector = not rows["pseudo_label"].null_count, not rows["prob_synthetic"].null_count
+    labels, confidence = rows["pseudo_label"].to_pylist(), rows["confidence"].fill_null(0).to_numpy()
     synthetic = rows["synthetic"].fill_null(False).to_numpy()
     kinds = [kind or "nothing" for kind in rows["declared"].to_pylist()]
-    for names, shares in ((labels, found.classes), (kinds, found.declared)):
+    for names, shares in ((labels, found.classes), (kinds, found.declared))[0 if has_classes else 1 :]:
         for name, called, sure in zip(names, synthetic.tolist(), confidence.tolist(), strict=True):
             share = shares.setdefault(name, Share())
             share.num_images += 1
             share.num_synthetic += called
             share.confidence += sure
-    found.confidences = _histogram(confidence, found.confidences)
-    if rows["prob_synthetic"].null_count:  # a run without a detector
+    for name, values in found.outside.items():
+        values.add(rows[name].fill_null(np.nan).to_numpy(), synthetic)
+    if has_classes:
+        found.confidences = _histogram(confidence, found.confidences)
+    if not has_detector:
         found.least_sure.add(rows, -confidence)
         found.real_of_class.add(rows, confidence, labels)
         return
     probs = rows["prob_synthetic"].to_numpy()
+    found.check += DeclaredCheck.of(rows["declared"], pa.chunked_array([pa.array(probs >= threshold)]))
     found.scores = _histogram(probs, found.scores)
     found.most_synthetic.add(rows, probs)
     found.most_real.add(rows, -probs)
     found.least_sure.add(rows, -np.abs(probs - threshold))
+    if not has_classes:
+        return
     for best, called, values in (
         (found.synthetic_of_class, synthetic, probs),
         (found.real_of_class, ~synthetic, confidence),

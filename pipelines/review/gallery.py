@@ -105,8 +105,8 @@ class Gallery:
                     rows["num_bytes"].to_numpy(),
                     rows["prob_synthetic"].fill_null(NO_SCORE).to_numpy(),
                     rows["synthetic"].fill_null(False).to_numpy(),
-                    np.array([number[name] for name in rows["pseudo_label"].to_pylist()], dtype=np.int16),
-                    rows["confidence"].to_numpy(),
+                    np.array([number.get(name, _NONE) for name in rows["pseudo_label"].to_pylist()], dtype=np.int16),
+                    rows["confidence"].fill_null(0).to_numpy(),
                 )
             )
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -160,7 +160,8 @@ class Gallery:
         """Mark images as one action; returns their rows. Raises BadInput for an unknown key or label."""
         verdict, label = judgment.verdict, judgment.label
         if label is not None and label not in self.classes:
-            raise BadInput(f"label {label!r} is none of the classes ({', '.join(self.classes)}).")
+            known = f"none of the classes ({', '.join(self.classes)})" if self.classes else "no class: the run has none"
+            raise BadInput(f"label {label!r} is {known}.")
         rows = [self.row(key) for key in keys]
         made = [Mark(sha256=self.sha256(row), key=self.key(row), verdict=verdict, label=label) for row in rows]
         with self._lock:
@@ -256,8 +257,8 @@ class Gallery:
             "version": self.sha256(row)[:12],
             "prob_synthetic": None if prob == NO_SCORE else round(prob, 4),
             "synthetic": None if prob == NO_SCORE else bool(self.synthetic[row]),
-            "pseudo_label": self.classes[self._model_labels[row]],
-            "confidence": round(float(self.confidence[row]), 4),
+            "pseudo_label": self.classes[self._model_labels[row]] if self.classes else None,
+            "confidence": round(float(self.confidence[row]), 4) if self.classes else None,
             "marked": None if marked == _NONE else _VERDICTS[marked],
             "label": None if label == _NONE else self.classes[label],
         }
@@ -267,14 +268,16 @@ class Gallery:
         number = self._shard_number[shard_of(self.key(row))]
         shard, in_shard = self.scored.shards[number], row - self.starts[number]
         names = ("source", "member", "format", "width", "height", "num_bytes", "declared", "declared_by", "probs")
-        (facts,) = self.scored.rows(shard, names).slice(in_shard, 1).to_pylist()
-        probs = [float(prob) for prob in facts.pop("probs")]
+        outside = self.scored.outside.names
+        (facts,) = self.scored.rows(shard, (*names, *outside)).slice(in_shard, 1).to_pylist()
+        probs = [float(prob) for prob in facts.pop("probs") or ()]
         embedding = np.asarray(self.scored.embeddings(shard)[in_shard : in_shard + 1], dtype=np.float32)
         (found,) = self.index.search(embedding, neighbors + 1)
         others = [(self._row_of(neighbor), neighbor.distance) for neighbor in found]
         best = sorted(zip(probs, self.classes, strict=True), reverse=True)[:5]
         return {
             **self.describe(row),
+            "outside": {name: facts.pop(name) for name in outside},
             **facts,
             "probs": [{"label": name, "prob": round(prob, 4)} for prob, name in best],
             "neighbors": [
@@ -290,7 +293,7 @@ class Gallery:
             synthetic = np.where(self.marked == 0, False, np.where(self.marked == 1, True, self.synthetic))
             passed &= synthetic == (wanted.verdict == "synthetic")
         if wanted.label is not None:
-            number = self.classes.index(wanted.label) if wanted.label in self.classes else _NONE
+            number = self.classes.index(wanted.label) if wanted.label in self.classes else len(self.classes)
             passed &= np.where(self.marked_labels == _NONE, self._model_labels, self.marked_labels) == number
         match wanted.marked:
             case "no" | "yes":
@@ -330,7 +333,7 @@ class Gallery:
         if self.neighborhood is not None:
             doubt = doubt + np.float32(order.DISAGREEMENT) * self.neighborhood.other_label
         groups = order.clusters(lambda: (self.scored.embeddings(shard) for shard in self.scored.shards), len(self))
-        return order.order(doubt, groups * len(self.classes) + self._model_labels)
+        return order.order(doubt, groups * max(1, len(self.classes)) + self._model_labels)
 
 
 def _bytes(digests: Sequence[str]) -> npt.NDArray[np.bytes_]:

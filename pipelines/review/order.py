@@ -16,8 +16,8 @@ instead, 31 % of the first 200 images of a real crawl are errors of the detector
 
 Uncertainty alone would show near-duplicates in a row. Diversity alone (turns over the whole pool) would spend most
 marks on images that the detector already knows. Groups are k-means clusters of the embeddings, divided by pseudo-label,
-so that every class and every kind of image gets its turn. Marked images keep their turns, so marking images does not
-change the order of the others.
+so that every class and every kind of image gets its turn. Without classes there is no disagreement, and groups are the
+clusters alone. Marked images keep their turns, so marking images does not change the order of the others.
 """
 
 from collections.abc import Callable, Iterable

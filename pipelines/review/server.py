@@ -195,6 +195,7 @@ class _Pages:
             "threshold": gallery.threshold,
             "has_detector": gallery.has_detector,
             "has_neighborhood": gallery.neighborhood is not None,
+            "neighbors_are_layout": gallery.scored.neighbors_are_layout,
             "unscored": len(gallery.scored.unscored),
             "max_neighborhoods": MAX_NEIGHBORHOODS,
         }

@@ -19,13 +19,13 @@ from pipelines.run import model, verdicts
 class Scores:
     """Scores of N images. Without a detector `prob_synthetic` is None."""
 
-    embeddings: npt.NDArray[np.float32]  # (N, D), of the classifier's backbone
+    embeddings: npt.NDArray[np.float32]  # (N, D), see `model.Model.embed`
     prob_synthetic: npt.NDArray[np.float32] | None  # (N,), 0..1
     synthetic: npt.NDArray[np.bool_] | None  # (N,)
     verdict: npt.NDArray[np.str_] | None  # (N,), one of `verdicts.VERDICTS`
-    pseudo_label: list[str]
-    confidence: npt.NDArray[np.float32]  # (N,), probability of the pseudo-label
-    probs: npt.NDArray[np.float32]  # (N, K)
+    pseudo_label: list[str] | None  # this and the next two: None without classes
+    confidence: npt.NDArray[np.float32] | None  # (N,), probability of the pseudo-label
+    probs: npt.NDArray[np.float32] | None  # (N, K)
 
 
 class Scorer:
@@ -52,16 +52,17 @@ class Scorer:
         """Score decoded images."""
         classifier, config = self.model.classifier, self.model.config
         views = views.map(lambda pixels: pixels.to(self.device))
-        embeddings = classifier.embed(views.images)
-        probs = classifier.real(embeddings).softmax(1)
-        confidence, label = probs.max(1)
+        embeddings, probs = self.model.embed(views.images), None
+        if config.classes:
+            probs = classifier.real(embeddings).softmax(1)
+            confidence, label = probs.max(1)
         prob_synthetic = self.model.detector(views.tiles).sigmoid().cpu().numpy() if config.has_detector else None
         return Scores(
             embeddings=embeddings.cpu().numpy(),
             prob_synthetic=prob_synthetic,
             synthetic=None if prob_synthetic is None else prob_synthetic >= self.thresholds.synthetic_from,
             verdict=None if prob_synthetic is None else self.thresholds.verdicts(prob_synthetic),
-            pseudo_label=[config.classes[i] for i in label.tolist()],
-            confidence=confidence.cpu().numpy(),
-            probs=probs.cpu().numpy(),
+            pseudo_label=None if probs is None else [config.classes[i] for i in label.tolist()],
+            confidence=None if probs is None else confidence.cpu().numpy(),
+            probs=None if probs is None else probs.cpu().numpy(),
         )

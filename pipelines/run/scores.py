@@ -1,7 +1,7 @@
 """Reads a pool together with its scores, and refuses scores that do not belong to it.
 
 The score files hold what the model says. If a person has marked an image, `ScoredPool.rows` returns the mark instead of
-the model's verdict and label, so everything that reads them here respects it.
+the model's verdict and label, so everything that reads them here respects it. Scores from outside are further columns.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
 from pipelines.pool.manifest import POOL_SCHEMA, Pool, read_parquet
 from pipelines.run import marks as marks_file
-from pipelines.run import verdicts
+from pipelines.run import outside, verdicts
 from pipelines.run.marks import Mark
 from pipelines.storage import locations
 from pipelines.storage.locations import Location
@@ -33,9 +33,10 @@ SCORE_SCHEMA = pa.schema(
         pa.field("prob_synthetic", pa.float32()),  # this and the next two: null if no detector was trained
         pa.field("synthetic", pa.bool_()),
         pa.field("verdict", pa.string()),  # real, unsure or synthetic (pipelines.run.verdicts)
-        pa.field("pseudo_label", pa.string(), nullable=False),  # class name, by the real head
-        pa.field("confidence", pa.float32(), nullable=False),  # probability of the pseudo-label
-        pa.field("probs", pa.list_(pa.float16()), nullable=False),  # (K,), in the order of config.json's classes
+        # This and the next two: null if the labeled images had no classes.
+        pa.field("pseudo_label", pa.string()),  # class name, by the real head
+        pa.field("confidence", pa.float32()),  # probability of the pseudo-label
+        pa.field("probs", pa.list_(pa.float16())),  # (K,), in the order of config.json's classes
     ]
 )
 
@@ -123,16 +124,37 @@ class ScoredPool:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the model's outputs."""
+        """Class names, in the order of the model's outputs; empty without classes."""
         return tuple(self.model["classes"])
 
-    def rows(self, shard: str, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
-        """Rows of a shard with columns of SCHEMA, in the order of its tar.
+    @property
+    def neighbors_are_layout(self) -> bool:
+        """Whether nearby embeddings share colors and their layout alone: no network has learned what images show."""
+        return bool(self.model.get("embedding") == "layout")
+
+    @cached_property
+    def outside(self) -> outside.Outside:
+        """Scores from outside that the run has."""
+        return outside.load(self.run)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """SCHEMA and a column for each of the scores from outside: float32, null where an image has no value."""
+        return pa.schema([*SCHEMA, *self.outside.schema])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns that `rows` can return."""
+        return tuple(self.schema.names)
+
+    def rows(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of a shard with some of `self.columns`, or with all, in the order of its tar.
 
         If an image is marked real or synthetic, `synthetic` and `verdict` are those of the mark; if it is labeled,
         `pseudo_label` is the label and `confidence` is 1. `prob_synthetic` and `probs` are always the model's. Raises
         Incompatible if the scores are those of other images.
         """
+        columns = self.columns if columns is None else columns
         of_scores = [name for name in columns if name in SCORE_SCHEMA.names and name != "key"]
         of_pool = {"key", "sha256"} | set(columns) & set(POOL_SCHEMA.names)
         rows = self.pool.rows(shard, [name for name in POOL_SCHEMA.names if name in of_pool])
@@ -145,6 +167,9 @@ class ScoredPool:
             )
         for name in of_scores:
             rows = rows.append_column(scores.schema.field(name), scores[name])
+        from_outside = [name for name in columns if name not in SCHEMA.names]
+        for name, values in self.outside.columns(rows["sha256"], from_outside).items():
+            rows = rows.append_column(name, values)
         return _with_marks(rows, self.marks).select(list(columns))
 
     def scored_by(self, shard: str) -> str | None:
@@ -204,6 +229,8 @@ def _with_marks(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
     }
     for name in by_person.keys() & set(rows.column_names):
         column = rows.schema.field(name)
+        if name in ("pseudo_label", "confidence") and rows[name].null_count:
+            continue  # without classes there are no labels, and a person's only say that an image is real
         merged = pc.coalesce(pa.array(by_person[name], column.type), rows[name])
         rows = rows.set_column(rows.column_names.index(name), column, merged)
 

@@ -12,6 +12,7 @@ from pipelines.errors import BadInput
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
+    from pipelines.run.evaluation import DeclaredCheck
     from pipelines.run.quality import Quality
     from pipelines.run.verdicts import Thresholds
 
@@ -24,6 +25,7 @@ class ScoreConfig(BaseModel):
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run("Folder of the training run; scores are written into it.")
     truth: Path | None = Field(default=None, description="Known truth to report against.")
+    scores: tuple[str, ...] = settings.scores()
     max_false_positive_rate: float | None = Field(
         default=None,
         gt=0,
@@ -54,6 +56,10 @@ class ScoreConfig(BaseModel):
             raise BadInput(
                 "--truth: is compared with the whole pool. Give it to a last `curate score` without --shard-index."
             )
+        if self.scores and self.num_shards > 1:
+            raise BadInput(
+                "--scores: belong to the whole pool. Give them to a last `curate score` without --shard-index."
+            )
         return self
 
 
@@ -75,6 +81,8 @@ class Summary:
     domains: (
         list[dict[str, Any]] | None
     )  # rows of run/domains.parquet; None without a detector, or for a part of a pool
-    mean_confidence: float
-    pseudo_labels: dict[str, int]  # images by class
+    mean_confidence: float | None  # None without classes
+    pseudo_labels: dict[str, int]  # images by class; empty without classes
     truth: dict[str, float] | None
+    declared: "DeclaredCheck | None"  # None without a detector, and where no image declares its origin
+    outside: dict[str, int]  # images that have a value, by name of the scores from outside

@@ -1,8 +1,9 @@
 """Score every image of a pool with a trained model.
 
 in      pool/, run/model/
-out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool
-        run/domains.parquet, the synthetic share by domain (see `pipelines.run.domains`)
+out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool;
+        run/domains.parquet, the synthetic share by domain (`pipelines.run.domains`);
+        run/outside.parquet if scores from outside are given (`pipelines.run.outside`)
 again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
         they are scored again
 
@@ -34,7 +35,7 @@ from pipelines.pool import pixels, truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import domains, evaluation, model, quality, verdicts
+from pipelines.run import domains, evaluation, model, outside, quality, verdicts
 from pipelines.run.scorer import Scorer, Scores
 from pipelines.run.scores import SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
@@ -58,8 +59,11 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     pool = Pool.open(config.pool if here else config.pool.absolute())
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
+    from_outside = outside.read(pool, config.scores)
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
     thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate)
+    if from_outside.values:
+        outside.store(config.run, from_outside, trained=False)
     for folder in ("scores", "embeddings"):
         make_folder(config.run / folder)
     if config.shard_index == 0:  # for all calls that share the pool: their thresholds are equal
@@ -142,26 +146,35 @@ def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
 def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
     """Write a shard's embeddings, then its scores, whose presence says that the shard is done."""
     trained = scorer.model
-    width = trained.classifier.num_features
-    embeddings = _joined([part.embeddings for part in parts], (0, width))
+    embeddings = _joined([part.embeddings for part in parts], (0, trained.embedding_width))
     with replacing(run / "embeddings" / f"{shard}.npy") as temporary:
         save_array(temporary, embeddings.astype(np.float16))
-    probs = _joined([part.probs for part in parts], (0, len(trained.config.classes))).astype(np.float16)
-    offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * probs.shape[1])
     has = trained.config.has_detector
     columns: dict[str, Any] = {
         "key": keys,
         "prob_synthetic": _joined([part.prob_synthetic for part in parts]) if has else pa.nulls(len(keys)),
         "synthetic": _joined([part.synthetic for part in parts]) if has else pa.nulls(len(keys)),
         "verdict": _joined([part.verdict for part in parts]) if has else pa.nulls(len(keys)),
-        "pseudo_label": [name for part in parts for name in part.pseudo_label],
-        "confidence": _joined([part.confidence for part in parts]),
-        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+        **_labels(parts, len(keys), len(trained.config.classes)),
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
     origin = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _as_text(scorer.thresholds)}
     with replacing(run / "scores" / f"{shard}.parquet") as temporary:
         pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(origin)), temporary)
+
+
+def _labels(parts: list[Scores], num_images: int, num_classes: int) -> dict[str, Any]:
+    """Columns of the classifier, all null without classes."""
+    if not num_classes:
+        names = ("pseudo_label", "confidence", "probs")
+        return {name: pa.nulls(num_images, SCORE_SCHEMA.field(name).type) for name in names}
+    probs = _joined([part.probs for part in parts], (0, num_classes)).astype(np.float16)
+    offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * num_classes)
+    return {
+        "pseudo_label": [name for part in parts for name in part.pseudo_label or ()],
+        "confidence": _joined([part.confidence for part in parts]),
+        "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+    }
 
 
 def _as_text(thresholds: verdicts.Thresholds) -> str:
@@ -207,6 +220,7 @@ def _summarize(
     called = dict.fromkeys(verdicts.VERDICTS, 0)
     synthetic = 0
     pseudo_labels = dict.fromkeys(trained.config.classes, 0)
+    check = evaluation.NO_DECLARATIONS
     for number in mine:
         path = config.run / "scores" / f"{pool.shards[number]}.parquet"
         table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
@@ -214,9 +228,13 @@ def _summarize(
         for count in table["verdict"].value_counts().to_pylist():
             if count["values"] is not None:
                 called[count["values"]] += count["counts"]
-        confidence += float(table["confidence"].to_numpy().sum())
-        for count in table["pseudo_label"].value_counts().to_pylist():
-            pseudo_labels[count["values"]] += count["counts"]
+        if pseudo_labels:
+            confidence += float(table["confidence"].to_numpy().sum())
+            for count in table["pseudo_label"].value_counts().to_pylist():
+                pseudo_labels[count["values"]] += count["counts"]
+        check += evaluation.DeclaredCheck.of(
+            pool.rows(pool.shards[number], ["declared"])["declared"], table["synthetic"]
+        )
     has_detector = trained.config.has_detector
     summary = Summary(
         num_images=num_images,
@@ -229,13 +247,25 @@ def _summarize(
         estimated_share=trained.config.estimated_share,
         quality=quality.load(config.run) if has_detector else None,
         domains=_domains(config.run, pool, trained) if has_detector and config.num_shards == 1 else None,
-        mean_confidence=confidence / max(num_images, 1),
+        mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
+        declared=check if check and has_detector else None,
+        outside=_with_value(pool, config.run, mine),
     )
     if config.num_shards == 1:
         write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
     return summary
+
+
+def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
+    """Images that have a value, by name of the run's scores from outside."""
+    others = outside.load(run)
+    counts = dict.fromkeys(others.names, 0)
+    for number in mine if counts else ():
+        for name, values in others.of(pool.rows(pool.shards[number], ["sha256"])["sha256"]).items():
+            counts[name] += int(np.isfinite(values).sum())
+    return counts
 
 
 def _domains(run: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:

@@ -44,6 +44,11 @@ class Data:
         """
         pool = Pool.open(config.pool)
         examples = labeled.read(config.labeled, config.decoder)
+        if examples.without and not config.has_detector:
+            raise BadInput(
+                f"{examples.without}, and {_trained(config)} learns nothing else. Make one folder of images per class, "
+                f"as in {config.labeled}/cat/1.jpg, or train with --method rsmatch, which needs no classes."
+            )
         validation = labeled.read(config.validation, config.decoder, examples.classes) if config.validation else None
         known = truth.read(config.truth) if config.truth else None
         training = marked.join(pool, examples, config.run, config.decoder)
@@ -59,7 +64,7 @@ class Data:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of the model's outputs."""
+        """Class names, in the order of the model's outputs; empty without classes."""
         return self.training.examples.classes
 
     @property
@@ -79,6 +84,13 @@ class Data:
         if config.machine.memory == "memory" or fits:
             return pixels.load(rows, config.decoder, device, threads, on_tick)
         return pixels.Streamed(rows, config.decoder, device, threads)
+
+
+def _trained(config: TrainConfig) -> str:
+    """What trains no detector, for an error."""
+    if config.recipe.method == "rsmatch":
+        return f"controls.routing = {config.controls.routing!r}"
+    return f"--method {config.recipe.method}"
 
 
 def _oracle(config: TrainConfig, facts: Facts | None, device: torch.device) -> Tensor | None:

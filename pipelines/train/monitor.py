@@ -87,15 +87,20 @@ class Watch:
 
     def _alarms(self, figures: dict[str, float]) -> Iterator[str]:
         share = figures.get("dummy_share")
+        is_synthetic = "is routed to the dummy head" if self._classes else "looks synthetic to the detector"
         if share is not None and share < 0.01:
             yield (
-                "Under 1 % of the pool is routed to the dummy head: the detector finds hardly any synthetic image. "
-                "That does not show that there are none. Look at the most synthetic images with `curate inspect`; if "
-                "you know from elsewhere that the pool is clean, train with --method fixmatch."
+                f"Under 1 % of the pool {is_synthetic}: the detector finds hardly any synthetic image. That does not "
+                "show that there are none. Look at the most synthetic images with `curate inspect`"
+                + (
+                    "; if you know from elsewhere that the pool is clean, train with --method fixmatch."
+                    if self._classes
+                    else "."
+                )
             )
         if share is not None and share > 0.99:
             yield (
-                "Over 99 % of the pool is routed to the dummy head. The labeled images differ from the whole pool, "
+                f"Over 99 % of the pool {is_synthetic}. The labeled images differ from the whole pool, "
                 "often in size or file format. Use labeled images that went through the same pipeline as the crawl."
             )
         for k, name in enumerate(self._classes):
@@ -149,21 +154,22 @@ class Evaluation:
 
     def _against_truth(self, facts: Facts, method: Method, everything: bool) -> dict[str, float]:
         synthetic, label = facts
+        has_classes = method.classifier.network.real.out_features > 1
         every = 1 if everything else max(1, len(self._images) // TRUTH_SAMPLE)
         known = np.flatnonzero(synthetic != truth.UNKNOWN)[::every]
         predicted, logits, color = [], [], []
         detecting = method if isinstance(method, RSMatch) and method.has_detector else None
         for views in self._images.stream(torch.split(torch.from_numpy(known), EVALUATE_BATCH)):
-            predicted.append(method.classifier.average(views.images).real.argmax(1))
+            if has_classes:
+                predicted.append(method.classifier.average(views.images).real.argmax(1))
             if detecting:
                 logits.append(detecting.detector.average(views.tiles))
             color.append(evaluation.is_color(views.images))
-        fake, right = synthetic[known] == 1, torch.cat(predicted).cpu().numpy() == label[known]
-        labeled = label[known] != truth.UNKNOWN
-        figures = {
-            "pseudo_label_accuracy_real": evaluation.mean(right[labeled & ~fake]),
-            "pseudo_label_accuracy_synthetic": evaluation.mean(right[labeled & fake]),
-        }
+        fake, figures = synthetic[known] == 1, dict[str, float]()
+        if has_classes:
+            right, labeled = torch.cat(predicted).cpu().numpy() == label[known], label[known] != truth.UNKNOWN
+            figures["pseudo_label_accuracy_real"] = evaluation.mean(right[labeled & ~fake])
+            figures["pseudo_label_accuracy_synthetic"] = evaluation.mean(right[labeled & fake])
         if not detecting:
             return figures
         score, colored = torch.cat(logits).cpu().numpy(), torch.cat(color).cpu().numpy()

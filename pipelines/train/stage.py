@@ -105,8 +105,11 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     data = Data.read(config, device)
     method, detector = build(config, data, device)
     state = config.run / "checkpoint" / "state.safetensors"
+    if data.training.examples.without:
+        note = f"{data.training.examples.without}: training the detector alone, without pseudo-labels."
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=note))
     counts = {"images": [data.num_unlabeled, data.num_labeled], "marks": data.training.fingerprint}
-    identity = config.identity | counts
+    identity = config.identity | counts | {"classes": len(data.classes)}
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
     ranks.any_rank(False, device)  # all have read the checkpoint before rank 0 writes the next
     log = MetricsLog(config.run / "metrics.jsonl", keep_until=first) if devices.is_first() else None
@@ -257,6 +260,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
         method=config.recipe.method,
         has_detector=method.has_detector,
         backbone=config.network.backbone,
+        embedding="backbone" if training.data.classes or config.network.starts_trained else "layout",
         image_size=config.decoder.image_size,
         detector_size=config.decoder.detector_size,
         num_steps=config.recipe.num_steps,
@@ -299,7 +303,8 @@ def build(config: TrainConfig, data: Data, device: torch.device) -> tuple[Method
         raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
     network = config.network
     try:
-        classifier = Classifier(network.backbone, len(data.classes))
+        # One pseudo-class without classes.
+        classifier = Classifier(network.backbone, max(1, len(data.classes)), config.decoder.image_size)
     except ValueError as error:
         raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
     if network.init_from and (network.weights or network.pretrained):
@@ -333,7 +338,7 @@ def _bootstrap(training: _Training, method: RSMatch, rng: Generator) -> None:
     features, pseudo_labels = [], []
     for views in training.images.stream(chunks):
         features.append(residual.features(views.tiles))
-        pseudo_labels.append(method.classifier.average(views.images).real.argmax(1))
+        pseudo_labels.append(method.pseudo_labels(views.images))
     of_labeled = [residual.features(part) for part in torch.split(labeled_tiles, SAMPLE_BATCH)]
     rows = torch.cat(chunks).to(labeled_tiles.device)
     method.bootstrap(rows, torch.cat(features), torch.cat(of_labeled), torch.cat(pseudo_labels), rng)

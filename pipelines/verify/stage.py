@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipelines.errors import CurateError, MissingArtifact, what_is_wrong
 from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import marks, verdicts
+from pipelines.run import marks, outside, verdicts
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage import locations
 from pipelines.storage.locations import Location
@@ -196,6 +196,12 @@ def _run(scored: ScoredPool) -> Iterator[Problem]:
     if (run / "index" / "index.json").exists():
         yield from _caught(run / "index", _INDEX, _index, scored)
     yield from _caught(marks.path(run), "fix or remove that line", _marks, run)
+    yield from _caught(run / outside.FILE, "remove it and give --scores again", _outside, run)
+
+
+def _outside(run: Path) -> Iterator[Problem]:
+    outside.load(run)
+    yield from ()
 
 
 def _marks(run: Path) -> Iterator[Problem]:
@@ -216,8 +222,11 @@ def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
 
     from pipelines.run import model
 
-    trained.append(model.load(run, torch.device("cpu")).digest)
+    loaded = model.load(run, torch.device("cpu"))
+    trained.append(loaded.digest)
     path = run / "model" / "classifier.pt2"
+    if not loaded.config.classes:
+        return
     with zipfile.ZipFile(path) as archive:
         if archive.infolist()[0].header_offset:  # the end of an inner archive was taken for its own
             yield Problem(where=str(path), what="is truncated", fix=_TRAIN)
@@ -246,17 +255,34 @@ def _scores(scored: ScoredPool, shard: str, file: Path, trained: list[str]) -> I
     if not table.schema.equals(SCORE_SCHEMA):
         yield problem("does not have the columns of scores")
         return
-    probs = np.stack(table["probs"].to_numpy()).astype(np.float64) if table.num_rows else np.ones((0, 1))
-    confidence = table["confidence"].to_numpy()
-    if not np.isfinite(probs).all() or (np.abs(probs.sum(1) - 1) > ROUNDING * probs.shape[1]).any():
-        yield problem("has probabilities that do not sum to 1")
-    elif (np.abs(probs.max(1, initial=0) - confidence) > ROUNDING).any():
-        yield problem("has a confidence that is not its highest probability")
+    yield from map(problem, _labels(scored, table))
     if table["prob_synthetic"].null_count < max(1, table.num_rows):
         yield from map(problem, _verdicts(scored, table))
     embeddings = scored.embeddings(shard)  # CorruptShard if their number differs
     if embeddings.shape[0] != rows.num_rows or not np.isfinite(embeddings).all():
         yield problem("has values that are not finite numbers", scored.run / "embeddings" / f"{shard}.npy")
+
+
+def _labels(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
+    """What is wrong with the pseudo-labels: all are there, or none without classes."""
+    missing = {name: table[name].null_count for name in ("pseudo_label", "confidence", "probs")}
+    try:
+        has_classes = bool(scored.classes)
+    except CurateError:  # reported for the model
+        has_classes = missing["pseudo_label"] < table.num_rows
+    if not has_classes:
+        if any(count < table.num_rows for count in missing.values()):
+            yield "has pseudo-labels, but the model has no classes"
+        return
+    if any(missing.values()):
+        yield "has images without pseudo-labels"
+        return
+    probs = np.stack(table["probs"].to_numpy()).astype(np.float64) if table.num_rows else np.ones((0, 1))
+    confidence = table["confidence"].to_numpy()
+    if not np.isfinite(probs).all() or (np.abs(probs.sum(1) - 1) > ROUNDING * probs.shape[1]).any():
+        yield "has probabilities that do not sum to 1"
+    elif (np.abs(probs.max(1, initial=0) - confidence) > ROUNDING).any():
+        yield "has a confidence that is not its highest probability"
 
 
 def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.warm import curate
+from tests.warm import ROOT, curate
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +65,26 @@ def test_mistakes_are_one_sentence(crawl: Path, arguments: tuple[str, ...], code
     assert done.returncode == code
     assert sentence in done.stderr and "Traceback" not in done.stderr and not done.stdout
     assert not (crawl.parent / "pool").exists()
+
+
+def test_manifests_that_were_not_read_are_counted(crawl: Path) -> None:
+    store = b"jumd" + bytes.fromhex("6332706100110010800000aa00389b71")  # of a C2PA manifest store
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(out, "JPEG", comment=store)
+    content = out.getvalue()
+    segment = b"JP\0\1\0\0\0\1" + store
+    (crawl / "4.jpg").write_bytes(
+        content[:2] + b"\xff\xeb" + struct.pack(">H", len(segment) + 2) + segment + content[2:]
+    )
+    without = crawl.parent / "without"  # an environment that lacks the extra
+    without.mkdir()
+    (without / "c2pa.py").write_text("raise ImportError")
+    environment = os.environ | {"PYTHONPATH": f"{without}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "curate", "ingest", "crawl"]
+    done = subprocess.run(command, cwd=crawl.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "c2pa (not read)" in done.stdout
+    assert "1 C2PA manifest not read." in " ".join(done.stderr.split())
 
 
 def test_help_names_every_option(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ from models.classifier import Classifier
 from models.detector import Detector
 from pipelines import ingest, score
 from pipelines.pool.manifest import Pool
-from pipelines.run import marks, model
+from pipelines.run import marks, model, outside
 from tests.warm import ROOT, curate
 
 pytestmark = pytest.mark.slow
@@ -188,11 +190,16 @@ def test_look_filter_mark_undo_and_reload(home: Path, browser: Any) -> None:
 
 @needs_browser
 def test_an_image_large_with_its_neighbors(home: Path, browser: Any) -> None:
+    pool = Pool.open(home / "pool")
+    keys = [key for table in pool.tables(["key"]) for key in table["key"].to_pylist()]
+    pq.write_table(pa.table({"key": keys, "value": [0.123456] * len(keys)}), home / "a.parquet")
+    outside.store(home / "run", outside.read(pool, [f"nice={home / 'a.parquet'}"]), trained=False)
     with review(home) as server, page_of(browser, server.url) as page:
         key = page.get_attribute("#cell-0", "aria-label")[:9]
         page.keyboard.press("Enter")
         page.wait_for_selector("#viewer-neighbors button")
         assert page.inner_text("#viewer-name") == key
+        assert "0.1235" in page.inner_text("#viewer-facts")
         assert page.locator("#viewer-neighbors button").count() == 12
         page.wait_for_function("() => document.getElementById('viewer-image').naturalWidth === 32")
         page.keyboard.press("s")  # marks it, and goes on

@@ -60,6 +60,21 @@ def test_it_learns_simple_pictures() -> None:
     assert toy.accuracy(model) == 1.0
 
 
+def test_without_classes_the_detector_alone_is_trained_from_the_first_step() -> None:
+    model = toy.build_rsmatch(num_outputs=1, warmup=0.5, detector_init="features")
+    assert (model.bootstrap_step, model.detector_start, model.routing_start) == (0, 0, DETECTOR_SETTLES)
+    before = {name: part.detach().clone() for name, part in model.classifier.network.state_dict().items()}
+    start = model.detector.network.head.weight.detach().clone()
+    assert not model.pseudo_labels(toy.pictures()[2]).any()
+    bootstrap(model)
+    figures = toy.train(model, range(3))
+    after = model.classifier.network.state_dict()
+    assert all(part.equal(after[name]) for name, part in before.items())
+    assert not start.equal(model.detector.network.head.weight)
+    assert all(set(each) >= {"detector_sup", "dummy_share"} and "sup_real" not in each for each in figures)
+    assert model.examples.queue.index.shape == (1, 8)  # one sub-queue
+
+
 def test_nothing_is_routed_before_the_detector_has_settled() -> None:
     model = toy.build_rsmatch(warmup=0.1)
     assert all(figures["dummy_share"] == 0 for figures in toy.train(model, range(6)))

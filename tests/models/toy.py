@@ -57,7 +57,7 @@ def pictures(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return pixels[:16], labels, pixels[16:]
 
 
-def build(marked: Marked | None = None, **settings: Any) -> methods.Method:
+def build(marked: Marked | None = None, num_outputs: int = 2, **settings: Any) -> methods.Method:
     """A method around small networks; `settings` are of the recipe and of the controls. No bootstrap by default."""
     torch.manual_seed(0)
     defaults: dict[str, Any] = {
@@ -67,7 +67,7 @@ def build(marked: Marked | None = None, **settings: Any) -> methods.Method:
     settings = defaults | settings
     recipe = Recipe(**{name: value for name, value in settings.items() if name not in Controls.model_fields})
     controls = Controls(**{name: value for name, value in settings.items() if name in Controls.model_fields})
-    classifier = Classifier("small", 2)
+    classifier = Classifier("small", num_outputs)
     detector = Detector(
         (4, 8),
         equalize=recipe.equalize_spectrum,
@@ -77,9 +77,9 @@ def build(marked: Marked | None = None, **settings: Any) -> methods.Method:
     return methods.build(recipe, controls, classifier, detector, nullcontext(), num_images=NUM_POOL, marked=marked)
 
 
-def build_rsmatch(marked: Marked | None = None, **settings: Any) -> RSMatch:
+def build_rsmatch(marked: Marked | None = None, num_outputs: int = 2, **settings: Any) -> RSMatch:
     """The same where the method is RSMatch."""
-    method = build(marked, **settings)
+    method = build(marked, num_outputs, **settings)
     assert isinstance(method, RSMatch)
     return method
 

@@ -111,7 +111,7 @@ async function load(goTo = 0) {
 
 function drawState({ counts, can_undo: canUndo }) {
   $("counts").replaceChildren(
-    make("span", { className: "tag real" }, `${counts.real} real, ${counts.labeled} labeled`),
+    make("span", { className: "tag real" }, `${counts.real} real${classes.length ? `, ${counts.labeled} labeled` : ""}`),
     make("span", { className: "tag synthetic" }, `${counts.synthetic} synthetic`),
     make("span", { className: "tag" }, `${counts.skip} skipped`),
   );
@@ -248,7 +248,12 @@ function score(item) {
 
 function text(item) {
   const prob = item.prob_synthetic === null ? item.confidence : item.prob_synthetic;
-  return make("div", { className: "text" }, make("span", {}, item.label ?? item.pseudo_label), make("span", {}, prob.toFixed(2)));
+  return make("div", { className: "text" }, make("span", {}, labelOf(item)), make("span", {}, prob.toFixed(2)));
+}
+
+// A person's label, else the model's; nothing without classes.
+function labelOf(item) {
+  return item.label ?? item.pseudo_label ?? "";
 }
 
 function tag(item) {
@@ -257,9 +262,10 @@ function tag(item) {
 }
 
 function inWords(item) {
-  const verdict = item.prob_synthetic === null ? "" : `, ${item.synthetic ? "synthetic" : "real"} ${item.prob_synthetic.toFixed(2)}`;
-  const marked = item.marked ? `, marked ${item.label ? `real and ${item.label}` : item.marked}` : "";
-  return `${item.key}: ${item.pseudo_label}${verdict}${marked}`;
+  const verdict = item.prob_synthetic === null ? "" : `${item.synthetic ? "synthetic" : "real"} ${item.prob_synthetic.toFixed(2)}`;
+  const marked = item.marked ? `marked ${item.label ? `real and ${item.label}` : item.marked}` : "";
+  const said = [item.pseudo_label, verdict, marked].filter(Boolean).join(", ");
+  return said ? `${item.key}: ${said}` : item.key;
 }
 
 function goTo(position, extend = false) {
@@ -381,7 +387,8 @@ function drawViewer(item) {
     file: item.member, from: item.source, size: `${item.width} × ${item.height}, ${item.format}, ${item.num_bytes.toLocaleString("en")} bytes`,
     declares: item.declared ? `${item.declared} (${item.declared_by})` : "nothing about its origin",
   };
-  $("viewer-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  const outside = Object.entries(item.outside).map(([name, value]) => [name, value === null ? "no value" : String(Number(value.toPrecision(4)))]);
+  $("viewer-facts").replaceChildren(...Object.entries(facts).concat(outside).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("viewer-probs").replaceChildren(...item.probs.map(({ label, prob }) => {
     const bar = make("div", { className: "score" }, make("i"));
     bar.style.setProperty("--score", prob);
@@ -390,14 +397,14 @@ function drawViewer(item) {
   const others = item.neighbors, ten = others.slice(0, 10);
   const otherLabel = ten.filter((other) => other.pseudo_label !== item.pseudo_label).length;
   const otherVerdict = ten.filter((other) => other.synthetic !== item.synthetic).length;
-  $("viewer-neighbors-said").textContent = `${otherLabel} of ${ten.length} have another label` +
-    (hasDetector ? `, ${otherVerdict} another verdict` : "");
+  const differing = [classes.length ? `${otherLabel} another label` : "", hasDetector ? `${otherVerdict} another verdict` : ""];
+  $("viewer-neighbors-said").textContent = `of ${ten.length}, ${differing.filter(Boolean).join(" and ")}`;
   $("viewer-neighbors").replaceChildren(...others.map((other) => {
     const button = make("button", { type: "button" }, picture(other), score(other));
     if (other.synthetic) button.classList.add("synthetic");
     button.dataset.key = other.key;
     button.setAttribute("aria-label", `Neighbor at distance ${other.distance.toFixed(3)}, ${inWords(other)}`);
-    const words = make("span", { className: "text" }, make("span", {}, other.label ?? other.pseudo_label));
+    const words = make("span", { className: "text" }, make("span", {}, labelOf(other)));
     if (other.pseudo_label !== item.pseudo_label) words.firstChild.className = "other";
     words.append(` ${(other.prob_synthetic ?? other.confidence).toFixed(2)}`);
     button.append(words);
@@ -417,7 +424,7 @@ async function step(by) {
 // The class picker
 
 function pick() {
-  if (!viewer.open && !view.length) return;
+  if (!classes.length || (!viewer.open && !view.length)) return;
   $("picker-text").value = "";
   narrow();
   picker.showModal();

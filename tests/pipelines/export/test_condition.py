@@ -1,13 +1,19 @@
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import export
 from pipelines.errors import BadInput
+from pipelines.pool.manifest import Pool
+from pipelines.run import outside
 from pipelines.run.scores import SCHEMA, ScoredPool
-from tests.pipelines.export.exports import keys, settings
+from tests.pipelines.export.exports import keys, read_plainly, settings
 
 
 @pytest.mark.parametrize(
@@ -69,3 +75,38 @@ def test_a_wrong_or_hostile_where_is_refused_in_one_sentence(
 
 def test_the_schema_of_a_where_is_what_rows_have(pool: Path, run: Path) -> None:
     assert ScoredPool.open(pool, run).rows("00000").schema == SCHEMA
+
+
+def test_where_sees_scores_from_outside_and_the_export_carries_them(
+    pool: Path, run: Path, joined: pa.Table, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    known = joined["key"].to_pylist()[::2]  # the others have no value, and meet no condition on it
+    pq.write_table(pa.table({"key": known, "value": [float(i) for i in range(len(known))]}), tmp_path / "a.parquet")
+    given = outside.read(Pool.open(pool), [f"Nice_1={tmp_path / 'a.parquet'}"])
+    outside.store(tmp_path / "run", given, trained=False)
+    for where, expected in (("Nice_1 > 5", known[6:]), ("nice_1 <= 2", known[:3]), ("NICE_1 > -1", known)):
+        export.run(settings(tmp_path / "out", pool, tmp_path / "run", keep="all", where=where))
+        assert keys(tmp_path / "out") == expected
+    for sample in read_plainly(*sorted((tmp_path / "out").glob("*.tar"))):
+        ours = json.loads(sample["json"])["curate"]
+        assert ours["outside"] == {"Nice_1": known.index(ours["key"])}
+    export.run(settings(tmp_path / "out", pool, tmp_path / "run", keep="all", where="Nice_1 is null"))
+    assert keys(tmp_path / "out") == joined["key"].to_pylist()[1::2]
+    with pytest.raises(BadInput, match="did you mean 'Nice_1'"):
+        export.run(settings(tmp_path / "out", pool, tmp_path / "run", where="Nice_2 > 5"))
+
+
+def test_scores_from_outside_do_not_disturb_the_other_choices(pool: Path, run: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": ["000000000"], "value": [1.0]}), tmp_path / "a.parquet")
+    given = outside.read(Pool.open(pool), [f"nice={tmp_path / 'a.parquet'}"])
+    for name, scores in (("plain", outside.NONE), ("with", given)):
+        copy = tmp_path / f"{name} run"
+        shutil.copytree(run, copy)
+        (copy / "embeddings").mkdir()
+        opened = ScoredPool(Pool.open(pool), copy)
+        for shard in opened.shards:
+            np.save(copy / "embeddings" / f"{shard}.npy", np.ones((opened.num_rows(shard), 4), dtype=np.float16))
+        outside.store(copy, scores, trained=False)
+        export.run(settings(tmp_path / name, pool, copy, drop_near_duplicates=True, per_class=20, max_distance=2.0))
+    assert keys(tmp_path / "plain") == keys(tmp_path / "with") != []

@@ -215,7 +215,9 @@ def test_hostile_names_are_text_in_the_page() -> None:
     out = io.BytesIO()
     Image.new("RGB", (32, 32)).save(out, "PNG")
     picture = out.getvalue()
-    page = Page(contact_sheet([Inspection(query=item, neighbors=(item,))], [[picture, picture]]))
+    page = Page(
+        contact_sheet([Inspection(query=item, neighbors=(item,))], [[picture, picture]], neighbors_are_layout=False)
+    )
     assert "script" not in [tag for tag, _ in page.tags]
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 2
     assert all("onerror" not in attributes for _, attributes in page.tags)

@@ -11,7 +11,8 @@ from pipelines import toy
 from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.report.survey import MAX_TABLES, Best, Sample, Survey, read_rows, survey
-from pipelines.run import verdicts
+from pipelines.run import marks, outside, verdicts
+from pipelines.run.evaluation import DeclaredCheck, Rate
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage.atomic import write_json
 from pipelines.storage.shards import read_samples
@@ -147,3 +148,27 @@ def test_a_row_is_read_with_what_stood_beside_it(world: Any) -> None:
         whole = samples[row["key"]]
         assert image == whole.pop(row["format"])
         assert sidecars == whole and set(whole) == {"json", "txt"}
+
+
+def test_scores_from_outside_and_declarations_are_counted(
+    scored: ScoredPool, everything: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(scored.run, run)
+    values = {row["key"]: float(i % 7) for i, row in enumerate(everything) if i % 3}
+    pq.write_table(pa.table({"key": list(values), "value": list(values.values())}), tmp_path / "a.parquet")
+    outside.store(run, outside.read(scored.pool, [f"nice={tmp_path / 'a.parquet'}"]), trained=False)
+    # A person's mark changes the verdict on an image, but not how good the detector is.
+    camera = [row for row in everything if row["declared"] == "camera"]
+    honest = next(row for row in camera if not row["synthetic"])
+    marks.append(run, [marks.Mark(sha256=honest["sha256"], key=honest["key"], verdict="synthetic")])
+    opened = ScoredPool.open(scored.pool.root, run)
+    found = survey(opened.pool, opened, opened.classes, sample=100, gallery=7, per_class=3)
+    assert found.check == DeclaredCheck(Rate(0, 0), Rate(sum(row["synthetic"] for row in camera), len(camera)))
+    (nice,) = found.outside.values()
+    called = {row["key"]: row["synthetic"] or row["key"] == honest["key"] for row in everything}
+    assert (nice.num_images, nice.low, nice.high) == (len(values), 0, 6)
+    assert nice.mean(False, True) == pytest.approx(np.mean(list(values.values())))
+    for verdict in (False, True):
+        mine = [value for key, value in values.items() if called[key] == verdict]
+        assert nice.mean(verdict) == pytest.approx(np.mean(mine))

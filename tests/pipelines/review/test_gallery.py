@@ -15,7 +15,7 @@ from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
 from pipelines.review import gallery as stage
 from pipelines.review.gallery import Filter, Gallery
-from pipelines.run import marks, verdicts
+from pipelines.run import marks, outside, verdicts
 from pipelines.run.marks import Judgment
 from pipelines.run.scores import ScoredPool
 from tests.conftest import World
@@ -152,6 +152,17 @@ def test_bytes_and_detail_are_those_of_the_pool(world: World, run: Path) -> None
     with pytest.raises(BadInput, match="none of the classes"):
         gallery.mark([rows[0]["key"]], Judgment(verdict="real", label="zebra"))
     assert not marks.path(run).exists()
+
+
+def test_the_detail_has_scores_from_outside(world: World, run: Path, tmp_path: Path) -> None:
+    assert open_gallery(world, run).detail(0, 1)["outside"] == {}
+    key = plain(world, run)[3]["key"]
+    pq.write_table(pa.table({"key": [key], "value": [0.25]}), tmp_path / "a.parquet")
+    given = outside.read(Pool.open(world.pool), [f"nice={tmp_path / 'a.parquet'}"])
+    outside.store(run, given, trained=False)
+    gallery = open_gallery(world, run)
+    assert [gallery.detail(row, 1)["outside"] for row in (3, 4)] == [{"nice": 0.25}, {"nice": None}]
+    assert gallery.detail(3, 1)["member"] == plain(world, run)[3]["member"]
 
 
 def test_without_a_detector_the_least_confident_come_first(world: World, run: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +19,7 @@ from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifa
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.run import domains, evaluation, model, quality
 from pipelines.run.scorer import Scorer
-from pipelines.run.scores import SCORE_SCHEMA
+from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.score import ScoreConfig
 from pipelines.train import TrainConfig
 from tests.conftest import World
@@ -186,6 +188,35 @@ def test_scores_by_two_limits_or_of_an_earlier_model_are_not_read(world: World, 
     model.save(run / "model", saved.config, saved.classifier, saved.detector)
     with pytest.raises(Incompatible, match="was trained again after it was scored"):
         export.run(wanted)
+
+
+def test_scores_from_outside_stay_with_the_run(world: World, run: Path, tmp_path: Path) -> None:
+    pool = Pool.open(world.pool)
+    keys = [key for table in pool.tables(["key"]) for key in table["key"].to_pylist()]
+    pq.write_table(pa.table({"key": keys[5:], "value": np.arange(len(keys) - 5)}), tmp_path / "a.parquet")
+    first = score.run(ScoreConfig(pool=world.pool, run=run, scores=(f"nice={tmp_path / 'a.parquet'}",)))
+    again = score.run(ScoreConfig(pool=world.pool, run=run))
+    assert first.outside == again.outside == {"nice": len(keys) - 5}
+    assert json.loads((run / "scores.json").read_text())["summary"]["outside"] == first.outside
+    wrong = (f"nice={tmp_path / 'nowhere.csv'}",)
+    shutil.rmtree(run / "scores")
+    with pytest.raises(BadInput, match="there is no such file"):
+        score.run(ScoreConfig(pool=world.pool, run=run, scores=wrong))
+    assert not (run / "scores").exists()  # said before an hour of scoring
+    with pytest.raises(BadInput, match="--scores: belong to the whole pool"):
+        ScoreConfig(pool=world.pool, run=run, scores=wrong, shard_index=0, num_shards=2)
+
+
+def test_declared_images_check_the_detector(world: World, run: Path) -> None:
+    summary = score.run(ScoreConfig(pool=world.pool, run=run))
+    pool = Pool.open(world.pool)
+    scored = ScoredPool.open(world.pool, run)
+    rows = pa.concat_tables(scored.rows(shard, ["declared", "synthetic"]) for shard in pool.shards).to_pylist()
+    camera = [row["synthetic"] for row in rows if row["declared"] == "camera"]
+    assert summary.declared is not None and camera
+    assert (summary.declared.camera.called, summary.declared.camera.images) == (sum(camera), len(camera))
+    stored = json.loads((run / "scores.json").read_text())["summary"]["declared"]["camera"]
+    assert stored["interval"] == list(summary.declared.camera.interval)
 
 
 def test_a_share_is_one_of_those_that_there_are(tmp_path: Path) -> None:

@@ -273,6 +273,10 @@ def spoil_a_mark(root: Path) -> None:
     (root / "run" / "marks.jsonl").write_text("no mark\n{}\n")
 
 
+def spoil_scores_from_outside(root: Path) -> None:
+    (root / "run" / "outside.parquet").write_bytes(b"no parquet")
+
+
 CORRUPTIONS = {
     flip_a_bit: ("00000.tar", "are not those in the manifest"),
     cut_the_tar: ("00000.tar", "cut"),
@@ -310,6 +314,7 @@ CORRUPTIONS = {
     score_anew_beside_an_index: ("index", "of other scores"),
     cut_the_index: ("index", "missing, truncated"),
     spoil_a_mark: ("marks.jsonl", "is not a mark"),
+    spoil_scores_from_outside: ("outside.parquet", "cannot be used"),
 }
 
 

@@ -1,0 +1,190 @@
+"""A panel of witnesses that tells real from generated images without one synthetic label; our addition to the paper.
+
+A *witness* is a group of features of an image (`models.witnesses`) with a linear score. It is fitted to the labeled
+real images on one side and the pool on the other (positive-unlabeled learning): where part of the pool is synthetic,
+the direction in which the pool differs from the real images is that of the synthetic ones. No witness is strong. Their
+errors differ, so their sum ranks far better than the best of them (docs/benchmarks.md).
+
+Every score is cross-fitted: an image belongs to one of `FOLDS` folds by the digest of its file, and is scored by models
+that have seen no image of its fold. So the scores of the labeled images are those of unseen real images, an image
+has the same score wherever it lies, and comparing pool and labeled images says how well the panel separates.
+
+Shape suffixes: M images, F features, K folds, W witnesses.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.residual import FAR
+
+FOLDS = 5
+KNOWN = 0.8  # weight of many known synthetic images against the pool
+FEW_KNOWN = 10.0  # known synthetic images that have half of this weight
+LEAST_SEPARATION = 0.01  # of a witness, above chance: none is left out altogether
+POWER = 1.5  # of the separation in a witness's vote
+WIDE = 1_000  # features from which a witness takes the penalty of wide ones
+PENALTY, WIDE_PENALTY = 1.0, 60.0  # ridge, in units of the standardized features' variance
+
+
+def fold_of(sha256: Sequence[str]) -> Tensor:
+    """Folds (M,) int64, 0..FOLDS - 1, of files by their hexadecimal digests."""
+    return torch.tensor([int(digest[:8], 16) % FOLDS for digest in sha256], dtype=torch.int64)
+
+
+class Examples(NamedTuple):
+    """What M images teach the panel.
+
+    An image of the pool is evidence of the synthetic side, since nobody knows what it is. Known images weigh more.
+    """
+
+    pool: Tensor  # (M,) bool, images of the pool
+    labeled: Tensor  # (M,) bool, a random sample of real images: separation is measured on these alone
+    real: Tensor  # (M,) float64 weight as a real example; 1 for a labeled image
+    synthetic: Tensor  # (M,) float64 weight as a known synthetic example; 1 for one that is certain
+
+
+class Panel(nn.Module):
+    """Linear scores of W witnesses in K folds, and their votes; all state is in buffers.
+
+    The sum is standardized: over the pool that it was fitted to, its mean is 0 and its standard deviation 1. Images
+    come as the features of all witnesses side by side and, last, their fold: (M, F + 1), as `pipelines.pool.features`
+    keeps them.
+    """
+
+    threshold: Tensor  # 0-d, of the standardized sum; a logit of 0
+    votes: Tensor  # (W,) float64, in the order of `widths`
+    moments: Tensor  # (2,) mean and standard deviation of the sum over the pool
+    separation: Tensor  # (W,) AUROC of the pool against unseen labeled real images, for each witness alone
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        """Build an unfitted panel of witnesses, given by name and number of features F."""
+        super().__init__()
+        self.widths = dict(widths)
+        for name, width in self.widths.items():
+            for part, value in (("mean", 0.0), ("std", 1.0), ("weight", 0.0)):
+                self.register_buffer(f"{name}_{part}", torch.full((FOLDS, width), value, dtype=torch.float64))
+            self.register_buffer(f"{name}_moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
+        self.register_buffer("votes", torch.ones(len(self.widths), dtype=torch.float64))
+        self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float64))
+        self.register_buffer("moments", torch.tensor([0.0, 1.0], dtype=torch.float64))
+        self.register_buffer("separation", torch.full((len(self.widths),), 0.5, dtype=torch.float64))
+
+    def forward(self, packed_MF: Tensor) -> Tensor:
+        """Logits (M,) float32, positive for synthetic."""
+        return self.score(packed_MF) - self.threshold.float()
+
+    def score(self, packed_MF: Tensor) -> Tensor:
+        """Standardized sums (M,) float32; higher is more synthetic."""
+        mean, std = self.moments
+        return ((self.alone(packed_MF) @ self.votes - mean) / std).float()
+
+    def alone(self, packed_MF: Tensor) -> Tensor:
+        """Scores (M, W) float64 of each witness, standardized over the pool."""
+        fold_M = packed_MF[:, -1].long()
+        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        scored = [self._score(name, part, fold_M) for name, part in zip(self.widths, parts, strict=True)]
+        return torch.stack(scored, dim=1)
+
+    def _score(self, name: str, features_MF: Tensor, fold_M: Tensor) -> Tensor:
+        scores_M = torch.zeros(len(features_MF), dtype=torch.float64, device=features_MF.device)
+        parts = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
+        for k, (mean_F, std_F, weight_F, moments) in enumerate(zip(*parts, strict=True)):
+            mine = fold_M == k
+            scores_M[mine] = (_standardized(features_MF[mine], mean_F, std_F) @ weight_F - moments[0]) / moments[1]
+        return scores_M
+
+    def fit(self, packed_MF: Tensor, examples: Examples) -> None:
+        """Fit all witnesses and their votes."""
+        fold_M = packed_MF[:, -1].long()
+        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        for name, part in zip(self.widths, parts, strict=True):
+            self._fit_witness(name, part, fold_M, examples)
+        scores_MW = self.alone(packed_MF)
+        self.separation.copy_(_separations(scores_MW, examples))
+        self.votes.copy_((self.separation - 0.5).clamp(min=LEAST_SEPARATION).pow(POWER))
+        of_pool = scores_MW[examples.pool] @ self.votes
+        self.moments.copy_(torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9))))
+
+    def _fit_witness(self, name: str, features_MF: Tensor, fold_M: Tensor, examples: Examples) -> None:
+        penalty = WIDE_PENALTY if features_MF.shape[1] >= WIDE else PENALTY
+        real_M, synthetic_M = _sides(examples)
+        buffers = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
+        for k in range(FOLDS):
+            others = (fold_M != k).double()
+            weights = [side * others for side in (real_M, synthetic_M)]
+            if not all(weight.any() for weight in weights):  # so few images that one fold holds all
+                weights = [real_M, synthetic_M]
+            fitted = _ridge(features_MF, *weights, penalty)
+            of_pool = _standardized(features_MF[examples.pool], fitted[0], fitted[1]) @ fitted[2]
+            moments = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
+            for buffer, value in zip(buffers, (*fitted, moments), strict=True):
+                buffer[k].copy_(value)
+
+
+def _sides(examples: Examples) -> tuple[Tensor, Tensor]:
+    """Weights (M,) as real and as synthetic example; each side sums to one half."""
+    known = examples.synthetic.sum()
+    share = KNOWN * known / (known + FEW_KNOWN)
+    # Images that are known to be something are no longer evidence as a part of the pool.
+    unknown_M = examples.pool.double() * (examples.synthetic == 0) * (examples.real == 0)
+    if not unknown_M.any():
+        unknown_M = examples.pool.double()
+    synthetic_M = (1 - share) * unknown_M / unknown_M.sum() + share * examples.synthetic / known.clamp(min=1e-9)
+    return examples.real / (2 * examples.real.sum()), synthetic_M / (2 * synthetic_M.sum())
+
+
+def _ridge(features_MF: Tensor, real_M: Tensor, synthetic_M: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge regression on -1 (real) and +1 (synthetic): mean, deviation and weight (F,) float64.
+
+    Solved in the space of the images where these are fewer than the features.
+    """
+    used = (real_M + synthetic_M) > 0
+    features, weight = features_MF[used].double(), (real_M + synthetic_M)[used][:, None]
+    sign = ((synthetic_M - real_M)[used] / weight.squeeze(1))[:, None]
+    known = features.isfinite()
+    present = (weight * known).sum(0).clamp(min=1e-12)
+    centered = torch.where(known, features, 0.0)
+    mean_F = (weight * centered).sum(0) / present
+    std_F = (weight * torch.where(known, features - mean_F, 0.0).square()).sum(0).div(present).sqrt() + 1e-6
+    design = _standardized(features, mean_F, std_F)
+    root = weight.sqrt()
+    scaled, target = root * design, root * sign
+    if design.shape[1] > len(design):
+        gram = scaled @ scaled.T + penalty * torch.eye(len(design), device=design.device).double()
+        solution = scaled.T @ torch.linalg.solve(gram, target)
+    else:
+        gram = scaled.T @ scaled + penalty * torch.eye(design.shape[1], device=design.device).double()
+        solution = torch.linalg.solve(gram, scaled.T @ target)
+    return mean_F, std_F, solution.squeeze(1)
+
+
+def _standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
+    """Standardized features, clipped, because one extreme feature would outvote all others; 0 where one is unknown."""
+    return ((features_MF.double() - mean_F) / std_F).clamp(-FAR, FAR).nan_to_num(0.0)
+
+
+def _separations(scores_MW: Tensor, examples: Examples) -> Tensor:
+    """AUROC (W,) of the pool against unseen labeled images, and of known synthetic images where there are some.
+
+    Known synthetic images are few and of few generators, but nothing dilutes them. So both count, these by how many.
+    """
+    labeled = examples.labeled
+    if not labeled.any():
+        return torch.full((scores_MW.shape[1],), 0.5, dtype=torch.float64)
+    found = torch.stack([auroc(scores_M[examples.pool], scores_M[labeled]) for scores_M in scores_MW.T])
+    known = examples.synthetic > 0
+    if not known.any():
+        return found
+    of_known = torch.stack([auroc(scores_M[known], scores_M[labeled]) for scores_M in scores_MW.T])
+    share = known.sum() / (known.sum() + FEW_KNOWN)
+    return (1 - share) * found + share * of_known
+
+
+def auroc(higher_A: Tensor, lower_B: Tensor) -> Tensor:
+    """AUROC (0-d, float64) of scores that should be higher against scores that should be lower; ties count half."""
+    ordered = lower_B.sort().values
+    below = torch.searchsorted(ordered, higher_A) + torch.searchsorted(ordered, higher_A, right=True)
+    return below.double().mean() / (2 * len(lower_B))
