@@ -18,6 +18,7 @@ Shape suffixes: N images of a pool, L labeled real ones, K known synthetic ones,
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,23 +108,31 @@ class Interval:
 def auroc(scores_K: Tensor, scores_L: Tensor) -> Interval:
     """AUROC of known synthetic against unseen real images, ties counting half, with an interval.
 
-    The variance is DeLong's (1988), the interval is symmetric on the logit scale. Both shrink towards one undecided
-    image, so that a perfect separation of few images is not certain. Needs an image on either side.
+    The variance is DeLong's (1988), the interval is symmetric on the logit scale. The estimate shrinks a little, and
+    the variance has a floor, so that a perfect separation of few images is not certain. Needs an image on either side.
     """
-    value, std = _logit_auroc(scores_K, scores_L)
-    low, middle, high = (1 / (1 + math.exp(-value - z * std)) for z in (-1.96, 0.0, 1.96))
+    found = _logit_auroc(scores_K, scores_L)
+    std = math.sqrt(found.known / len(scores_K) + found.labeled / len(scores_L) + found.floor)
+    low, middle, high = (1 / (1 + math.exp(-found.value - z * std)) for z in (-1.96, 0.0, 1.96))
     return Interval(middle, low, high)
 
 
-def _logit_auroc(scores_K: Tensor, scores_L: Tensor) -> tuple[float, float]:
-    """AUROC and its standard deviation on the logit scale."""
-    placed_K, placed_L = _placements(scores_K, scores_L), 1 - _placements(scores_L, scores_K)
+class _Logit(NamedTuple):
+    """An AUROC on the logit scale, and the variance that one image of either kind gives it."""
+
+    value: float
+    known: float
+    labeled: float
+    floor: float  # of the variance
+
+
+def _logit_auroc(scores_K: Tensor, scores_L: Tensor) -> _Logit:
+    placed_K, placed_L = _placements(scores_K, scores_L), _placements(scores_L, scores_K)
     fewest = min(len(placed_K), len(placed_L))
-    shrunk = (float(placed_K.mean()) * fewest + 0.5) / (fewest + 1)
-    variance = 1 / (12 * fewest**2)
-    for placed in (placed_K, placed_L):
-        variance += float(placed.var()) / len(placed) if len(placed) > 1 else 1 / 12
-    return math.log(shrunk / (1 - shrunk)), math.sqrt(variance) / (shrunk * (1 - shrunk))
+    shrunk = (float(placed_K.mean()) * 4 * fewest + 0.5) / (4 * fewest + 1)
+    scale = (shrunk * (1 - shrunk)) ** -2  # of a variance, to logits
+    known, labeled = (scale * (float(placed.var()) if len(placed) > 1 else 1 / 12) for placed in (placed_K, placed_L))
+    return _Logit(math.log(shrunk / (1 - shrunk)), known, labeled, scale / (12 * fewest**2))
 
 
 def excess(scores_N: Tensor, scores_L: Tensor) -> float:
@@ -151,7 +160,8 @@ _SPREAD_STD = 0.25  # of its logarithm, a priori
 _UNSEEN = torch.linspace(0, 0.6, 7, dtype=torch.float64)  # share of the synthetic images that look real
 _UNSEEN_PRIOR = torch.tensor((0.5, *[0.5 / 6] * 6), dtype=torch.float64)
 _MISFIT = 0.01  # of the model, added to each share above a threshold
-_OTHER_TOOLS = 0.5  # how far other generators' separation is from that of the declared ones, in standard deviations
+_OTHER_TOOLS = 0.65  # how far the logit of the AUROC of other generators is from that of the declared ones
+_FEW = 30  # images, as many as a pool is taken to hold at least of either kind: fewer have no AUROC worth knowing
 
 
 @dataclass(frozen=True)
@@ -191,8 +201,8 @@ def fit(
     95 % of that weight. tests/bench/estimates.py measures how often it holds the truth, also where the model is wrong.
 
     `scores_K` of known synthetic images measure the AUROC directly. They are `representative` if they are a random
-    sample of the pool's synthetic images; if not, as where some declare themselves, others may be half a standard
-    deviation easier or harder to tell.
+    sample of the pool's synthetic images; if not, as where some declare themselves, others may be easier or harder to
+    tell, by a standard deviation of 0.65 in the logit of the AUROC (.85 becomes .75 or .92).
     """
     if len(scores_L) < FEWEST_LABELED or len(scores_N) < FEWEST_LABELED:
         return None
@@ -205,10 +215,15 @@ def fit(
     log_GU = log_G[:, None] + log_prior_GU
     log_GU = torch.where(share_GU <= 1 + 1e-9, log_GU, -torch.inf)
     if scores_K is not None and len(scores_K) >= FEWEST_KNOWN:
-        value, std = _logit_auroc(scores_K, scores_L)
-        if not representative:
-            std = math.hypot(std, _OTHER_TOOLS * math.pi / math.sqrt(6))  # of d' to logits
-        log_GU = log_GU - 0.5 * ((auroc_GU.logit() - value) / std).square()
+        found = _logit_auroc(scores_K, scores_L)
+        # The AUROC of this pool: its own images are as random as the known ones.
+        variance_GU = (
+            found.known * (1 / len(scores_K) + 1 / (share_GU * len(scores_N)).clamp(min=_FEW))
+            + found.labeled * (1 / len(scores_L) + 1 / ((1 - share_GU) * len(scores_N)).clamp(min=_FEW))
+            + found.floor
+            + (0 if representative else _OTHER_TOOLS**2)
+        )
+        log_GU = log_GU - 0.5 * (auroc_GU.logit() - found.value).square() / variance_GU - 0.5 * variance_GU.log()
     weight_GU = (log_GU - log_GU.max()).exp()
     return Fit(_middle(auroc_GU, weight_GU), _middle(share_GU, weight_GU))
 

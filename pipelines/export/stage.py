@@ -136,7 +136,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
         per_class={name: per_class[name] for name in scored.classes},
         shards=num_shards,
         num_bytes=num_bytes,
-        warning=told.warning if told is not None else quality.UNMEASURED if scored.model["has_detector"] else "",
+        warning=quality.warning(told) if scored.model.get("has_detector", True) else "",
     )
     assert summary.kept + sum(summary.dropped.values()) == summary.pool
     write_json(

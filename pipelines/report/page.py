@@ -65,6 +65,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "listed": CLASSES_LISTED,
         "threshold": scored.threshold if scored and found.scores is not None else None,
         "quality": findings.quality,
+        "trust": quality.warning(findings.quality) if found.scores is not None else "",
         "unmeasured": quality.UNMEASURED,
         "weak": quality.WEAK,
         "domains": findings.domains,

@@ -144,6 +144,11 @@ def _floor(share: float) -> str:
     return _percent(math.floor(share * step + 1e-9) / step)
 
 
+def warning(found: Quality | None) -> str:
+    """What a person must know before deleting images by a detector that was measured, or was not (None)."""
+    return UNMEASURED if found is None else found.warning
+
+
 def measure(
     scores_N: "Tensor",
     scores_L: "Tensor",

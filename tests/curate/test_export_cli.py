@@ -17,6 +17,7 @@ def test_the_defaults_and_what_to_do_next(scored: Path, tmp_path: Path) -> None:
     assert "kept" in done.stdout and "disc" in done.stdout
     assert f"Next: read {tmp_path}/clean/00000.tar with webdataset" in done.stderr
     assert (tmp_path / "clean" / "00000.tar").exists()
+    assert "look at images before you delete any" in " ".join(done.stderr.split()).rpartition("The detector: ")[2]
 
 
 def test_json_is_one_object_on_stdout_and_its_counts_add_up(scored: Path, tmp_path: Path) -> None:

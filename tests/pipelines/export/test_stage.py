@@ -1,5 +1,6 @@
 import gc
 import json
+import shutil
 import tarfile
 import warnings
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from pipelines import export, ingest, toy
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
 from pipelines.images.formats import FORMATS
 from pipelines.pool.manifest import Pool
+from pipelines.run import quality
 from tests.pipelines.export.exports import files, keys, read_plainly, settings, write_scores
 
 
@@ -45,6 +48,21 @@ def test_kept_images_open_in_plain_webdataset_with_the_crawls_bytes(
         assert metadata == json.loads(original["json"])
         assert ours["prob_synthetic"] == pytest.approx(row["prob_synthetic"], abs=1e-6)
         assert (ours["key"], ours["member"], ours["synthetic"]) == (row["key"], row["member"], False)
+
+
+def test_an_export_says_how_far_to_trust_the_detector(pool: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    summary = export.run(settings(tmp_path / "out", pool, tmp_path / "run"))
+    assert summary.warning == quality.UNMEASURED
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["quality"] is None
+    rng = torch.Generator().manual_seed(0)
+    weak = quality.measure(torch.randn(500, generator=rng), torch.randn(50, generator=rng))
+    quality.save(tmp_path / "run", weak)
+    summary = export.run(settings(tmp_path / "out", pool, tmp_path / "run"))
+    assert summary.warning == "It can hardly tell these images apart: do not delete by it."
+    told = json.loads((tmp_path / "out" / "run.json").read_text())["quality"]
+    assert told["statements"] == list(weak.statements)
+    assert told["auroc_interval"] == list(weak.auroc_interval or ())
 
 
 def test_shards_are_cut_at_the_size_asked_for(pool: Path, run: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 
 from models.classifier import Classifier
@@ -28,7 +29,7 @@ from pipelines.images.thumbnails import encode
 from pipelines.pool.manifest import Pool
 from pipelines.report import ReportConfig, Summary, pictures
 from pipelines.report.history import toml
-from pipelines.run import model, outside
+from pipelines.run import model, outside, quality
 from pipelines.storage.atomic import write_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -226,6 +227,23 @@ def test_the_page_and_the_summary_tell_the_same(home: Path, written: Summary, pa
     assert "Something can be mended." in page  # the training's alarm
     assert "20 labeled images" in page and f"{written.synthetic_share:.1%}" in page
     assert "domain" in {each.name for each in written.audit.properties}
+
+
+def test_the_page_says_how_far_to_trust_the_detector(home: Path, page: str, tmp_path: Path) -> None:
+    assert quality.UNMEASURED in page  # the model of the other tests was never measured
+    assert all(f"evil{i}.invalid" in page for i in range(3))  # the domains
+    shutil.copytree(home / "run", tmp_path / "run")
+    rng = torch.Generator().manual_seed(0)
+    weak = quality.measure(torch.randn(500, generator=rng), torch.randn(50, generator=rng), declared_share=0.031)
+    quality.save(tmp_path / "run", weak)
+    text = Path(report.run(settings(home, run=tmp_path / "run")).out).read_text(encoding="utf-8")
+    assert quality.UNMEASURED not in text
+    assert text.count("It can hardly tell these images apart: do not delete by it.") == 2  # overview and section
+    for statement in weak.statements:
+        assert str(escape(statement)) in text
+    assert "3.1%" in text and "no upper bound is known" in text
+    body = text.split("<body>")[1].replace("curate export --out clean/", "")
+    assert "clean" not in body.replace("That does not make the pool clean", "")
 
 
 def test_thumbnails_are_small_and_carry_pixels_alone(page: str) -> None:

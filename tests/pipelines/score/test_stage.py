@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from pipelines import export, ingest, score, train
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.pool.manifest import Pool, read_parquet
-from pipelines.run import evaluation, model
+from pipelines.run import domains, evaluation, model, quality
 from pipelines.run.scorer import Scorer
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.score import ScoreConfig
@@ -49,6 +50,20 @@ def files(run: Path) -> dict[str, bytes]:
         for folder in ("scores", "embeddings")
         for path in sorted((run / folder).iterdir())
     }
+
+
+def test_scoring_bounds_the_share_by_domain_and_repeats_how_good_the_detector_is(world: World, run: Path) -> None:
+    summary = score.run(ScoreConfig(pool=world.pool, run=run))
+    assert summary.quality == quality.load(run) is not None
+    assert summary.domains == domains.load(run).to_pylist()
+    assert summary.domains is not None
+    pool = Pool.open(world.pool)
+    sources = Counter(domain for shard in pool.shards for domain in domains.of_shard(pool, shard))
+    assert {row["domain"]: row["num_images"] for row in summary.domains} == {
+        domain: count for domain, count in sources.most_common(domains.LARGEST) if count >= domains.FEWEST
+    }
+    part = score.run(ScoreConfig(pool=world.pool, run=run, shard_index=0, num_shards=2))
+    assert part.domains is None  # a part of the pool says nothing of the whole
 
 
 def test_every_image_gets_a_row_in_the_order_of_the_pool(world: World, run: Path) -> None:

@@ -36,6 +36,13 @@ def test_a_labeled_class_the_pool_lacks_and_a_collapse_raise_alarms(world: World
     assert tuple(heard) == summary.alarms
 
 
+def test_finding_nothing_does_not_make_a_pool_clean() -> None:
+    watch = Watch(Recipe(num_steps=1000), 0, ("cat", "dog"))
+    (alarm,) = watch.check(900, {"dummy_share": 0.001})
+    assert "does not show that there are none" in alarm
+    assert "the pool is clean, or" not in alarm
+
+
 @pytest.mark.parametrize(
     ("figures", "words"),
     [

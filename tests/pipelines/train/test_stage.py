@@ -16,7 +16,7 @@ from models.detector import Detector
 from models.rsmatch import RSMatch
 from pipelines import train
 from pipelines.errors import BadInput, Incompatible, MissingArtifact
-from pipelines.run import model, verdicts
+from pipelines.run import model, quality, verdicts
 from pipelines.train import stage
 from pipelines.train.data import Data
 from tests.conftest import World
@@ -45,6 +45,21 @@ def test_what_training_leaves(uninterrupted: Path, world: World) -> None:
     assert loaded.config.classes == tuple(summary["classes"])
     assert loaded.config.has_detector
     assert loaded.config.estimated_share == summary["estimated_share"]
+
+
+def test_training_measures_its_detector(uninterrupted: Path, world: World, tmp_path: Path) -> None:
+    few = quality.load(uninterrupted)
+    assert few is not None and (few.num_labeled, few.auroc, few.share_at_least) == (8, None, 0)
+    assert "look at images before you delete any" in few.warning
+    summary = train.run(config(world, tmp_path, recipe={"held_out": 0.5}))
+    assert quality.load(tmp_path) == summary.quality
+    assert summary.quality is not None and summary.quality.num_labeled == 20
+    assert summary.quality.auroc_interval is not None
+    low, high = summary.quality.auroc_interval
+    assert 0.5 <= low < high <= 1
+    assert summary.quality.share_at_least <= 1 / 3  # the toy's share
+    train.run(config(world, tmp_path, recipe={"method": "fixmatch"}, resume=False))
+    assert quality.load(tmp_path) is None  # a baseline has no detector, and the earlier one is gone
 
 
 def test_thresholds_are_chosen_by_the_images_that_the_detector_has_not_seen(uninterrupted: Path) -> None:
