@@ -49,9 +49,9 @@ class Decoder:
 
     def decode(self, key: str, data: bytes) -> tuple[Pixels, Pixels]:
         """Decode one image to (3, S, S) and (3, T, T). Raises CorruptShard for bytes that are not an image."""
-        picture = picture(key, data)
-        native = np.asarray(picture)
-        return planes(square(picture, native, self.image_size)), planes(_tile(native, self.detector_size, data))
+        opened = picture(key, data)
+        native = np.asarray(opened)
+        return planes(square(opened, native, self.image_size)), planes(_tile(native, self.detector_size, data))
 
     def decode_tile(self, key: str, data: bytes) -> Pixels:
         """Decode one image to its (3, T, T) tile only. Raises CorruptShard as `decode` does."""
