@@ -39,6 +39,7 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         console.table("Kept", [{"class": name, "images": count} for name, count in summary.per_class.items()])
     if not summary.kept:
         console.note(f"No image was kept; {summary.out}/dropped.parquet has the reason for each.")
+        _warn(summary.warning)
         return
     last = f"{summary.shards - 1:05d}"
     shards = f"{{00000..{last}}}" if summary.shards > 1 else "00000"
@@ -46,3 +47,10 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         f"Next: read {summary.out}/{shards}.tar with webdataset, open_clip or any tar reader; kept.parquet lists the "
         "images."
     )
+    _warn(summary.warning)
+
+
+def _warn(warning: str) -> None:
+    """Say as the last line how far to trust the detector, unless there is nothing to warn of."""
+    if warning:
+        console.note(f"The detector: {warning}")

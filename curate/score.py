@@ -1,6 +1,7 @@
 """`curate score`."""
 
 from dataclasses import asdict
+from typing import Any
 
 from curate import console
 from curate.config import resolve
@@ -36,7 +37,7 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "shards": summary.num_shards,
         "shards scored before": summary.num_scored_before,
         "called synthetic": "no detector" if summary.called_share is None else f"{summary.called_share:.1%}",
-        "synthetic, estimated in training": _estimate(summary.estimated_share, summary.estimated_interval),
+        "detector, measured in training": summary.quality.brief if summary.quality else "unknown",
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
         **(summary.declared.lines if summary.declared else {}),
         **{f"{name}, images with a value": count for name, count in summary.outside.items()},
@@ -44,10 +45,13 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "seconds": summary.seconds,
     }
     console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
+    for statement in summary.quality.statements if summary.quality else ():
+        console.note(statement)
     if summary.thresholds:
         console.note(summary.thresholds.statement)
     if summary.pseudo_labels:
         console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
+    _show(summary.domains or [])
     locations = f"--pool {settings.pool} --run {settings.run}"
     if settings.num_shards > 1:
         console.note(f"Next, after the last of the {settings.num_shards} calls: curate score {locations}, to sum up")
@@ -55,7 +59,16 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     console.note(f"Next: curate inspect KEY {locations}, or curate export --out clean/ {locations}")
 
 
-def _estimate(share: float | None, interval: tuple[float, float] | None) -> str:
-    if share is None or interval is None:
-        return "unknown"
-    return f"{share:.1%} (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"
+def _show(domains: list[dict[str, Any]]) -> None:
+    """Print the largest domains with the bounds of their synthetic shares."""
+    rows = [
+        {
+            "domain": each["domain"],
+            "images": each["num_images"],
+            "synthetic, at least": f"{each['share_at_least']:.1%}",
+            "estimate": "" if each["share_estimate"] is None else f"{each['share_estimate']:.0%}",
+        }
+        for each in domains
+    ]
+    if rows:
+        console.table("Largest domains (all bounds together hold with 95 % confidence)", rows)

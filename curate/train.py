@@ -67,10 +67,12 @@ def train(
         "unlabeled images": summary.num_unlabeled,
         "labeled images": summary.num_labeled,
         "labeled also in the pool": summary.labeled_in_pool,
-        "synthetic share, estimated": summary.estimated_share,
+        "detector": "none" if summary.quality is None else summary.quality.brief,
         **{f"marked: {what}": count for what, count in summary.marked.items()},
         "classes": ", ".join(summary.classes) or "none: the detector alone was trained",
         "seconds": summary.seconds,
     }
     console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts | summary.metrics)
+    for statement in summary.quality.statements if summary.quality else ():
+        console.note(statement)
     console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")

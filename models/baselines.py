@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import augment, norms, rules
+from models import norms, rules
 from models.batch import Batch, Views
 from models.classifier import Classifier
 from models.iomatch import IOMatch
@@ -35,7 +35,9 @@ class Supervised:
         average = averaged(classifier)
         norms.synchronize(classifier)
         trained = nn.ModuleList([classifier, *([further] if further is not None else [])])
-        optimizer = sgd(trained, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        optimizer = sgd(
+            trained, momentum=recipe.momentum, weight_decay=recipe.weight_decay, backbone_rate=recipe.backbone_rate
+        )
         self.classifier = Learner(classifier, average, optimizer)
 
     @property
@@ -50,7 +52,8 @@ class Supervised:
 
     def step(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
         """Train on one batch; returns figures as tensors."""
-        labeled = augment.weak(batch.labeled, rng)
+        view = self.classifier.network.augmentation
+        labeled = view.weak(batch.labeled, rng)
         with self._autocast:
             loss = F.cross_entropy(self.classifier.network(labeled).real, batch.labels)
         self._descend(number, loss)
@@ -85,8 +88,9 @@ class FixMatch(Supervised):
 
     def step(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
         """Train on one batch; returns figures as tensors."""
-        labeled = augment.weak(batch.labeled, rng)
-        weak, strong = augment.weak(batch.unlabeled, rng), augment.strong(batch.unlabeled, rng)
+        view = self.classifier.network.augmentation
+        labeled = view.weak(batch.labeled, rng)
+        weak, strong = view.weak(batch.unlabeled, rng), view.strong(batch.unlabeled, rng)
         views = Views(labeled, batch.labels, weak, strong, batch.rows)
         with self._autocast:
             losses = classifier_loss(self.classifier.network, views, None, (self.rule,), self._controls)
@@ -114,9 +118,10 @@ class OpenSet(Supervised):
 
     def step(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
         """Train on one batch; returns figures as tensors."""
-        labeled = augment.weak(batch.labeled, rng)
-        weak = [augment.weak(batch.unlabeled, rng) for _ in range(self.heads.num_weak)]
-        strong = augment.strong(batch.unlabeled, rng)
+        view = self.classifier.network.augmentation
+        labeled = view.weak(batch.labeled, rng)
+        weak = [view.weak(batch.unlabeled, rng) for _ in range(self.heads.num_weak)]
+        strong = view.strong(batch.unlabeled, rng)
         with self._autocast:
             losses = self.heads.losses(
                 self.classifier.network,

@@ -3,11 +3,14 @@
 It takes uint8 RGB images (B, 3, H, W) and standardizes them itself, so that nobody can feed it the wrong scale.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.backbones import Standardize, backbone
+from models import augment
+from models.backbones import Standardize, backbone, inputs
+from models.ranks import Rng
 
 
 class Heads(NamedTuple):
@@ -17,13 +20,33 @@ class Heads(NamedTuple):
     dummy: Tensor
 
 
-class Classifier(nn.Module):
-    """One backbone, two linear heads over K classes: `real` predicts, `dummy` learns from synthetic images."""
+class Augmentation(Protocol):
+    """How a batch of a classifier's inputs is augmented: by `models.augment` pixels, by `models.cached` features."""
 
-    def __init__(self, name: str, num_classes: int) -> None:
+    def weak(self, images: Tensor, rng: Rng, /) -> Tensor:
+        """A weak view of each image."""
+        ...
+
+    def strong(self, images: Tensor, rng: Rng, /) -> Tensor:
+        """A strong view of each image."""
+        ...
+
+
+class Classifier(nn.Module):
+    """One backbone, two linear heads over K classes: `real` predicts, `dummy` learns from synthetic images.
+
+    The images have `size` pixels, by default the backbone's own input size; our own backbones and most convolutions
+    take any. Raises ValueError as `models.backbones.backbone` does.
+    """
+
+    augmentation: Augmentation = augment
+    is_pretrained = False  # whether the backbone started from pretrained weights: then it learns at a lower rate
+
+    def __init__(self, name: str, num_classes: int, size: int | None = None) -> None:
         super().__init__()
-        self.standardize = Standardize()
-        self.backbone, self.num_features = backbone(name)
+        _, mean, std = inputs(name)
+        self.standardize = Standardize(mean, std)
+        self.backbone, self.num_features = backbone(name, size)
         self.real = nn.Linear(self.num_features, num_classes)
         self.dummy = nn.Linear(self.num_features, num_classes)
 
@@ -39,5 +62,5 @@ class Classifier(nn.Module):
     def set_norm_momentum(self, momentum: float) -> None:
         """Set the share of a new batch in the batch norms' running statistics."""
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, _BatchNorm):
                 module.momentum = momentum

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ranks
+from models.classifier import Classifier
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,12 +20,15 @@ class Learner(Generic[Network]):
         self.network, self.average, self.optimizer = network.train(), average, optimizer
 
     def descend(self, loss: Tensor, rate: float, decay: float) -> None:
-        """Take one step down the loss (0-d) at a learning rate; the average keeps `decay` of what it was."""
+        """Take one step down the loss (0-d) at a learning rate; the average keeps `decay` of what it was.
+
+        A group of parameters may have a share of the rate, `rate_share`.
+        """
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = []
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_share"]
             gradients += [parameter.grad for parameter in group["params"] if parameter.grad is not None]
         ranks.average_(gradients)
         self.optimizer.step()
@@ -46,15 +50,15 @@ def averaged(network: Network) -> Network:
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
-def sgd(network: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Nesterov SGD, as FixMatch trains classifiers."""
-    groups = _decay_weights_only(network, weight_decay)
+def sgd(network: nn.Module, *, momentum: float, weight_decay: float, backbone_rate: float = 1.0) -> torch.optim.SGD:
+    """Nesterov SGD, as FixMatch trains classifiers; a pretrained backbone has the share `backbone_rate` of the rate."""
+    groups = _groups(network, weight_decay, backbone_rate)
     return torch.optim.SGD(groups, momentum=momentum, nesterov=True, lr=1.0, fused=True)
 
 
 def adamw(network: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
     """AdamW, which trains the detector."""
-    return torch.optim.AdamW(_decay_weights_only(network, weight_decay), lr=1.0, fused=True)
+    return torch.optim.AdamW(_groups(network, weight_decay, 1.0), lr=1.0, fused=True)
 
 
 def cosine(step: int, num_steps: int, peak: float) -> float:
@@ -67,8 +71,19 @@ def decay_at(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def _decay_weights_only(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: weight decay on weights, none on biases and batch norms, as FixMatch does."""
-    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _groups(network: nn.Module, weight_decay: float, backbone_rate: float) -> list[dict[str, object]]:
+    """Parameter groups: weight decay on weights, none on biases and norms, as FixMatch does.
+
+    Pretrained backbones come in groups of their own, with the share `backbone_rate` of the learning rate.
+    """
+    classifiers = [module for module in network.modules() if isinstance(module, Classifier) and module.is_pretrained]
+    backbones = [parameter for classifier in classifiers for parameter in classifier.backbone.parameters()]
+    started = {id(parameter) for parameter in backbones}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in started]
+    groups: list[dict[str, object]] = []
+    for parameters, share in ((others, 1.0), (backbones, backbone_rate)):
+        for has_decay in (True, False) if parameters else ():
+            chosen = [parameter for parameter in parameters if (parameter.ndim > 1) == has_decay]
+            decay = weight_decay if has_decay else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "rate_share": share})
+    return groups

@@ -9,7 +9,9 @@ from models.detector import Detector
 from models.iomatch import IOMatch
 from models.marked import Marked
 from models.openmatch import OpenMatch
+from models.probe import Probe
 from models.recipe import Controls, Recipe
+from models.routed import Prior, RoutedByPanel
 from models.rsmatch import RSMatch
 
 Method = RSMatch | Supervised  # and what is derived of them
@@ -18,14 +20,16 @@ Method = RSMatch | Supervised  # and what is derived of them
 def build(
     recipe: Recipe,
     controls: Controls,
-    classifier: Classifier,
-    detector: Detector,
+    classifier: Classifier | Probe,
+    detector: Detector | Prior,
     autocast: AbstractContextManager[object],
     *,
     num_images: int,
     marked: Marked | None = None,
 ) -> Method:
     """Build the recipe's method around networks that are on their device; only RSMatch takes `detector`.
+
+    That is a network to train, or a panel that has scored the pool.
 
     `num_images` is the size of the pool.
     """
@@ -34,6 +38,10 @@ def build(
     device = next(classifier.parameters()).device
     match recipe.method:
         case "rsmatch":
+            if isinstance(detector, Prior) and controls.trains_detector:
+                return RoutedByPanel(
+                    recipe, controls, classifier, detector, autocast, num_images=num_images, marked=marked
+                )
             kind = RSMatch if controls.trains_detector else RoutedByTruth
             return kind(
                 recipe, controls, classifier, detector, autocast,

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import torch
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.classifier import Classifier, Heads
 from models.ranks import sum_over, world_size
@@ -112,7 +113,7 @@ def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads
 
     The logits of images AS_TESTED may lack a gradient, because they only serve as targets.
     """
-    norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
     split_norms = [module for module in norms if isinstance(module, SplitBatchNorm)]
     if split_norms or not norms:
         for norm in split_norms:
@@ -148,7 +149,7 @@ def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:
 
 
 @contextmanager
-def _running_statistics_kept(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+def _running_statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -24,7 +24,7 @@ FOLDS = 5
 KNOWN = 0.8  # weight of many known synthetic images against the pool
 FEW_KNOWN = 10.0  # known synthetic images that have half of this weight
 LEAST_SEPARATION = 0.01  # of a witness, above chance: none is left out altogether
-POWER = 2  # of the separation in a witness's vote
+POWER = 1.5  # of the separation in a witness's vote
 WIDE = 1_000  # features from which a witness takes the penalty of wide ones
 PENALTY, WIDE_PENALTY = 1.0, 60.0  # ridge, in units of the standardized features' variance
 
@@ -40,7 +40,6 @@ class Examples(NamedTuple):
     An image of the pool is evidence of the synthetic side, since nobody knows what it is. Known images weigh more.
     """
 
-    fold: Tensor  # (M,) int64
     pool: Tensor  # (M,) bool, images of the pool
     labeled: Tensor  # (M,) bool, a random sample of real images: separation is measured on these alone
     real: Tensor  # (M,) float64 weight as a real example; 1 for a labeled image
@@ -50,9 +49,12 @@ class Examples(NamedTuple):
 class Panel(nn.Module):
     """Linear scores of W witnesses in K folds, and their votes; all state is in buffers.
 
-    The sum is standardized: over the pool that it was fitted to, its mean is 0 and its standard deviation 1.
+    The sum is standardized: over the pool that it was fitted to, its mean is 0 and its standard deviation 1. Images
+    come as the features of all witnesses side by side and, last, their fold: (M, F + 1), as `pipelines.pool.features`
+    keeps them.
     """
 
+    threshold: Tensor  # 0-d, of the standardized sum; a logit of 0
     votes: Tensor  # (W,) float64, in the order of `widths`
     moments: Tensor  # (2,) mean and standard deviation of the sum over the pool
     separation: Tensor  # (W,) AUROC of the pool against unseen labeled real images, for each witness alone
@@ -66,45 +68,52 @@ class Panel(nn.Module):
                 self.register_buffer(f"{name}_{part}", torch.full((FOLDS, width), value, dtype=torch.float64))
             self.register_buffer(f"{name}_moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
         self.register_buffer("votes", torch.ones(len(self.widths), dtype=torch.float64))
+        self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("moments", torch.tensor([0.0, 1.0], dtype=torch.float64))
         self.register_buffer("separation", torch.full((len(self.widths),), 0.5, dtype=torch.float64))
 
-    def forward(self, features: Mapping[str, Tensor], fold_M: Tensor) -> Tensor:
-        """Scores (M,) float32 of images with features (M, F) by witness; higher is more synthetic."""
-        total_M = self.alone(features, fold_M) @ self.votes
-        mean, std = self.moments
-        return ((total_M - mean) / std).float()
+    def forward(self, packed_MF: Tensor) -> Tensor:
+        """Logits (M,) float32, positive for synthetic."""
+        return self.score(packed_MF) - self.threshold.float()
 
-    def alone(self, features: Mapping[str, Tensor], fold_M: Tensor) -> Tensor:
+    def score(self, packed_MF: Tensor) -> Tensor:
+        """Standardized sums (M,) float32; higher is more synthetic."""
+        mean, std = self.moments
+        return ((self.alone(packed_MF) @ self.votes - mean) / std).float()
+
+    def alone(self, packed_MF: Tensor) -> Tensor:
         """Scores (M, W) float64 of each witness, standardized over the pool."""
-        return torch.stack([self._score(name, features[name], fold_M) for name in self.widths], dim=1)
+        fold_M = packed_MF[:, -1].long()
+        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        scored = [self._score(name, part, fold_M) for name, part in zip(self.widths, parts, strict=True)]
+        return torch.stack(scored, dim=1)
 
     def _score(self, name: str, features_MF: Tensor, fold_M: Tensor) -> Tensor:
-        scores_M = torch.empty(len(features_MF), dtype=torch.float64, device=features_MF.device)
+        scores_M = torch.zeros(len(features_MF), dtype=torch.float64, device=features_MF.device)
         parts = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
         for k, (mean_F, std_F, weight_F, moments) in enumerate(zip(*parts, strict=True)):
             mine = fold_M == k
             scores_M[mine] = (_standardized(features_MF[mine], mean_F, std_F) @ weight_F - moments[0]) / moments[1]
         return scores_M
 
-    def fit(self, features: Mapping[str, Tensor], examples: Examples) -> Tensor:
-        """Fit all witnesses and their votes; returns the cross-fitted scores (M,) float32 of the examples."""
-        for name in self.widths:
-            self._fit_witness(name, features[name], examples)
-        scores_MW = self.alone(features, examples.fold)
+    def fit(self, packed_MF: Tensor, examples: Examples) -> None:
+        """Fit all witnesses and their votes."""
+        fold_M = packed_MF[:, -1].long()
+        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        for name, part in zip(self.widths, parts, strict=True):
+            self._fit_witness(name, part, fold_M, examples)
+        scores_MW = self.alone(packed_MF)
         self.separation.copy_(_separations(scores_MW, examples))
         self.votes.copy_((self.separation - 0.5).clamp(min=LEAST_SEPARATION).pow(POWER))
-        total_M = scores_MW @ self.votes
-        of_pool = total_M[examples.pool]
+        of_pool = scores_MW[examples.pool] @ self.votes
         self.moments.copy_(torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9))))
-        return self(features, examples.fold)
 
-    def _fit_witness(self, name: str, features_MF: Tensor, examples: Examples) -> None:
+    def _fit_witness(self, name: str, features_MF: Tensor, fold_M: Tensor, examples: Examples) -> None:
         penalty = WIDE_PENALTY if features_MF.shape[1] >= WIDE else PENALTY
         real_M, synthetic_M = _sides(examples)
         buffers = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
         for k in range(FOLDS):
-            others = (examples.fold != k).double()
+            others = (fold_M != k).double()
             weights = [side * others for side in (real_M, synthetic_M)]
             if not all(weight.any() for weight in weights):  # so few images that one fold holds all
                 weights = [real_M, synthetic_M]
@@ -122,7 +131,7 @@ def _sides(examples: Examples) -> tuple[Tensor, Tensor]:
     # Images that are known to be something are no longer evidence as a part of the pool.
     unknown_M = examples.pool.double() * (examples.synthetic == 0) * (examples.real == 0)
     if not unknown_M.any():
-        unknown_M, share = examples.pool.double(), share
+        unknown_M = examples.pool.double()
     synthetic_M = (1 - share) * unknown_M / unknown_M.sum() + share * examples.synthetic / known.clamp(min=1e-9)
     return examples.real / (2 * examples.real.sum()), synthetic_M / (2 * synthetic_M.sum())
 
@@ -160,7 +169,7 @@ def _standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
 def _separations(scores_MW: Tensor, examples: Examples) -> Tensor:
     """AUROC (W,) of the pool against unseen labeled images, and of known synthetic images where there are some.
 
-    Known synthetic images are few and of few generators, but nothing dilutes them. So both count, these by their number.
+    Known synthetic images are few and of few generators, but nothing dilutes them. So both count, these by how many.
     """
     labeled = examples.labeled
     if not labeled.any():

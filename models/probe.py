@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Heads
+from models.cached import Cached
+from models.classifier import Augmentation, Heads
 
 WIDTH = 128  # of the adapter's hidden layer
 
@@ -46,8 +47,10 @@ class Probe(nn.Module):
 
     is_pretrained = False  # the backbone is no part of it, and its own layers learn at the full rate
 
-    def __init__(self, num_features: int, num_classes: int) -> None:
+    def __init__(self, num_features: int, num_classes: int, num_strong: int) -> None:
+        """Build it for `num_strong` strong views of each image, which come last."""
         super().__init__()
+        self.augmentation: Augmentation = Cached(num_strong)
         self.num_features = num_features
         self.adapter = Adapter(num_features)
         self.real = nn.Linear(num_features, num_classes)

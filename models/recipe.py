@@ -34,6 +34,9 @@ class Recipe(BaseModel):
         default=0.95, gt=0, le=1, description="Confidence from which a pseudo-label counts (tau)."
     )
     learning_rate: float = Field(default=0.03, gt=0, description="Peak learning rate of the classifier (SGD).")
+    backbone_rate: float = Field(
+        default=0.1, ge=0, le=1, description="Learning rate of a pretrained backbone, as a share of learning_rate."
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum.")
     weight_decay: float = Field(default=5e-4, ge=0, description="Weight decay; biases and batch norms have none.")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Decay of the averaged classifier, which predicts.")

@@ -4,22 +4,38 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.batch import Batch
-from models.detector import Detector
 from models.marked import Marked
+from models.panel import Panel
+from models.probe import Probe
 from models.ranks import Rng
 from models.recipe import Controls, Recipe
-from models.rsmatch import RSMatch
+from models.rsmatch import Classifier, RSMatch
 from models.thresholds import ROUTE_MARGIN
 
 
 class Prior(NamedTuple):
-    """Scores (N,) float32 of the pool's images, higher is more synthetic, and the share of them that is synthetic."""
+    """A panel, its scores (N,) float32 of the pool's images, and what they say of the synthetic share."""
 
-    scores: Tensor
+    panel: Panel
+    scores: Tensor  # higher is more synthetic
     share: float
+    interval: tuple[float, float]
+
+
+class _Fitted(NamedTuple):
+    """A detector that learns no more; it stands where RSMatch has a `Learner`."""
+
+    network: Panel
+
+    @property
+    def average(self) -> Panel:
+        return self.network
+
+    def parts(self, name: str) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        return {name: self.network}
 
 
 class RoutedByPanel(RSMatch):
@@ -29,34 +45,49 @@ class RoutedByPanel(RSMatch):
     what a weak start gets wrong (docs/log.md). So there is no queue. A person's marks override the scores.
     """
 
-    has_detector = False
-
     def __init__(
         self,
         recipe: Recipe,
         controls: Controls,
-        classifier: object,
-        detector: Detector,
+        classifier: Classifier | Probe,
+        prior: Prior,
         autocast: AbstractContextManager[object],
         *,
         num_images: int,
-        prior: Prior,
         marked: Marked | None = None,
     ) -> None:
-        super().__init__(recipe, controls, classifier, detector, autocast, num_images=num_images, marked=marked)
+        super().__init__(recipe, controls, classifier, prior.panel, autocast, num_images=num_images, marked=marked)
         self._scores = prior.scores
-        # As `models.thresholds` has it: a margin of images just below the threshold goes to the dummy head, too.
+        self.thresholds.fit(prior.share, prior.interval)
+        # As in `models.thresholds`: a margin of images just below the threshold goes to the dummy head, too.
         below = (1 - prior.share) * (1 - ROUTE_MARGIN * prior.share)
-        self._route_from = torch.quantile(prior.scores.float(), below) if prior.share > 0 else torch.inf
+        ordered = prior.scores.sort().values
+        first = min(int(below * len(ordered)), len(ordered) - 1)
+        self._route_from = ordered[first].item() if prior.share > 0 else torch.inf
+
+    def learn_detector(self, detector: Panel) -> None:
+        """Take the panel as it is."""
+        self.detector = _Fitted(detector)
+
+    @property
+    def bootstrap_step(self) -> int | None:
+        """None: the panel needs no bootstrap."""
+        return None
 
     @property
     def routing_start(self) -> int:
         """First step in which images may go to the dummy head."""
         return self._warmup_steps
 
+    def step(self, number: int, batch: Batch, fetch_tiles: object, rng: Rng) -> dict[str, Tensor]:
+        """Train the classifier on one batch; without classes there is nothing left to train."""
+        if self.has_classes:
+            return self._train_both(number, batch, fetch_tiles, rng)
+        return {"dummy_share": self.route(number, batch, rng)[1].float().mean()}
+
     def route(self, number: int, batch: Batch, rng: Rng) -> tuple[Tensor | None, Tensor]:
         """No evidence for a detector to learn from, and g(u) by the panel."""
         scores_M = self._scores[batch.rows]
         if self.marked:
             scores_M = self.marked.override(batch.rows, scores_M, -torch.inf, torch.inf)
-        return None, (scores_M > self._route_from) & (number >= self.routing_start)
+        return None, (scores_M >= self._route_from) & (number >= self.routing_start)

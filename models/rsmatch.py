@@ -129,17 +129,28 @@ class RSMatch:
         self.recipe, self.controls, self.marked, self.risk, self._autocast = recipe, controls, marked, risk, autocast
         device, num_classes = next(classifier.parameters()).device, classifier.real.out_features
         self.has_classes = num_classes > 1
-        averages = averaged(classifier), averaged(detector)  # copied before `norms` changes the networks
+        average = averaged(classifier)  # copied before `norms` changes the network
+        self.learn_detector(detector)
         (norms.split if controls.split_norms else norms.synchronize)(classifier)
-        norms.synchronize(detector)
-        sgd_ = sgd(classifier, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-        self.classifier = Learner(classifier, averages[0], sgd_)
-        self.detector = Learner(detector, averages[1], adamw(detector, weight_decay=0.01))
-        self.resample = detector.equalizes if controls.resampled_views is None else controls.resampled_views
+        sgd_ = sgd(
+            classifier,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            backbone_rate=recipe.backbone_rate,
+        )
+        self.classifier = Learner(classifier, average, sgd_)
         self.rules = tuple(rules.build(recipe, num_classes, num_images).to(device) for _head in ("real", "dummy"))
         self.examples = Examples(recipe, controls, num_classes, marked, device)
         self.thresholds = Thresholds(follows=controls.share_thresholds).to(device)
         self.residual_score = ResidualScore().to(device)
+
+    def learn_detector(self, detector: Detector) -> None:
+        """Take the detector and what trains it."""
+        average = averaged(detector)
+        norms.synchronize(detector)
+        self.detector = Learner(detector, average, adamw(detector, weight_decay=0.01))
+        resampled = self.controls.resampled_views
+        self.resample = detector.equalizes if resampled is None else resampled
 
     @property
     def bootstrap_step(self) -> int | None:
@@ -172,9 +183,10 @@ class RSMatch:
 
     def _train_both(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
         """Train the classifier and, from its first step on, the detector."""
-        x, y, u = augment.weak(batch.labeled, rng), batch.labels, batch.unlabeled
+        view = self.classifier.network.augmentation
+        x, y, u = view.weak(batch.labeled, rng), batch.labels, batch.unlabeled
         evidence, g = self.route(number, batch, rng)
-        views = Views(x, y, augment.weak(u, rng), augment.strong(u, rng), batch.rows)
+        views = Views(x, y, view.weak(u, rng), view.strong(u, rng), batch.rows)
         with self._autocast:
             losses = classifier_loss(self.classifier.network, views, g, self.rules, self.controls)
         self.classifier.descend(

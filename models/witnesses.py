@@ -1,8 +1,9 @@
 """Features of photographs that may tell real from generated ones: what the witnesses of `models.panel` see.
 
 Each image is seen three times: as tiles at native resolution, where the traces of a camera and of a generator are; as
-tiles at a common scale, where the sizes of images give nothing away; and as a thumbnail. Of the tiles there are residual
-statistics (`models.residual`), and features of a frozen network, which reads amplified residuals as well as images:
+tiles at a common scale, where the sizes of images give nothing away; and as a thumbnail. Of the tiles there are
+residual statistics (`models.residual`), and features of a frozen network, which reads amplified residuals as well as
+images:
 
     residual    128 + 6 (x - 3x3 mean), what a smoothing leaves
     directions  128 + 4 times the second differences of luma: horizontal, vertical and diagonal
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import residual
-from models.frozen import Frozen
+from models.frozen import Features, Frozen
 
 REVISION = 1  # raised by each change after which equal images have other features
 RESIDUAL_GAIN, DIRECTIONS_GAIN, CHROMA_GAIN = 6.0, 4.0, 12.0
@@ -29,24 +30,36 @@ MIDDLE = 128.0
 SCALES = ("native", "common")
 
 
+def widths(frozen: Frozen) -> dict[str, int]:
+    """Number of features of each witness, in the order of `read`."""
+    of_scale = {"statistics": residual.NUM_FEATURES} | dict.fromkeys(
+        ("residual", "directions", "chroma"), frozen.num_low
+    )
+    everything = frozen.num_low + frozen.num_pooled
+    found = {f"{scale}_{name}": width for scale in SCALES for name, width in of_scale.items()}
+    return found | {"common_content": everything, "thumbnail_content": everything}
+
+
 @torch.no_grad()
-def read(frozen: Frozen, tiles: Mapping[str, Tensor], owners: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def read(
+    frozen: Frozen, tiles: Mapping[str, Tensor], owners: Mapping[str, Tensor], thumbnail: Features
+) -> dict[str, Tensor]:
     """Features (B, F) float32 of B images by witness, from their uint8 tiles (T, 3, S, S) at each of `SCALES`.
 
-    `owners` (T,) int64 says to which image, 0..count - 1, each tile belongs.
+    `owners` (T,) int64 says to which image, 0..B - 1, each tile belongs; `thumbnail` are the features of B thumbnails.
     """
-    found = {}
+    count, found = len(thumbnail.pooled), dict[str, Tensor]()
     for scale in SCALES:
         levels, owner = tiles[scale].float(), owners[scale]
-        read_tiles = {
+        of_tiles = {
             "statistics": residual.features(levels),
             "residual": frozen(amplified_residual(levels)).low,
             "directions": frozen(directions(levels)).low,
             "chroma": frozen(chroma_residual(levels)).low,
         }
-        if scale == "common":
-            read_tiles["content"] = frozen(levels).everything
-        found |= {f"{scale}_{name}": _means(values, owner, count) for name, values in read_tiles.items()}
+        found |= {f"{scale}_{name}": _means(values, owner, count) for name, values in of_tiles.items()}
+    found["common_content"] = _means(frozen(tiles["common"]).everything, owners["common"], count)
+    found["thumbnail_content"] = thumbnail.everything
     return found
 
 

@@ -56,3 +56,4 @@ class Summary:
     per_class: dict[str, int]  # kept images by pseudo-label; empty without classes
     shards: int
     num_bytes: int  # of the kept images
+    warning: str  # what to know of the detector before deleting what was dropped; empty if nothing

@@ -8,7 +8,7 @@ In: a pool and its scores. Out, below `config.out`:
     kept.parquet         KEPT_SCHEMA, a row per exported image, in the order of the shards
     dropped.parquet      DROPPED_SCHEMA, a row per image that is not exported, with the reason
     uids.npy             DataComp's list of kept images: sorted, dtype u8,u8
-    run.json             configuration, versions and counts
+    run.json             configuration, versions, counts, and how far to trust the detector
 
 Kept + dropped = pool. A second run replaces the first export, whole (`folder`). The same pool, scores and configuration
 give the same bytes. Memory holds the rows of the shards in progress, 16 bytes per kept image and what
@@ -38,6 +38,7 @@ from pipelines.export.config import ExportConfig, Summary
 from pipelines.export.selection import Reason, Selection
 from pipelines.export.worker import KEPT_SCHEMA, Piece, Task, pack
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.run import quality
 from pipelines.run.scores import ScoredPool
 from pipelines.storage.atomic import replacing, save_array, write_json
 from pipelines.storage.locations import Location
@@ -126,6 +127,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
         readback.check(work / "00000.tar", first)
     with replacing(work / "uids.npy") as path:
         save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
+    told = quality.load(config.run)
     summary = Summary(
         out=str(config.out),
         pool=scored.pool.num_images,
@@ -134,6 +136,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
         per_class={name: per_class[name] for name in scored.classes},
         shards=num_shards,
         num_bytes=num_bytes,
+        warning=told.warning if told is not None else quality.UNMEASURED if scored.model["has_detector"] else "",
     )
     assert summary.kept + sum(summary.dropped.values()) == summary.pool
     write_json(
@@ -144,6 +147,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
             "versions": {name: version(name) for name in ("duckdb", "numpy", "pyarrow")},
             "classes": scored.classes,
             "summary": asdict(summary),
+            "quality": {**asdict(told), "statements": told.statements} if told is not None else None,
         },
     )
     return summary

@@ -5,8 +5,8 @@
   image nor its codec shows.
 - A thumbnail: the shorter side resized, center-cropped to a square.
 
-Tiles lie in the cells of a grid over the image, each at a position that is a function of the file's bytes, so that every
-pass sees the same pixels, also of an image from outside the pool. An image is decoded once, whatever its size.
+Tiles lie in the cells of a grid over the image, each at a position that is a function of the file's bytes, so that
+every pass sees the same pixels, also of an image from outside the pool. An image is decoded once, whatever its size.
 """
 
 import io
@@ -78,7 +78,7 @@ def _common(opened: Image.Image) -> Image.Image:
 
 
 def _grid(height: int, width: int, size: int, most: int) -> tuple[int, int]:
-    """Rows and columns of the grid: as many cells as are wanted, in the image's shape, and no more than there is for."""
+    """Rows and columns of the grid: as many cells as are wanted, in the shape of the image, or as fit."""
     rows, columns = math.ceil(height / size), math.ceil(width / size)
     while rows * columns > most:
         if rows > 1 and (rows * width >= columns * height or columns == 1):

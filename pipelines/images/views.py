@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,14 @@ class Views:
         return Views(images, images if self.tiles is self.images else function(self.tiles))
 
 
+class ViewMaker(Protocol):
+    """Turns files into views: a `Decoder` into pixels, a `pipelines.pool.features.FeatureReader` into features."""
+
+    def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
+        """Views of many images. Raises CorruptShard for one that is none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Sizes of the two views, in pixels."""
@@ -67,6 +76,7 @@ class Decoder:
 
 
 def picture(key: str, data: bytes) -> Image.Image:
+    """Decode a file to an upright RGB image. Raises CorruptShard for bytes that are not an image."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             return upright(opened).convert("RGB")
@@ -78,10 +88,11 @@ def picture(key: str, data: bytes) -> Image.Image:
         ) from None
 
 
-def square(picture: Image.Image, native: Pixels, size: int) -> Pixels:
-    if picture.size == (size, size):
+def square(opened: Image.Image, native: Pixels, size: int) -> Pixels:
+    """Resize the shorter side of an image, whose pixels are `native`, and crop the middle: (size, size, 3)."""
+    if opened.size == (size, size):
         return native
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(opened, (size, size), Image.Resampling.BICUBIC))
 
 
 def symmetric(native: Pixels, size: int) -> Pixels:
@@ -101,4 +112,5 @@ def _tile(native: Pixels, size: int, data: bytes) -> Pixels:
 
 
 def planes(pixels: Pixels) -> Pixels:
+    """Pixels (H, W, 3) as (3, H, W)."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,35 +1,35 @@
 """Features of a pool's images by a frozen network, computed once and kept beside the pool.
 
 pool/features/DIGEST/00000.safetensors   float16 tensors, row i for row i of pool/00000.parquet:
-    image (N, D)                  pooled features of the thumbnail
-    weak, strong (N, V, D)        of V weak and V strong views of it (`models.augment`)
-    WITNESS (N, F)                what each witness sees (`models.witnesses`)
+    images (N, 1 + 2V, D)   pooled features of the thumbnail, of V weak views of it and of V strong ones
+    tiles (N, F + 1)        what the witnesses see, and the fold of the image (`models.panel`)
 
 DIGEST stands for the network with its weights, its input size, and the numbers of tiles and views. The same network
 never reads an image twice: every training, score and index takes what is there. A file whose shard has changed is made
 again.
 """
 
+import hashlib
 import json
+import time
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import torch
-from safetensors.numpy import load as loads
-from safetensors.numpy import save_file
+from safetensors.torch import load as loaded
+from safetensors.torch import save as saved
 from torch import Generator, Tensor
 
 from models import augment, witnesses
 from models.frozen import Frozen
+from models.panel import fold_of
 from models.ranks import Rng
 from pipelines.images.photo import Photo, PhotoDecoder
+from pipelines.images.views import Views
 from pipelines.pool.manifest import Pool
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
@@ -39,48 +39,60 @@ from pipelines.storage.locations import Location
 
 FOLDER = "features"
 BATCH = 8  # photographs that the network sees at once, with all their tiles
-FINITE = 65_000.0  # float16 ends at 65,504
-
-Features = dict[str, npt.NDArray[np.float16]]
-VIEWS = ("image", "weak", "strong")  # all other features are of witnesses
+LARGEST = 65_000.0  # float16 ends at 65,504
 
 
 @dataclass(frozen=True)
 class FeatureReader:
     """A frozen network, and how an image is shown to it: as up to `num_tiles` tiles at each scale, and as views.
 
-    Of each image there are `num_views` weak and as many strong views.
+    It stands in for `pipelines.images.views.Decoder`: where that gives pixels, this gives features.
     """
 
     frozen: Frozen
     num_tiles: int
-    num_views: int
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max(2, torch.get_num_threads())))
+    num_views: int  # weak ones, and as many strong ones
+    gives_pixels: bool = False  # the thumbnails (B, 3, S, S) in place of the features of views, for a trained backbone
 
     @property
     def digest(self) -> str:
         """Names everything that the features depend on but the image."""
         return f"{self.frozen.digest}-{self.num_tiles}-{self.num_views}-{witnesses.REVISION}"
 
-    def read(self, keys: Sequence[str], data: Sequence[bytes], on_tick: OnTick = ignore) -> Features:
-        """Features of images given as file contents; CorruptShard names one that cannot be decoded."""
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of features of each witness, in the order of `tiles`."""
+        return witnesses.widths(self.frozen)
+
+    def batch(
+        self,
+        keys: Sequence[str],
+        data: Sequence[bytes],
+        threads: ThreadPoolExecutor,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> Views:
+        """Features of images given as file contents, float16 on the CPU; CorruptShard names one that is none.
+
+        While the network reads some, `threads` decode the next. `on_batch` hears how many are done.
+        """
         decoder = PhotoDecoder(self.frozen.size, self.num_tiles)
-        parts = []
-        waiting = None
         starts = range(0, len(keys), BATCH)
 
-        def decode(start: int) -> Any:
-            return self.threads.map(decoder.decode, keys[start : start + BATCH], data[start : start + BATCH])
+        def decode(start: int) -> list[Future[Photo]]:
+            chosen = slice(start, start + BATCH)
+            return [threads.submit(decoder.decode, *pair) for pair in zip(keys[chosen], data[chosen], strict=True)]
 
-        for start in starts:  # while the network reads one batch, the next is decoded
-            photos = list(waiting if waiting is not None else decode(start))
-            waiting = decode(start + BATCH) if start + BATCH < len(keys) else None
-            parts.append(self._read_batch(photos, zlib.crc32(data[start])))
-            on_tick(Tick(done=min(start + BATCH, len(keys)), total=len(keys), unit="images"))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        parts = []
+        waiting = decode(0)
+        for start in starts:
+            photos = [each.result() for each in waiting]
+            waiting = decode(start + BATCH)
+            parts.append(self._read(photos, data[start : start + BATCH]))
+            on_batch(start + len(photos))
+        return Views(torch.cat([part.images for part in parts]), torch.cat([part.tiles for part in parts]))
 
     @torch.no_grad()
-    def _read_batch(self, photos: Sequence[Photo], seed: int) -> Features:
+    def _read(self, photos: Sequence[Photo], data: Sequence[bytes]) -> Views:
         device = next(self.frozen.parameters()).device
         tiles, owners = dict[str, Tensor](), dict[str, Tensor]()
         for scale in witnesses.SCALES:
@@ -88,15 +100,22 @@ class FeatureReader:
             tiles[scale] = torch.from_numpy(np.concatenate(each)).to(device)
             counts = torch.tensor([len(part) for part in each])
             owners[scale] = torch.arange(len(photos)).repeat_interleave(counts).to(device)
-        found = witnesses.read(self.frozen, tiles, owners, len(photos))
         thumbnails = torch.from_numpy(np.stack([photo.thumbnail for photo in photos])).to(device)
-        rng = Rng(Generator(device).manual_seed(seed))
         of_image = self.frozen(thumbnails)
-        found |= {"thumbnail_content": of_image.everything, "image": of_image.pooled}
-        for name, view in (("weak", augment.weak), ("strong", augment.strong)):
-            each_view = [self.frozen(view(thumbnails, rng)).pooled for _ in range(self.num_views)]
-            found[name] = torch.stack(each_view, 1) if each_view else of_image.pooled[:, None][:, :0]
-        return {name: value.clamp(-FINITE, FINITE).half().cpu().numpy() for name, value in found.items()}
+        seen = witnesses.read(self.frozen, tiles, owners, of_image)
+        fold = fold_of([hashlib.sha256(content).hexdigest() for content in data])
+        packed = _half(torch.cat((*seen.values(), fold[:, None].to(device)), 1))
+        if self.gives_pixels:
+            return Views(thumbnails.cpu(), packed)
+        rng = Rng(Generator(device).manual_seed(zlib.crc32(data[0])))
+        views = [of_image.pooled]
+        for view in (augment.weak, augment.strong):
+            views += [self.frozen(view(thumbnails, rng)).pooled for _ in range(self.num_views)]
+        return Views(_half(torch.stack(views, 1)), packed)
+
+
+def _half(values: Tensor) -> Tensor:
+    return values.clamp(-LARGEST, LARGEST).half().cpu()
 
 
 @dataclass(frozen=True)
@@ -106,56 +125,71 @@ class FeatureStore:
     pool: Pool
     reader: FeatureReader
 
-    @property
-    def folder(self) -> Location:
-        """Folder of the files of this network."""
-        return self.pool.root / FOLDER / self.reader.digest
-
-    def shard(self, number: int, on_tick: OnTick = ignore) -> Features:
-        """Features of all images of the `number`-th shard."""
-        name = self.pool.shards[number]
-        if (found := self._stored(name)) is not None:
-            on_tick(Tick(done=self.pool.counts[number], total=self.pool.counts[number], unit="images"))
-            return found
+    def shard(self, number: int, on_tick: OnTick = ignore) -> Views:
+        """Features of all images of the `number`-th shard, in the order of its manifest."""
+        name, count = self.pool.shards[number], self.pool.counts[number]
+        if (stored := self._stored(name)) is not None:
+            on_tick(Tick(done=count, total=count, unit="images"))
+            return stored
+        if not count:
+            return self._empty()
         rows = Rows.of_shard(self.pool, number)
-        features = self.reader.read(rows.key.tolist(), rows.read(range(len(rows))), on_tick)
-        self._write(name, features)
-        return features
+        with ThreadPoolExecutor(max(2, torch.get_num_threads())) as threads:
+            views = self.reader.batch(
+                rows.key.tolist(),
+                rows.read(range(len(rows))),
+                threads,
+                lambda done: on_tick(Tick(done=done, total=count, unit="images")),
+            )
+        self._write(name, views)
+        return views
 
-    def shards(self, on_tick: OnTick = ignore) -> Iterator[tuple[int, Features]]:
-        """Number and features of every shard, one at a time."""
-        done, total = 0, self.pool.num_images
+    def shards(self, on_tick: OnTick = ignore) -> Iterator[tuple[int, Views]]:
+        """Number and features of every shard, one at a time; says how long it will take as soon as it can tell."""
+        before, started, told = 0, time.monotonic(), False
+
+        def on_shard(tick: Tick) -> None:
+            nonlocal told
+            done, total, note = before + tick.done, self.pool.num_images, ""
+            taken = time.monotonic() - started
+            if not told and taken > 5 and done < total:
+                minutes, told = taken / done * total / 60, True
+                note = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
+            on_tick(Tick(done=done, total=total, unit="images", note=note))
+
         for number, count in enumerate(self.pool.counts):
-
-            def on_shard(tick: Tick, before: int = done) -> None:
-                on_tick(Tick(done=before + tick.done, total=total, unit="images"))
-
             yield number, self.shard(number, on_shard)
-            done += count
+            before += count
 
-    def _stored(self, shard: str) -> Features | None:
-        path = self.folder / f"{shard}.safetensors"
+    def _location(self, shard: str) -> Location:
+        return self.pool.root / FOLDER / self.reader.digest / f"{shard}.safetensors"
+
+    def _stored(self, shard: str) -> Views | None:
         try:
-            content = locations.read(path)
-            found = loads(content)
-            origin = _origin(content)
+            content = locations.read(self._location(shard))
+            found = loaded(content)
         except FileNotFoundError:
             return None
-        except (safetensors.SafetensorError, ValueError):  # cut short; it is made again
+        except (safetensors.SafetensorError, ValueError):  # damaged; it is made again
             return None
-        return found if origin == self.pool.digest(shard) else None
+        return Views(found["images"], found["tiles"]) if _origin(content) == self.pool.digest(shard) else None
 
-    def _write(self, shard: str, features: Features) -> None:
-        if isinstance(self.folder, Path):
-            make_folder(self.folder)
-        arrays = {name: np.ascontiguousarray(value) for name, value in features.items()}
-        with replacing(self.folder / f"{shard}.safetensors") as temporary:
-            save_file(arrays, temporary, {"shard": self.pool.digest(shard)})
+    def _empty(self) -> Views:
+        width = sum(self.reader.widths.values()) + 1
+        images = torch.empty((0, 1 + 2 * self.reader.num_views, self.reader.frozen.num_pooled), dtype=torch.float16)
+        return Views(images, torch.empty((0, width), dtype=torch.float16))
+
+    def _write(self, shard: str, views: Views) -> None:
+        path = self._location(shard)
+        make_folder(path.parent)
+        tensors = {"images": views.images.contiguous(), "tiles": views.tiles.contiguous()}
+        content = saved(tensors, {"shard": self.pool.digest(shard)})
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def _origin(content: bytes) -> str | None:
     """The shard's digest in a safetensors file: its header is a length of 8 bytes and JSON."""
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    digest = metadata.get("shard")
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    digest = header.get("__metadata__", {}).get("shard")
     return str(digest) if digest else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import BadInput, CorruptShard, what_is_wrong, why
-from pipelines.images.views import Decoder, Views
+from pipelines.images.views import ViewMaker, Views
 from pipelines.pool.manifest import read_parquet
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
@@ -31,7 +31,7 @@ _NOT_OURS = {"__MACOSX", "@eaDir"}  # folders of macOS and of network disks; the
 
 @dataclass(frozen=True)
 class Labeled:
-    """Decoded images with labels (N,) int64, indices into `classes`; `digests` are the sha256 of the files.
+    """Decoded images with labels (N,) int64, indices into `classes`.
 
     Without classes `classes` is empty, all labels are 0, and `without` says why: "photos has no class folders".
     """
@@ -39,11 +39,16 @@ class Labeled:
     views: Views
     labels: Tensor
     classes: tuple[str, ...]
-    digests: frozenset[str]
+    sha256: tuple[str, ...]  # of the files, in the order of the labels
     without: str | None = None
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """The sha256 of all files."""
+        return frozenset(self.sha256)
 
-def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -> Labeled:
+
+def read(source: Path, decoder: ViewMaker, classes: Sequence[str] | None = None) -> Labeled:
     """Read and decode a labeled set. A validation set is read with the `classes` of the labeled set, in their order.
 
     Raises BadInput, which names the file, folder or column that cannot be used.
@@ -68,7 +73,7 @@ def read(source: Path, decoder: Decoder, classes: Sequence[str] | None = None) -
         raise BadInput(f"{source}: {what_is_wrong(error)}. Fix or remove the file.") from None
     number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}  # empty without classes
     labels = torch.tensor([number.get(label, 0) for _, label in named])
-    digests = frozenset(hashlib.sha256(content).hexdigest() for content in data)
+    digests = tuple(hashlib.sha256(content).hexdigest() for content in data)
     return Labeled(views, labels, tuple(classes), digests, without)
 
 

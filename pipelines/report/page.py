@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files as resources
+from typing import Any
 
 from markupsafe import Markup
 
@@ -17,6 +18,8 @@ from pipelines.report import association, charts, figures, history, pictures
 from pipelines.report.config import ReportConfig
 from pipelines.report.confounds import Audit
 from pipelines.report.survey import Survey
+from pipelines.run import quality
+from pipelines.run.quality import Quality
 from pipelines.run.scores import ScoredPool
 
 CLASSES_LISTED = 500  # in the table
@@ -31,6 +34,8 @@ class Findings:
     survey: Survey
     audit: Audit | None  # None without scores
     num_unscored: int  # images
+    quality: Quality | None  # of the detector; None if it was not measured
+    domains: list[dict[str, Any]]  # the synthetic share of the largest domains
     note: str  # why the labeled set was not compared; empty if it was
     next: str  # the command to run next
 
@@ -59,7 +64,10 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "classes": sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         "listed": CLASSES_LISTED,
         "threshold": scored.threshold if scored and found.scores is not None else None,
-        "estimate": scored.model if scored and scored.model.get("estimated_interval") else None,
+        "quality": findings.quality,
+        "unmeasured": quality.UNMEASURED,
+        "weak": quality.WEAK,
+        "domains": findings.domains,
         "histograms": figures.histograms(scored, found, findings.audit),
         "galleries": pictures.galleries(pool, scored, found),
         "thumbnail": pictures.THUMBNAIL.side,

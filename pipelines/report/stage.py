@@ -25,6 +25,7 @@ from pipelines.report import confounds, page, pictures
 from pipelines.report.config import ReportConfig, Summary
 from pipelines.report.history import read_record
 from pipelines.report.survey import survey
+from pipelines.run import domains, quality
 from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
         survey=found,
         audit=audit,
         num_unscored=num_unscored,
+        quality=quality.load(config.run) if scored else None,
+        domains=domains.load(config.run).to_pylist() if scored else [],
         note=note,
         next=_next(config, scored is not None),
     )

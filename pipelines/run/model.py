@@ -3,6 +3,7 @@
 config.json              classes, sizes, method: everything needed to use the weights
 classifier.safetensors   EMA weights of backbone and both heads
 detector.safetensors     EMA weights of the detector
+frozen.safetensors       weights of the pretrained network whose features a panel reads, where it is the detector
 classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone.
                          Without classes it is not written
 README.md                how to use them
@@ -13,21 +14,27 @@ import io
 import json
 import logging
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import safetensors
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.backbones import Standardize, backbone, inputs, load_weights
 from models.classifier import Classifier
 from models.detector import Detector
+from models.frozen import Frozen
 from models.layout import WIDTH, layout
+from models.panel import Panel
+from models.probe import Probe
+from pipelines.compute import devices
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
+from pipelines.pool.features import FeatureReader
+from pipelines.run import weights
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.scores import model_digest
 from pipelines.storage.atomic import make_folder, replacing, sync, write_json
@@ -48,7 +55,8 @@ CLASSIFIER = """\
     model = torch.export.load("classifier.pt2").module()
     logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
 
-`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`).
+`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json
+standardize its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
 """
 
 NO_CLASSIFIER = """\
@@ -83,15 +91,35 @@ class ModelConfig:
     # Where the backbone has learned nothing, neither from classes nor before, its features say less about what images
     # show than 8x8 pixels do (`models.layout`). The detector's features are no choice: they say how images were made.
     embedding: Literal["backbone", "layout"] = "backbone"
+    # Of the classifier; `save` sets them. The first two standardize levels of 0..1; None: as the backbone's name says.
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    is_pretrained: bool = False  # whether the backbone started from pretrained weights
+    frozen: bool = False  # whether the classifier is a probe on a frozen backbone (`models.probe`)
+    witnesses: dict[str, int] | None = None  # of the panel that is the detector, with their numbers of features
+    num_tiles: int = 4  # of an image that the panel sees, at each scale
+    num_views: int = 2  # that the probe learned from
 
-    def build(self) -> tuple[Classifier, Detector]:
+    def build(self) -> tuple[Classifier | Probe, Detector | Panel]:
         """Build the networks, with weights still to be loaded."""
-        detector = Detector(
-            equalize=self.equalize_spectrum,
-            residual_planes=self.residual_planes,
-            residual_features=self.residual_features,
-        )
-        return Classifier(self.backbone, max(1, len(self.classes))), detector
+        detector: Detector | Panel
+        if self.witnesses is not None:
+            detector = Panel(self.witnesses)
+        else:
+            detector = Detector(
+                equalize=self.equalize_spectrum,
+                residual_planes=self.residual_planes,
+                residual_features=self.residual_features,
+            )
+        num_outputs = max(1, len(self.classes))
+        if self.frozen:
+            _, num_features = backbone(self.backbone, self.image_size)
+            return Probe(num_features, num_outputs, self.num_views), detector
+        classifier = Classifier(self.backbone, num_outputs, self.image_size)
+        if self.mean is not None and self.std is not None:
+            classifier.standardize = Standardize(tuple(self.mean), tuple(self.std))
+        classifier.is_pretrained = self.is_pretrained
+        return classifier, detector
 
 
 @dataclass(frozen=True)
@@ -99,14 +127,19 @@ class Model:
     """Trained networks with their configuration; `digest` identifies the training."""
 
     config: ModelConfig
-    classifier: Classifier
-    detector: Detector
+    classifier: Classifier | Probe
+    detector: Detector | Panel
     digest: str
+    frozen: Frozen | None = None  # the network that the panel reads
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> "Decoder | FeatureReader":
         """Turns image files into what the networks take."""
-        return Decoder(self.config.image_size, self.config.detector_size)
+        if self.frozen is None:
+            return Decoder(self.config.image_size, self.config.detector_size)
+        return FeatureReader(
+            self.frozen, self.config.num_tiles, self.config.num_views, gives_pixels=not self.config.frozen
+        )
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings (B, D), float32, of uint8 images for the classifier: nearby ones show similar things."""
@@ -119,26 +152,49 @@ class Model:
 
 
 class _RealHead(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
+    """The real head on images (B, 3, S, S) uint8, whose features a probe gets from the frozen network."""
+
+    def __init__(self, classifier: Classifier | Probe, frozen: Frozen | None) -> None:
         super().__init__()
         self.classifier = classifier
+        is_probe = isinstance(classifier, Probe) and frozen is not None
+        self.standardize, self.backbone = (frozen.standardize, frozen.network) if is_probe and frozen else (None, None)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(images).real
+        seen = images
+        if self.standardize is not None and self.backbone is not None:
+            seen = self.backbone(self.standardize(images))[:, None]
+        logits: Tensor = self.classifier(seen).real
         return logits
 
 
-def save(folder: Path, config: ModelConfig, classifier: Classifier, detector: Detector) -> None:
+def save(
+    folder: Path,
+    config: ModelConfig,
+    classifier: Classifier | Probe,
+    detector: Detector | Panel,
+    frozen: Frozen | None = None,
+) -> None:
     """Write run/model/; config.json comes last and says that the rest is complete and of one training."""
+    standardize = frozen.standardize if frozen is not None and config.frozen else classifier.standardize
+    config = replace(
+        config,
+        mean=tuple(round(value, 6) for value in standardize.mean.tolist()),
+        std=tuple(round(value, 6) for value in standardize.std.tolist()),
+        is_pretrained=classifier.is_pretrained,
+    )
     make_folder(folder)
     (folder / "config.json").unlink(missing_ok=True)
     sync(folder)
-    for name, network in (("classifier", classifier), ("detector", detector)):
+    parts = {"classifier": classifier, "detector": detector}
+    if frozen is not None:
+        parts["frozen"] = frozen.network
+    for name, network in parts.items():
         tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
     if config.classes:
         # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
-        program = _export(copy.deepcopy(classifier).cpu(), config.image_size)
+        program = _export(_RealHead(copy.deepcopy(classifier), copy.deepcopy(frozen)).cpu(), config.image_size)
         with replacing(folder / "classifier.pt2") as temporary:
             temporary.write_bytes(program)
     else:
@@ -154,13 +210,13 @@ def _readme(config: ModelConfig) -> str:
     return README.format(**values, classifier=about)
 
 
-def _export(classifier: Classifier, size: int) -> bytes:
+def _export(real_head: _RealHead, size: int) -> bytes:
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():  # the exporter warns about its own internals
         warnings.simplefilter("ignore")
         logging.getLogger("torch.export").setLevel(logging.ERROR)
-        program = torch.export.export(_RealHead(classifier).eval(), (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(real_head.eval(), (example,), dynamic_shapes=({0: batch},))
         archive = io.BytesIO()
         torch.export.save(program, archive)
     return archive.getvalue()
@@ -173,21 +229,26 @@ def load(run: Path, device: torch.device) -> Model:
         raise MissingArtifact(f"{run} holds no trained model. Run `curate train --labeled SEED --run {run}` first.")
     try:
         values = json.loads((folder / "config.json").read_bytes())
-        config = ModelConfig(**{**values, "classes": tuple(values["classes"]), "held_out": tuple(values["held_out"])})
+        lists = {name: tuple(value) for name, value in dict(values).items() if isinstance(value, list)}
+        config = ModelConfig(**{**values, **lists})
         classifier, detector = config.build()
         for name, network in (("classifier", classifier), ("detector", detector)):
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+        frozen = None
+        if config.witnesses is not None:
+            tensors = load_file(folder / "frozen.safetensors")
+            frozen = Frozen(config.backbone, tensors, config.image_size, devices.autocast("auto", device)).to(device)
         digest = model_digest(run)
         assert digest is not None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise CorruptShard(
             f"{folder} cannot be loaded ({first_line(error)}). Train again with `--run {run}`."
         ) from None
-    return Model(config, classifier, detector, digest)
+    return Model(config, classifier, detector, digest, frozen)
 
 
-def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], run: Path) -> None:
+def init_from(classifier: Classifier | Probe, backbone: str, classes: tuple[str, ...], run: Path) -> None:
     """Give backbone and heads the weights of a trained run; an untrained dummy head becomes a copy of the real one.
 
     Raises MissingArtifact where training has not finished, Incompatible where backbone or classes differ.
@@ -204,36 +265,35 @@ def init_from(classifier: Classifier, backbone: str, classes: tuple[str, ...], r
         raise Incompatible(
             f"{run}: its backbone is untrained, so there is nothing to start from. Leave --init-from out."
         )
-    classifier.load_state_dict(trained.classifier.state_dict())
+    if isinstance(classifier, Probe) or isinstance(trained.classifier, Probe):
+        if not (isinstance(classifier, Probe) and isinstance(trained.classifier, Probe)):
+            raise Incompatible(f"{run}: only one of both has a frozen backbone. Use the same --frozen or --no-frozen.")
+        classifier.load_state_dict(trained.classifier.state_dict())
+        return
+    try:
+        load_weights(classifier.backbone, trained.classifier.backbone.state_dict())
+    except ValueError as error:
+        raise Incompatible(
+            f"{run}: its backbone, trained at {trained.config.image_size} px, does not fit this one ({error}). Use the "
+            "same --image-size."
+        ) from None
+    classifier.real.load_state_dict(trained.classifier.real.state_dict())
+    classifier.dummy.load_state_dict(trained.classifier.dummy.state_dict())
     if trained.config.method != "rsmatch":
         classifier.dummy.load_state_dict(trained.classifier.real.state_dict())
+    classifier.is_pretrained = trained.config.is_pretrained
 
 
-def init_backbone(classifier: Classifier, name: str, weights: Path | None) -> None:
-    """Give the backbone weights from a safetensors file, or, without one, the weights of timm's hub.
+def init_backbone(classifier: Classifier, name: str, file: Path | None) -> None:
+    """Give the backbone pretrained weights: from a file, or, without one, from where `weights.pretrained` finds them.
 
-    Raises BadInput where the file does not fit, the backbone has no weights, or no hub can be reached.
+    Raises BadInput if the file does not fit, the backbone has no weights, or no hub can be reached.
     """
-    if weights is not None:
-        try:
-            tensors = load_file(weights)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise BadInput(f"--weights {weights} is not a readable safetensors file ({error}).") from None
-    elif name.startswith("timm:"):
-        try:
-            tensors = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).state_dict()
-        except (OSError, RuntimeError) as error:
-            raise BadInput(
-                f"--pretrained: the weights of {name} cannot be downloaded ({first_line(error)}). "
-                "Download them elsewhere and give --weights FILE."
-            ) from None
-    else:
-        raise BadInput(f"--pretrained: {name} has no published weights. Use a timm: backbone, or --weights FILE.")
+    tensors = weights.pretrained(name, file)
     try:
-        missing, _ = classifier.backbone.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise BadInput(f"--weights {weights} does not fit {name} ({str(error).splitlines()[1].strip()})") from None
-    if missing:
-        raise BadInput(
-            f"--weights {weights} lacks {missing[0]!r} ({len(missing)} tensors missing). Are these weights of {name}?"
-        )
+        load_weights(classifier.backbone, tensors)
+    except ValueError as error:
+        where = f"--weights {file}" if file is not None else "--pretrained"
+        published = f" Published ones fit --image-size {inputs(name).size}." if name.startswith("timm:") else ""
+        raise BadInput(f"{where} does not fit {name}: it {error}. Are these weights of {name}?{published}") from None
+    classifier.is_pretrained = True

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,7 @@ from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
     from pipelines.run.evaluation import DeclaredCheck
+    from pipelines.run.quality import Quality
     from pipelines.run.verdicts import Thresholds
 
 
@@ -75,8 +76,11 @@ class Summary:
     )  # share of the images called synthetic; this and the next two are None without a detector
     verdicts: dict[str, int] | None  # images by verdict
     thresholds: "Thresholds | None"
-    estimated_share: float | None  # of the pool that was trained on
-    estimated_interval: tuple[float, float] | None
+    estimated_share: float | None  # of the pool that was trained on, by which the threshold was set
+    quality: "Quality | None"  # of the detector on the pool that was trained on
+    domains: (
+        list[dict[str, Any]] | None
+    )  # rows of run/domains.parquet; None without a detector, or for a part of a pool
     mean_confidence: float | None  # None without classes
     pseudo_labels: dict[str, int]  # images by class; empty without classes
     truth: dict[str, float] | None

@@ -2,6 +2,7 @@
 
 in      pool/, run/model/
 out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool;
+        run/domains.parquet, the synthetic share by domain (`pipelines.run.domains`);
         run/outside.parquet if scores from outside are given (`pipelines.run.outside`)
 again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
         they are scored again
@@ -34,7 +35,7 @@ from pipelines.pool import pixels, truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import evaluation, model, outside, verdicts
+from pipelines.run import domains, evaluation, model, outside, quality, verdicts
 from pipelines.run.scorer import Scorer, Scores
 from pipelines.run.scores import SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
@@ -244,7 +245,8 @@ def _summarize(
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
-        estimated_interval=trained.config.estimated_interval,
+        quality=quality.load(config.run) if has_detector else None,
+        domains=_domains(config.run, pool, trained) if has_detector and config.num_shards == 1 else None,
         mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
@@ -264,3 +266,15 @@ def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
         for name, values in others.of(pool.rows(pool.shards[number], ["sha256"])["sha256"]).items():
             counts[name] += int(np.isfinite(values).sum())
     return counts
+
+
+def _domains(run: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
+    """Bound the synthetic share of each large domain, and write run/domains.parquet."""
+    tally = domains.Tally()
+    for shard in pool.shards:
+        probs = read_parquet(run / "scores" / f"{shard}.parquet", ["prob_synthetic"])["prob_synthetic"].to_numpy()
+        tally.add(domains.of_shard(pool, shard), probs, pool.rows(shard, ["declared"])["declared"].to_pylist())
+    table = tally.table(torch.tensor(trained.config.held_out), quality.load(run))
+    domains.save(run, table)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows

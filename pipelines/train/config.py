@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.recipe import CLASSIFIER_REVISION, DETECTOR_REVISION, Controls, Recipe
 from pipelines import settings
+from pipelines.errors import BadInput
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
     from pipelines.images.views import Decoder
+    from pipelines.run.quality import Quality
 
 
 class NetworkConfig(BaseModel):
@@ -19,11 +21,40 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: str = Field(default="wrn-28-2", description="Backbone: wrn-28-2, small or timm:NAME.")
-    weights: Path | None = Field(default=None, description="Safetensors with weights to start the backbone from.")
-    pretrained: bool = Field(default=False, description="Start a timm backbone from the weights of its hub.")
+    backbone: str = Field(
+        default="auto",
+        description="Backbone: wrn-28-2, small, timm:NAME or auto. auto: wrn-28-2 for pools of up to 64 pixels, else "
+        "the best pretrained one that the device and the hub allow.",
+    )
+    weights: Path | None = Field(
+        default=None, description="Weights to start the backbone from: .safetensors, or .pth, .pt, .bin of PyTorch."
+    )
+    pretrained: bool | None = Field(
+        default=None,
+        description="Start a timm backbone from published weights: of an installed package, or of timm's hub; unset: "
+        "where the pool's images have over 64 pixels.",
+    )
+    frozen: bool | None = Field(
+        default=None,
+        description="Train on features that a pretrained backbone gives once for each image, and keep it as it is; "
+        "unset: without a GPU.",
+    )
+    detector: Literal["auto", "network", "panel"] = Field(
+        default="auto",
+        description="What tells real from synthetic images: a network that is trained, or a panel of witnesses that "
+        "read a pretrained backbone's features; auto: a panel above 64 pixels.",
+    )
+    tiles: int = Field(default=4, ge=1, le=64, description="Most tiles of an image that the panel sees, at each scale.")
+    views: int = Field(
+        default=2, ge=1, le=64, description="Weak views of an image for a frozen backbone, and as many strong ones."
+    )
     init_from: Path | None = Field(default=None, description="Run whose trained classifier to start from.")
-    image_size: int = Field(default=32, ge=8, description="Side of the images that the classifier sees, in pixels.")
+    image_size: int | None = Field(
+        default=None,
+        ge=8,
+        description="Side of the images that the classifier sees, in pixels; unset: the backbone's own size, 32 for "
+        "wrn-28-2 and small.",
+    )
     detector_size: int | None = Field(
         default=None,
         ge=16,
@@ -34,6 +65,11 @@ class NetworkConfig(BaseModel):
     def starts_trained(self) -> bool:
         """Whether the backbone starts from weights that were trained before."""
         return bool(self.weights or self.pretrained or self.init_from)
+
+    @property
+    def has_panel(self) -> bool:
+        """Whether a panel is the detector; known once `auto` is resolved."""
+        return self.detector == "panel"
 
 
 class MachineConfig(BaseModel):
@@ -69,6 +105,13 @@ class TrainConfig(BaseModel):
     run: LocalFolder = settings.run("Folder to write the model to.")
     validation: Path | None = Field(default=None, description="Labeled images that measure accuracy during training.")
     truth: Path | None = Field(default=None, description="Known truth to report against; only controls train on it.")
+    known_synthetic: Path | None = Field(
+        default=None, description="Folder of images that are known to be synthetic; a few dozen help the panel much."
+    )
+    ignore_declared: bool = Field(
+        default=False, description="Learn nothing from what image files declare about their origin."
+    )
+    scores: tuple[str, ...] = settings.scores()
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random.")
     resume: bool = Field(default=True, description="Resume from the checkpoint in the run, if there is one.")
     network: NetworkConfig = NetworkConfig()
@@ -78,10 +121,16 @@ class TrainConfig(BaseModel):
 
     @property
     def decoder(self) -> "Decoder":
-        """Sizes of the views."""
-        from pipelines.images.views import Decoder  # torch, which a configuration does not need
+        """Sizes of the views; BadInput where they follow a backbone that there is not."""
+        from models.backbones import inputs  # both import torch, which a configuration does not need
+        from pipelines.images.views import Decoder
 
-        return Decoder(self.network.image_size, self.network.detector_size or min(self.network.image_size, 96))
+        network = self.network
+        try:
+            size = network.image_size or inputs(network.backbone).size
+        except ValueError as error:
+            raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
+        return Decoder(size, network.detector_size or min(size, 96))
 
     @property
     def has_detector(self) -> bool:
@@ -119,6 +168,7 @@ class Summary:
     seconds: float  # of this call
     estimated_share: float | None  # of the pool that is synthetic; None without a bootstrapped detector
     estimated_interval: tuple[float, float] | None  # 95 % confidence
+    quality: "Quality | None"  # of the detector, and the bounds of the share; None without a detector
     waiting_share: float  # of the steps' time, spent waiting for images to be read and decoded
     resumed_at: int
     metrics: dict[str, Any]  # the last ones

@@ -15,7 +15,7 @@ import torch
 
 from models.marked import Marked
 from pipelines.errors import BadInput
-from pipelines.images.views import Decoder, Views
+from pipelines.images.views import ViewMaker, Views
 from pipelines.pool.labeled import Labeled
 from pipelines.pool.manifest import Pool
 from pipelines.pool.rows import Rows
@@ -39,7 +39,7 @@ class Training:
         return self.counts.get("labeled", 0)
 
 
-def join(pool: Pool, examples: Labeled, run: Path, decoder: Decoder) -> Training:
+def join(pool: Pool, examples: Labeled, run: Path, decoder: ViewMaker) -> Training:
     """Apply the marks of `run` to a labeled set and a pool.
 
     Raises BadInput for a label that is no class of the labeled set, and for a labeled image that is marked synthetic.
@@ -99,7 +99,7 @@ def _found(rows: Rows, by_key: Mapping[str, Mark]) -> list[tuple[int, Mark]]:
     return [(row, by_key[key]) for row, key in enumerate(rows.key.tolist()) if key in by_key] if by_key else []
 
 
-def _extended(examples: Labeled, rows: Rows, labeled: list[tuple[int, Mark]], decoder: Decoder) -> Labeled:
+def _extended(examples: Labeled, rows: Rows, labeled: list[tuple[int, Mark]], decoder: ViewMaker) -> Labeled:
     numbers = [row for row, _ in labeled]
     with ThreadPoolExecutor() as threads:
         views = decoder.batch([mark.key for _, mark in labeled], rows.read(numbers), threads)
@@ -107,5 +107,5 @@ def _extended(examples: Labeled, rows: Rows, labeled: list[tuple[int, Mark]], de
     shared = examples.views.tiles is examples.views.images and views.tiles is views.images
     tiles = images if shared else torch.cat((examples.views.tiles, views.tiles))
     labels = torch.tensor([examples.classes.index(mark.label) for _, mark in labeled if mark.label is not None])
-    digests = examples.digests | {mark.sha256 for _, mark in labeled}
+    digests = examples.sha256 + tuple(mark.sha256 for _, mark in labeled)
     return Labeled(Views(images, tiles), torch.cat((examples.labels, labels)), examples.classes, digests)

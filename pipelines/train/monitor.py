@@ -90,9 +90,13 @@ class Watch:
         is_synthetic = "is routed to the dummy head" if self._classes else "looks synthetic to the detector"
         if share is not None and share < 0.01:
             yield (
-                f"Under 1 % of the pool {is_synthetic}. Either the pool is clean, or the detector found "
-                "nothing. Look at the most synthetic images with `curate inspect`"
-                + ("; if the pool is clean, train with --method fixmatch." if self._classes else ".")
+                f"Under 1 % of the pool {is_synthetic}: the detector finds hardly any synthetic image. That does not "
+                "show that there are none. Look at the most synthetic images with `curate inspect`"
+                + (
+                    "; if you know from elsewhere that the pool is clean, train with --method fixmatch."
+                    if self._classes
+                    else "."
+                )
             )
         if share is not None and share > 0.99:
             yield (

@@ -35,7 +35,7 @@ from pipelines.errors import BadInput, Incompatible
 from pipelines.pool import pixels
 from pipelines.pool.manifest import is_pool
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import marks, model, verdicts
+from pipelines.run import marks, model, quality, verdicts
 from pipelines.storage import locks
 from pipelines.storage.atomic import write_json
 from pipelines.train import resume
@@ -211,9 +211,16 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
         on_tick(Tick(done=config.recipe.num_steps, total=config.recipe.num_steps, unit="steps", note=slow))
     detecting = method if isinstance(method, RSMatch) and method.has_detector else None
     held_out: tuple[float, ...] = ()
+    measured: quality.Quality | None = None
     if training.log is not None and detecting is not None:
-        _calibrate(training, detecting)
+        logits = _calibrate(training, detecting)
         held_out = _held_out_scores(detecting, training.batches.held_out_tiles)
+        # The detector has seen the pool, its real images as real ones, so bounds and AUROC err on the low side.
+        probs, declared = (
+            (logits - detecting.thresholds.detector).sigmoid(),
+            quality.declared_share(data.pool, marks.read(config.run).current),
+        )
+        measured = quality.measure(probs.cpu(), torch.tensor(held_out), declared_share=declared)
     metrics = {**training.log.last, **training.evaluate(method, everything=True)} if training.log is not None else {}
     share, interval = detecting.thresholds.estimate if detecting is not None else (None, None)
     summary = Summary(
@@ -226,6 +233,7 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
         seconds=time.monotonic() - training.started,
         estimated_share=share,
         estimated_interval=interval,
+        quality=measured,
         waiting_share=round(waiting_share, 4),
         resumed_at=training.first,
         metrics=metrics,
@@ -241,6 +249,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     """Write model, thresholds and run.json."""
     config, method = training.config, training.method
     detector = training.detector
+    (config.run / quality.FILE).unlink(missing_ok=True)  # of an earlier training
     if isinstance(method, RSMatch):
         # The saved detector's logits are shifted so that its threshold is 0: a probability of 0.5.
         detector = copy.deepcopy(method.detector.average)
@@ -265,6 +274,8 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     )
     model.save(config.run / "model", saved, method.classifier.average, detector)
     verdicts.save(config.run, verdicts.choose(held_out, None))
+    if summary.quality is not None:
+        quality.save(config.run, summary.quality)
     versions = {"torch": torch.__version__, "device": str(training.device), "ranks": ranks.world_size()}
     written = {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)}
     write_json(config.run / "run.json", written)
@@ -292,7 +303,8 @@ def build(config: TrainConfig, data: Data, device: torch.device) -> tuple[Method
         raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
     network = config.network
     try:
-        classifier = Classifier(network.backbone, max(1, len(data.classes)))  # one pseudo-class without classes
+        # One pseudo-class without classes.
+        classifier = Classifier(network.backbone, max(1, len(data.classes)), config.decoder.image_size)
     except ValueError as error:
         raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
     if network.init_from and (network.weights or network.pretrained):
@@ -333,11 +345,13 @@ def _bootstrap(training: _Training, method: RSMatch, rng: Generator) -> None:
 
 
 @torch.no_grad()
-def _calibrate(training: _Training, method: RSMatch) -> None:
-    """Set the detector's threshold by a sample of the pool."""
+def _calibrate(training: _Training, method: RSMatch) -> Tensor:
+    """Set the detector's threshold by a sample of the pool; returns the sample's logits."""
+    views = training.images.stream(_sample(training))
+    logits = torch.cat([method.detector.average(each.tiles) for each in views])
     if not method.thresholds.share.isnan():
-        views = training.images.stream(_sample(training))
-        method.thresholds.calibrate(torch.cat([method.detector.average(each.tiles) for each in views]))
+        method.thresholds.calibrate(logits)
+    return logits
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.classifier import Classifier
 from models.learner import Learner, averaged, cosine, decay_at, sgd
 
 
@@ -33,6 +34,43 @@ def test_a_step_goes_down_the_loss_by_the_rate() -> None:
         gradient = (2 + 0.1) * 1.0001, 3 * 1.0001  # weights decay, biases do not; the first step of Nesterov's
         assert linear.weight.item() == pytest.approx(1 - 0.25 * gradient[0], rel=1e-4)
         assert linear.bias.item() == pytest.approx(0.5 - 0.25 * gradient[1], rel=1e-4)
+
+
+def one_step(*, is_pretrained: bool, backbone_rate: float) -> tuple[float, float]:
+    """How far one step moves the backbone and the real head, at a gradient of one everywhere and a rate of 0.5."""
+    torch.manual_seed(0)
+    classifier = Classifier("small", 3)
+    classifier.is_pretrained = is_pretrained
+    trained = nn.ModuleList([classifier, nn.Linear(2, 2)])
+    optimizer = sgd(trained, momentum=1e-9, weight_decay=0.0, backbone_rate=backbone_rate)
+    before = [parameter.detach().clone() for parameter in trained.parameters()]
+    learner = Learner(trained, averaged(trained), optimizer)
+    learner.descend(sum(parameter.sum() for parameter in trained.parameters()), rate=0.5, decay=0.9)
+    moved = {
+        name: float((old - parameter).detach().abs().max())
+        for old, (name, parameter) in zip(before, trained.named_parameters(), strict=True)
+    }
+    backbone = {round(value, 5) for name, value in moved.items() if name.startswith("0.backbone")}
+    others = {round(value, 5) for name, value in moved.items() if not name.startswith("0.backbone")}
+    assert len(backbone) == len(others) == 1  # weights and biases, and further heads, alike
+    return backbone.pop(), others.pop()
+
+
+def test_a_pretrained_backbone_learns_at_its_share_of_the_rate_and_the_heads_at_all_of_it() -> None:
+    assert one_step(is_pretrained=True, backbone_rate=0.1) == (0.05, 0.5)
+    assert one_step(is_pretrained=True, backbone_rate=0.0) == (0.0, 0.5)
+    assert one_step(is_pretrained=False, backbone_rate=0.1) == (0.5, 0.5)
+
+
+def test_groups_of_a_pretrained_backbone_hold_every_parameter_once_and_decay_weights_alone() -> None:
+    classifier = Classifier("small", 3)
+    classifier.is_pretrained = True
+    groups = sgd(classifier, momentum=0.9, weight_decay=5e-4, backbone_rate=0.1).param_groups
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, classifier.parameters()))
+    assert {(group["rate_share"], group["weight_decay"]) for group in groups} == {
+        (1.0, 5e-4), (1.0, 0.0), (0.1, 5e-4), (0.1, 0.0),
+    }  # fmt: skip
+    assert all((p.ndim > 1) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
 
 
 def test_decay_is_warmed_up() -> None:

@@ -47,6 +47,17 @@ def test_masked_statistics_are_those_of_a_pass_for_each_group(name: str, groups:
     assert (ours - theirs).norm() < 1e-2 * theirs.norm()
 
 
+def test_batch_norms_of_tokens_keep_their_running_statistics_from_the_synthetic_route() -> None:
+    """LeViT normalizes tokens, in one dimension."""
+    torch.manual_seed(0)
+    ours = Classifier("timm:levit_128s", 3, 64).train()
+    alone, images = copy.deepcopy(ours), IMAGES.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    norms.apart(ours, images, GROUPS)
+    alone(images[~SYNTHETIC])
+    assert any(isinstance(module, nn.BatchNorm1d) for module in ours.modules())
+    torch.testing.assert_close(statistics(ours), statistics(alone), rtol=1e-4, atol=1e-5)
+
+
 @BOTH
 def test_neither_group_is_normalized_by_the_other(turn) -> None:  # type: ignore[no-untyped-def]
     changed = IMAGES.clone()

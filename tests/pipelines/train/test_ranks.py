@@ -93,7 +93,7 @@ def test_two_ranks_come_to_what_one_process_comes_to(
 def test_baselines_on_two_ranks_share_the_batch_norm_of_timm(world: World, tmp_path: Path) -> None:
     """Which goes on to an activation that must not get lost."""
     baseline = {
-        "network": {"backbone": "timm:test_efficientnet"},
+        "network": {"backbone": "timm:test_efficientnet", "image_size": 32},
         "recipe": {"method": "fixmatch", "learning_rate": 0.0003},
     }
     train.run(config(world, tmp_path / "one", **baseline))

@@ -139,7 +139,7 @@ def test_any_timm_backbone_and_weights_from_a_file(world: World, tmp_path: Path)
     save_file(start, tmp_path / "start.safetensors")
     settings = config(
         world, tmp_path / "run",
-        network={"backbone": "timm:resnet10t", "weights": tmp_path / "start.safetensors"},
+        network={"backbone": "timm:resnet10t", "weights": tmp_path / "start.safetensors", "image_size": 32},
         recipe={"num_steps": 1, "learning_rate": 1e-9, "weight_decay": 0.0, "method": "supervised"},
     )  # fmt: skip
     train.run(settings)

@@ -1,0 +1,100 @@
+"""Chooses what a training leaves open: backbone and detector by the sizes of the pool's images and by the device."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.frozen import Frozen
+from pipelines.compute import devices
+from pipelines.errors import BadInput
+from pipelines.pool.features import FeatureReader
+from pipelines.pool.manifest import Pool
+from pipelines.run import weights
+from pipelines.train.config import TrainConfig
+
+SMALL = 64  # pixels, of the shorter side, up to which images are taken for small ones
+SCRATCH = "wrn-28-2"  # trained from nothing on small images
+SAMPLED_SHARDS = 64  # whose images say how large those of the pool are
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration that leaves nothing open, why it is so, and what reads features where a panel is the detector."""
+
+    config: TrainConfig
+    sentence: str | None
+    reader: FeatureReader | None
+
+
+def typical_size(pool: Pool) -> tuple[int, int]:
+    """Median width and height of a pool's images, in pixels."""
+    step = max(1, len(pool.shards) // SAMPLED_SHARDS)
+    tables = [pool.rows(shard, ["width", "height"]) for shard in pool.shards[::step]]
+    width, height = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("width", "height"))
+    return (int(np.median(width)), int(np.median(height))) if len(width) else (0, 0)
+
+
+def has_photographs(pool: Pool) -> bool:
+    """Whether the images of a pool are larger than those that the networks from scratch are made for."""
+    return min(typical_size(pool)) > SMALL
+
+
+def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
+    """Resolve what is `auto` or unset. Raises BadInput where the settings contradict each other."""
+    network, sentence = config.network, None
+    width, height = typical_size(pool)
+    large = min(width, height) > SMALL
+    if network.backbone == "auto" and large and network.detector != "network":
+        choice = weights.choose_backbone(device.type, weights.hub_reachable())
+        size = network.image_size or choice.image_size
+        network = network.model_copy(update={"backbone": choice.backbone, "image_size": size, "pretrained": True})
+        sentence = choice.reason
+    elif network.backbone == "auto":
+        network = network.model_copy(update={"backbone": SCRATCH})
+    is_timm = network.backbone.startswith("timm:")
+    if network.pretrained is None:
+        published = is_timm and large and not network.weights and not network.init_from
+        network = network.model_copy(update={"pretrained": published})
+    can_read = is_timm and bool(network.pretrained or network.weights)
+    detector = network.detector
+    if detector == "auto":
+        detector = "panel" if large and can_read else "network"
+    if detector == "panel" and not can_read:
+        raise BadInput(
+            f"--detector panel: {network.backbone} has no pretrained weights to read features with. Use --backbone "
+            "auto, or timm:NAME with --pretrained or --weights."
+        )
+    frozen = network.frozen
+    if frozen is None:
+        frozen = detector == "panel" and device.type == "cpu"
+    if frozen and detector != "panel":
+        raise BadInput("--frozen: features of a frozen backbone are read for a panel alone. Use --detector panel.")
+    resolved = config.model_copy(
+        update={"network": network.model_copy(update={"detector": detector, "frozen": frozen})}
+    )
+    resolved = resolved.model_copy(
+        update={"network": resolved.network.model_copy(update={"image_size": resolved.decoder.image_size})}
+    )
+    if detector == "network":
+        return Plan(resolved, sentence, None)
+    reader = _reader(resolved, device)
+    how = "frozen" if frozen else "trained end to end"
+    facts = (
+        f"Images are {width}x{height} (median): {how}, {reader.frozen.size} px, up to {network.tiles} tiles at native "
+        "resolution and at a common scale."
+    )
+    return Plan(resolved, f"{sentence} {facts}" if sentence else f"Backbone {network.backbone}. {facts}", reader)
+
+
+def _reader(config: TrainConfig, device: torch.device) -> FeatureReader:
+    network = config.network
+    tensors = weights.pretrained(network.backbone, network.weights)
+    try:
+        frozen = Frozen(
+            network.backbone, tensors, network.image_size, devices.autocast(config.machine.precision, device)
+        )
+    except ValueError as error:
+        where = f"--weights {network.weights}" if network.weights else f"--backbone {network.backbone}"
+        raise BadInput(f"{where}: {error}. Choose another backbone, or other weights.") from None
+    return FeatureReader(frozen.to(device), network.tiles, network.views if network.frozen else 0)
