@@ -7,6 +7,7 @@ that the classifier is trained on.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,21 +33,19 @@ DECLARED = 0.5  # weight of an image that declares what it is, against one that 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Features of a training, and the panel with its scores, each by models that have not seen the image."""
+    """Features of a training, and a panel that has scored its pool."""
 
     data: Data
     images: pixels.InMemory | None  # features of the pool's rows; None where the backbone is trained on pixels
     panel: Panel
-    pool: Tensor  # (N,) float32 scores of the rows, which are not labeled
-    quality: Quality  # measured by all of these
-    held_out: tuple[float, ...]  # probabilities of the labeled images, each by models that have not seen it; sorted
+    judged: "Judged"
 
     @property
     def prior(self) -> Prior:
         """What routes images between the heads."""
-        measured = self.quality
+        measured = self.judged.quality
         share = measured.share_estimate if measured.share_estimate is not None else measured.share_at_least
-        return Prior(self.panel, self.pool, share, (measured.share_at_least, measured.share_at_most or 1.0))
+        return Prior(self.panel, self.judged.scores, share, (measured.share_at_least, measured.share_at_most or 1.0))
 
 
 def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torch.device, on_tick: OnTick) -> Prepared:
@@ -73,7 +72,15 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     of_labeled = columns.join(labeled_set.views.tiles, labeled_set.sha256)
     of_known = of_rows.tiles[:0] if of_known is None else columns.join(of_known, [file.sha256 for file in known.files])
     panel = Panel(reader.widths | columns.widths).to(device)
-    return _fit(panel, data, known, of_rows, of_labeled, of_known, is_frozen)
+    real_N, synthetic_N, given = _weights(data, known)
+    features = of_rows.tiles.to(device), of_labeled.to(device), of_known.to(device)
+    unmarked = data.num_labeled - training.num_labeled_by_marks
+    judged = judge(panel, Evidence(*features, real_N.to(device), synthetic_N.to(device), unmarked, given))
+    if not is_frozen:
+        return Prepared(data, None, panel, judged)
+    examples = replace(training.examples, views=Views(training.examples.views.images, of_labeled))
+    data = replace(data, training=replace(training, examples=examples))
+    return Prepared(data, pixels.InMemory(Views(of_rows.images.to(device), features[0])), panel, judged)
 
 
 def _gather(store: FeatureStore, rows: Rows, on_tick: OnTick, *, with_views: bool) -> Views:
@@ -86,15 +93,32 @@ def _gather(store: FeatureStore, rows: Rows, on_tick: OnTick, *, with_views: boo
     return Views(torch.cat(images), torch.cat(tiles))
 
 
-def _fit(
-    panel: Panel, data: Data, known: Known, of_rows: Views, of_labeled: Tensor, of_known: Tensor, is_frozen: bool
-) -> Prepared:
-    device = panel.votes.device
-    rows_NF, labeled_LF, known_SF = (part.to(device) for part in (of_rows.tiles, of_labeled, of_known))
-    real_N, synthetic_N, given = _weights(data, known, device)
+class Evidence(NamedTuple):
+    """What is known before a panel is fitted: features (M, F + 1) with the fold last, and weights of the rows."""
+
+    rows: Tensor  # (N, F + 1) of the pool's images that are not labeled
+    labeled: Tensor  # (L, F + 1), those that marks labeled last
+    known: Tensor  # (S, F + 1) of synthetic images outside the pool
+    real: Tensor  # (N,) float64, how surely each row is known to be real, 0..1
+    synthetic: Tensor  # (N,) float64, or synthetic
+    num_unmarked: int  # labeled images that marks have not labeled: a random sample of the real ones
+    given: bool  # whether a person knows any of the synthetic ones, or only the files say so
+
+
+class Judged(NamedTuple):
+    """Scores of the rows by a fitted panel, and how good it is; all by models that have not seen the image."""
+
+    scores: Tensor  # (N,) float32
+    quality: Quality
+    held_out: tuple[float, ...]  # probabilities of the labeled images, sorted
+
+
+def judge(panel: Panel, evidence: Evidence) -> Judged:
+    """Fit a panel, score the pool, measure the panel, and set its threshold."""
+    rows_NF, labeled_LF, known_SF, real_N, synthetic_N, unmarked, given = evidence
+    device = rows_NF.device
     step = max(1, -(-len(rows_NF) // FITTED_IMAGES))
     used_N = (torch.arange(len(rows_NF), device=device) % step == 0) | (real_N > 0) | (synthetic_N > 0)
-    unmarked = data.num_labeled - data.training.num_labeled_by_marks
     counts = torch.tensor([int(used_N.sum()), len(labeled_LF), len(known_SF)], device=device)
     kind = torch.arange(3, device=device).repeat_interleave(counts)
     ones_L, ones_S = (torch.ones(len(part), dtype=torch.float64, device=device) for part in (labeled_LF, known_SF))
@@ -110,22 +134,12 @@ def _fit(
         scores_N.cpu(),
         scores_L.cpu(),
         torch.cat((scores_N[synthetic_N > 0], panel.score(known_SF))).cpu(),
-        known_by="given" if given + len(known_SF) else "declared",
-        declared_share=float((synthetic_N > 0).sum()) / data.pool.num_images,
+        known_by="given" if given else "declared",
+        declared_share=float((synthetic_N > 0).double().mean()),
     )
     panel.threshold.fill_(_above(scores_N, measured.share_at_least))
-    if is_frozen:
-        views = data.training.examples.views
-        of_examples = replace(data.training.examples, views=Views(views.images, of_labeled))
-        data = replace(data, training=replace(data.training, examples=of_examples))
-    return Prepared(
-        data=data,
-        images=pixels.InMemory(Views(of_rows.images.to(device), rows_NF)) if is_frozen else None,
-        panel=panel,
-        pool=scores_N,
-        quality=measured,
-        held_out=tuple((scores_L - panel.threshold).sigmoid().sort().values.tolist()),
-    )
+    held_out = (scores_L - panel.threshold).sigmoid().sort().values
+    return Judged(scores_N, measured, tuple(held_out.tolist()))
 
 
 def _above(scores_N: Tensor, share: float) -> float:
@@ -136,16 +150,15 @@ def _above(scores_N: Tensor, share: float) -> float:
     return float(bounds[len(ordered) - count : len(ordered) - count + 2].mean())
 
 
-def _weights(data: Data, known: Known, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """How much each row is known to be real (N,) and synthetic (N,), and how many a person knows to be synthetic."""
-    listed = torch.from_numpy(known.listed).to(device)
-    synthetic_N = torch.from_numpy(known.declared_synthetic).to(device).double() * DECLARED
-    synthetic_N[listed] = 1.0
-    real_N = torch.from_numpy(known.declared_camera).to(device).double() * DECLARED
-    given = int(listed.sum())
+def _weights(data: Data, known: Known) -> tuple[Tensor, Tensor, bool]:
+    """How surely each row is real (N,) and synthetic (N,), and whether a person knows any to be synthetic."""
+    synthetic_N = torch.from_numpy(known.declared_synthetic).double() * DECLARED
+    synthetic_N[torch.from_numpy(known.listed)] = 1.0
+    real_N = torch.from_numpy(known.declared_camera).double() * DECLARED
+    given = bool(known.listed.any()) or bool(known.files)
     if data.training.marked:
-        real, synthetic = data.training.marked.real.to(device), data.training.marked.synthetic.to(device)
+        real, synthetic = data.training.marked.real, data.training.marked.synthetic
         real_N[real], synthetic_N[real] = 1.0, 0.0
         real_N[synthetic], synthetic_N[synthetic] = 0.0, 1.0
-        given += len(synthetic)
+        given = given or bool(len(synthetic))
     return real_N, synthetic_N, given

@@ -237,7 +237,7 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
     measured: quality.Quality | None = None
     if training.log is not None and detecting is not None:
         if training.prepared is not None:
-            measured, held_out = training.prepared.quality, training.prepared.held_out
+            measured, held_out = training.prepared.judged.quality, training.prepared.judged.held_out
         else:
             measured, held_out = _measure(training, detecting)
     metrics = {**training.log.last, **training.evaluate(method, everything=True)} if training.log is not None else {}
