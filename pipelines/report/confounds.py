@@ -22,9 +22,10 @@ import pyarrow as pa
 
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.report import association, properties, stability
-from pipelines.report.association import Cell, Property
+from pipelines.report import properties, stability
 from pipelines.report.stability import Stability
+from pipelines.run import association
+from pipelines.run.association import Cell, Property
 
 if TYPE_CHECKING:
     from pipelines.run.scorer import Scorer

@@ -5,6 +5,7 @@ The features of the pool are computed once and kept beside it (`pipelines.pool.f
 that the classifier is trained on.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick
 from pipelines.run import outside, quality
 from pipelines.run.quality import Quality
+from pipelines.train import audit
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
@@ -39,6 +41,11 @@ class Prepared:
     images: pixels.InMemory | None  # features of the pool's rows; None where the backbone is trained on pixels
     panel: Panel
     judged: "Judged"
+
+    def alarms(self, config: TrainConfig) -> Iterator[str]:
+        """What a person must know of the panel: confounds that it may have learned."""
+        scores = self.judged.scores.cpu().numpy()
+        return audit.warnings(self.data.training.rows, config.labeled, scores, self.panel.threshold.item())
 
     @property
     def prior(self) -> Prior:

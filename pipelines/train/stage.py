@@ -130,6 +130,10 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
     ranks.any_rank(False, device)  # all have read the checkpoint before rank 0 writes the next
     log = MetricsLog(config.run / "metrics.jsonl", keep_until=first) if devices.is_first() else None
+    watch = Watch(config.recipe, method.routing_start, data.classes)
+    for alarm in prepared.alarms(config) if prepared is not None else ():
+        watch.raised[alarm] = None
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=alarm))
     images: pixels.Images
     if prepared is not None and prepared.images is not None:
         images = prepared.images
@@ -150,7 +154,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
         first=first,
         sums=sums,
         log=log,
-        watch=Watch(config.recipe, method.routing_start, data.classes),
+        watch=watch,
         evaluate=Evaluation(images, data.facts, data.validation, device),
         started=started,
     )
