@@ -38,8 +38,8 @@ def warnings(rows: Rows, source: Path, scores_N: npt.NDArray[np.float32], thresh
         if association.differs(found):
             yield (
                 f"The labeled images differ from the pool in {name} (by {found.difference:.0%}), and the panel may "
-                "take that for a trace of synthetic images. Use labeled images that went through the same pipeline as the "
-                "crawl."
+                "take that for a trace of synthetic images. Use labeled images that went through the same pipeline as "
+                "the crawl."
             )
         if association.predicts(found):
             yield (

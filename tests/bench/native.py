@@ -3,9 +3,10 @@
     python tests/bench/native.py --work /tmp/native
 
 reads ../shared/data/native-matched.parquet and native-wild.parquet, ingests each set once as it is, saved as JPEG 80,
-and at 256 pixels, computes the features beside these pools, and then draws seeds as make_native_crawl.py does: labeled real images, a pool, and images that are known to be synthetic. Each draw is judged by the product's own
-code. It prints a Markdown table: AUROC on the pool (mean of five seeds, least and most), how often the tool's own 95 %
-interval holds it and how wide that is, the lower bound of the share, and the images called synthetic.
+and at 256 pixels, computes the features beside these pools, and then draws seeds as make_native_crawl.py does: labeled
+real images, a pool, and images that are known to be synthetic. Each draw is judged by the product's own code. It prints
+a Markdown table: AUROC on the pool (mean of five seeds, least and most), how often the tool's own 95 % interval holds
+it and how wide that is, the lower bound of the share, and the images called synthetic.
 """
 
 import argparse
