@@ -110,7 +110,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     planned = plan.make(config, Pool.open(config.pool), device)
     config, reader = planned.config, planned.reader
     if planned.sentence:
-        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=planned.sentence))
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=planned.sentence))
     data = Data.read(config, device, reader if config.network.frozen else None)
     prepared = photographs.prepare(config, data, reader, device, on_tick) if reader is not None else None
     if prepared is not None:
@@ -124,7 +124,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     state = config.run / "checkpoint" / "state.safetensors"
     if data.training.examples.without:
         note = f"{data.training.examples.without}: training the detector alone, without pseudo-labels."
-        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=note))
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=note))
     counts = {"images": [data.num_unlabeled, data.num_labeled], "marks": data.training.fingerprint}
     identity = config.identity | counts | {"classes": len(data.classes)}
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
