@@ -70,13 +70,16 @@ def limit(held_out: Sequence[float], rate: float) -> float:
     return float(np.nextafter(np.float32(sorted(held_out)[rank - 1]), np.float32(2)))
 
 
-def choose(held_out: Sequence[float], rate: float | None) -> Thresholds:
-    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone."""
+def choose(held_out: Sequence[float], rate: float | None, unsure_from: float = SYNTHETIC_FROM) -> Thresholds:
+    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone.
+
+    From `unsure_from` on no image is called real: a panel leaves the share above it that is its estimate, not its bound.
+    """
     if rate is None and (len(held_out) + 1) * DEFAULT_RATE < 1:
         return Thresholds(
             synthetic_from=SYNTHETIC_FROM,
             sure_from=SYNTHETIC_FROM,
-            real_below=SYNTHETIC_FROM,
+            real_below=min(SYNTHETIC_FROM, unsure_from),
             max_false_positive_rate=None,
             num_held_out=len(held_out),
         )
@@ -84,7 +87,7 @@ def choose(held_out: Sequence[float], rate: float | None) -> Thresholds:
     return Thresholds(
         synthetic_from=SYNTHETIC_FROM if rate is None else at,
         sure_from=max(SYNTHETIC_FROM, at),
-        real_below=min(SYNTHETIC_FROM, at),
+        real_below=min(SYNTHETIC_FROM, at, unsure_from),
         max_false_positive_rate=rate or DEFAULT_RATE,
         num_held_out=len(held_out),
     )

@@ -298,10 +298,11 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
         witnesses=detector.widths if isinstance(detector, Panel) else None,
         num_tiles=config.network.tiles,
         num_views=config.network.views,
+        unsure_from=training.prepared.judged.unsure_from if training.prepared is not None else verdicts.SYNTHETIC_FROM,
     )
     frozen = training.reader.frozen if training.reader is not None else None
     model.save(config.run / "model", saved, method.classifier.average, detector, frozen)
-    verdicts.save(config.run, verdicts.choose(held_out, None))
+    verdicts.save(config.run, verdicts.choose(held_out, None, saved.unsure_from))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)
     versions = {"torch": torch.__version__, "device": str(training.device), "ranks": ranks.world_size()}
