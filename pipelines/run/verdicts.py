@@ -44,7 +44,8 @@ class Thresholds:
         if self.max_false_positive_rate is None:
             return (
                 f"Only {self.num_held_out} labeled images are held out from the detector, too few to limit the loss of "
-                f"real images to {DEFAULT_RATE:.0%}. Nothing is called unsure."
+                f"real images to {DEFAULT_RATE:.0%}."
+                + (" Nothing is called unsure." if self.real_below == self.sure_from else "")
             )
         return (
             f"Calibrated on {self.num_held_out} real images that the detector has never seen: on average over such "
@@ -73,7 +74,7 @@ def limit(held_out: Sequence[float], rate: float) -> float:
 def choose(held_out: Sequence[float], rate: float | None, unsure_from: float = SYNTHETIC_FROM) -> Thresholds:
     """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone.
 
-    From `unsure_from` on no image is called real: a panel leaves the share above it that is its estimate, not its bound.
+    From `unsure_from` on no image is called real: above it a panel leaves the estimated share, not the lower bound.
     """
     if rate is None and (len(held_out) + 1) * DEFAULT_RATE < 1:
         return Thresholds(
