@@ -30,7 +30,9 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
 FITTED_IMAGES = 20_000  # of the pool: more teach the panel nothing more, because the labeled images are few
-DECLARED = 0.5  # weight of an image that declares what it is, against one that a person knows
+# Weights of images that declare what they are, against one that a person knows. Few tools declare anything, so those
+# that do pull the panel towards themselves: at .5 it ranks all others worse than without (docs/benchmarks.md).
+DECLARED_SYNTHETIC, DECLARED_CAMERA = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     given = bool(known.listed.any()) or bool(known.files)
     features = of_rows.tiles.to(device), of_labeled.to(device), of_known.to(device)
     unmarked = data.num_labeled - training.num_labeled_by_marks
-    weights = real_N.to(device), synthetic_N.to(device), torch.from_numpy(known.synthetic).to(device)
+    # Those that a folder holds are taken for a sample of all; declared ones would be mixed in as one, too.
+    measures = torch.from_numpy(known.listed if given else known.declared_synthetic)
+    weights = real_N.to(device), synthetic_N.to(device), measures.to(device)
     judged = judge(panel, Evidence(*features, *weights, unmarked, given))
     if not is_frozen:
         return Prepared(data, None, panel, judged)
@@ -165,9 +169,9 @@ def _above(scores_N: Tensor, share: float) -> float:
 
 def _weights(data: Data, known: Known) -> tuple[Tensor, Tensor]:
     """How surely each row is real (N,) and synthetic (N,)."""
-    synthetic_N = torch.from_numpy(known.declared_synthetic).double() * DECLARED
+    synthetic_N = torch.from_numpy(known.declared_synthetic).double() * DECLARED_SYNTHETIC
     synthetic_N[torch.from_numpy(known.listed)] = 1.0
-    real_N = torch.from_numpy(known.declared_camera).double() * DECLARED
+    real_N = torch.from_numpy(known.declared_camera).double() * DECLARED_CAMERA
     if data.training.marked:
         real, synthetic = data.training.marked.real, data.training.marked.synthetic
         real_N[real], synthetic_N[real] = 1.0, 0.0

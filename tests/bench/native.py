@@ -32,7 +32,7 @@ from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
 from pipelines.review import order
 from pipelines.run import evaluation, verdicts, weights
-from pipelines.train.photographs import DECLARED, Evidence, Judged, judge
+from pipelines.train.photographs import DECLARED_CAMERA, DECLARED_SYNTHETIC, Evidence, Judged, judge
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SUFFIX = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "MPO": "jpg"}
@@ -133,10 +133,10 @@ def run(images: ImageSet, setting: Setting, seed: int) -> dict[str, float]:
     labeled, pool, known = draw(images, setting.images, setting, seed)
     truth = images.synthetic[pool] == 1
     says = [images.declared[row] if setting.declared else None for row in pool]
-    synthetic = torch.tensor([DECLARED * (each == "synthetic") for each in says], dtype=torch.float64)
-    real = torch.tensor([DECLARED * (each == "camera") for each in says], dtype=torch.float64)
+    synthetic = torch.tensor([DECLARED_SYNTHETIC * (each == "synthetic") for each in says], dtype=torch.float64)
+    real = torch.tensor([DECLARED_CAMERA * (each == "camera") for each in says], dtype=torch.float64)
     features, widths = chosen(images, setting)
-    measures = synthetic > 0
+    measures = (synthetic > 0) & (not known)
 
     def judged_by_panel() -> tuple[Panel, Judged]:
         panel = Panel(widths)
