@@ -150,12 +150,12 @@ class FeatureStore:
 
         def on_shard(tick: Tick) -> None:
             nonlocal told
-            done, total, note = before + tick.done, self.pool.num_images, ""
+            done, total, info = before + tick.done, self.pool.num_images, ""
             taken = time.monotonic() - started
             if not told and taken > 5 and done < total:
                 minutes, told = taken / done * total / 60, True
-                note = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
-            on_tick(Tick(done=done, total=total, unit="images", note=note))
+                info = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
+            on_tick(Tick(done=done, total=total, unit="images", info=info))
 
         for number, count in enumerate(self.pool.counts):
             yield number, self.shard(number, on_shard)

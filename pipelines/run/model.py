@@ -88,6 +88,7 @@ class ModelConfig:
     residual_features: bool = True
     estimated_share: float | None = None  # of the pool that is synthetic: a probability of 0.5 leaves it above
     estimated_interval: tuple[float, float] | None = None  # 95 % confidence
+    unsure_from: float = 0.5  # prob_synthetic from which an image is not called real
     held_out: tuple[float, ...] = ()  # prob_synthetic of labeled real images that the detector has never seen
     # Where the backbone has learned nothing, neither from classes nor before, its features say less about what images
     # show than 8x8 pixels do (`models.layout`). The detector's features are no choice: they say how images were made.

@@ -118,6 +118,7 @@ class Judged(NamedTuple):
     scores: Tensor  # (N,) float32
     quality: Quality
     held_out: tuple[float, ...]  # probabilities of the labeled images, sorted
+    unsure_from: float  # probability that leaves the estimated share of the pool above it; 0.5 leaves the lower bound
 
 
 def judge(panel: Panel, evidence: Evidence) -> Judged:
@@ -146,7 +147,9 @@ def judge(panel: Panel, evidence: Evidence) -> Judged:
     )
     panel.threshold.fill_(_above(scores_N, measured.share_at_least))
     held_out = (scores_L - panel.threshold).sigmoid().sort().values
-    return Judged(scores_N, measured, tuple(held_out.tolist()))
+    estimate = max(measured.share_at_least, measured.share_estimate or 0.0)
+    unsure_from = torch.tensor(_above(scores_N, estimate) - panel.threshold.item()).sigmoid().item()
+    return Judged(scores_N, measured, tuple(held_out.tolist()), unsure_from)
 
 
 def _above(scores_N: Tensor, share: float) -> float:
