@@ -79,12 +79,13 @@ class Panel(nn.Module):
     def score(self, packed_MF: Tensor) -> Tensor:
         """Standardized sums (M,) float32; higher is more synthetic."""
         mean, std = self.moments
-        return ((self.alone(packed_MF) @ self.votes - mean) / std).float()
+        standardized: Tensor = (self.alone(packed_MF) @ self.votes - mean) / std
+        return standardized.float()
 
     def alone(self, packed_MF: Tensor) -> Tensor:
         """Scores (M, W) float64 of each witness, standardized over the pool."""
         fold_M = packed_MF[:, -1].long()
-        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        parts = torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1)
         scored = [self._score(name, part, fold_M) for name, part in zip(self.widths, parts, strict=True)]
         return torch.stack(scored, dim=1)
 
@@ -99,7 +100,7 @@ class Panel(nn.Module):
     def fit(self, packed_MF: Tensor, examples: Examples) -> None:
         """Fit all witnesses and their votes."""
         fold_M = packed_MF[:, -1].long()
-        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        parts = torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1)
         for name, part in zip(self.widths, parts, strict=True):
             self._fit_witness(name, part, fold_M, examples)
         scores_MW = self.alone(packed_MF)
@@ -114,10 +115,10 @@ class Panel(nn.Module):
         buffers = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
         for k in range(FOLDS):
             others = (fold_M != k).double()
-            weights = [side * others for side in (real_M, synthetic_M)]
-            if not all(weight.any() for weight in weights):  # so few images that one fold holds all
-                weights = [real_M, synthetic_M]
-            fitted = _ridge(features_MF, *weights, penalty)
+            real, synthetic = real_M * others, synthetic_M * others
+            if not (real.any() and synthetic.any()):  # so few images that one fold holds all
+                real, synthetic = real_M, synthetic_M
+            fitted = _ridge(features_MF, real, synthetic, penalty)
             of_pool = _standardized(features_MF[examples.pool], fitted[0], fitted[1]) @ fitted[2]
             moments = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
             for buffer, value in zip(buffers, (*fitted, moments), strict=True):

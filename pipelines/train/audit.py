@@ -4,7 +4,7 @@ Where labeled images and pool differ in such a fact, the panel takes the differe
 report looks at more facts, for which it opens the files (`pipelines.report.confounds`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipelines.run import association
 
 SAMPLE = 4_000  # images of the pool that are looked at
 
+Header = tuple[str, int, int, int]  # format, width, height, bytes of a file
 Facts = dict[str, list[float | str]]
 
 
@@ -30,8 +31,8 @@ def warnings(rows: Rows, source: Path, scores_N: npt.NDArray[np.float32], thresh
     """
     chosen = np.random.default_rng(0).permutation(len(rows))[:SAMPLE]
     table = rows.columns(["format", "width", "height", "num_bytes"]).take(pa.array(chosen))
-    of_pool = _facts(*(table[name].to_pylist() for name in table.column_names))
-    of_labeled = _facts(*zip(*_headers(source), strict=True))
+    of_pool = _facts(list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True)))
+    of_labeled = _facts(list(_headers(source)))
     called = scores_N[chosen] >= threshold
     for name, values in of_pool.items():
         found = association.judge(name, values, of_labeled[name], called, called.astype(np.float32))
@@ -48,18 +49,17 @@ def warnings(rows: Rows, source: Path, scores_N: npt.NDArray[np.float32], thresh
             )
 
 
-def _facts(kinds: list[str], widths: list[int], heights: list[int], sizes: list[int]) -> Facts:
-    sides = list(zip(widths, heights, strict=True))
+def _facts(headers: Sequence[Header]) -> Facts:
     return {
-        "format": list(kinds),
-        "shorter side": [float(min(side)) for side in sides],
-        "aspect": [round(width / height, 3) for width, height in sides],
-        "bytes per pixel": [size / (width * height) for size, (width, height) in zip(sizes, sides, strict=True)],
+        "format": [kind for kind, *_ in headers],
+        "shorter side": [float(min(width, height)) for _, width, height, _ in headers],
+        "aspect": [round(width / height, 3) for _, width, height, _ in headers],
+        "bytes per pixel": [size / (width * height) for _, width, height, size in headers],
     }
 
 
-def _headers(source: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Format, width, height and bytes of each file of a labeled set."""
+def _headers(source: Path) -> Iterator[Header]:
+    """Read the header of each file of a labeled set."""
     with foreign_images():
         for path, _ in labeled.files(source):
             with path.open("rb") as file:

@@ -273,7 +273,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     config, method = training.config, training.method
     detector = training.detector
     (config.run / quality.FILE).unlink(missing_ok=True)  # of an earlier training
-    if isinstance(method, RSMatch) and isinstance(detector, Detector):
+    if isinstance(method, RSMatch) and isinstance(method.detector.average, Detector):
         # The saved detector's logits are shifted so that its threshold is 0: a probability of 0.5.
         detector = copy.deepcopy(method.detector.average)
         with torch.no_grad():
