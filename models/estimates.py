@@ -26,7 +26,7 @@ from torch import Tensor
 CONFIDENCE = 0.95
 FEWEST_LABELED = 10  # below, nothing is said
 # How much more the AUROC of pool against labeled images varies where the scores were cross-fitted to these very images,
-# as those of a panel, than where they are independent: 1.42 and 1.44 on clean pools of photographs (docs/benchmarks.md).
+# as those of a panel, than where they are independent: 1.4 on clean pools of photographs (docs/benchmarks.md).
 CROSS_FITTED = 1.5
 FEWEST_KNOWN = 10  # of known synthetic images
 _LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of labeled images below a threshold
