@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from models.residual import FAR
 
 FOLDS = 5
-KNOWN = 0.8  # weight of many known synthetic images against the pool
+KNOWN = 0.85  # weight of many known synthetic images against the pool
 FEW_KNOWN = 10.0  # known synthetic images that have half of this weight
 LEAST_SEPARATION = 0.01  # of a witness, above chance: none is left out altogether
-POWER = 1.5  # of the separation in a witness's vote
+POWER = 2.0  # of the separation in a witness's vote
 WIDE = 1_000  # features from which a witness takes the penalty of wide ones
-PENALTY, WIDE_PENALTY = 1.0, 60.0  # ridge, in units of the standardized features' variance
+PENALTY, WIDE_PENALTY = 0.3, 10.0  # ridge, in units of the standardized features' variance
 
 
 def fold_of(sha256: Sequence[str]) -> Tensor:
