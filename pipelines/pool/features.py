@@ -152,7 +152,7 @@ class FeatureStore:
             nonlocal told
             done, total, info = before + tick.done, self.pool.num_images, ""
             taken = time.monotonic() - started
-            if not told and taken > 5 and done < total:
+            if not told and taken > 5 and 0 < done < total:
                 minutes, told = taken / done * total / 60, True
                 info = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
             on_tick(Tick(done=done, total=total, unit="images", info=info))
@@ -168,11 +168,10 @@ class FeatureStore:
         try:
             content = locations.read(self._location(shard))
             found = loaded(content)
-        except FileNotFoundError:
+            views = Views(found["images"], found["tiles"])
+        except (FileNotFoundError, safetensors.SafetensorError, KeyError, ValueError):  # damaged ones are made again
             return None
-        except (safetensors.SafetensorError, ValueError):  # damaged; it is made again
-            return None
-        return Views(found["images"], found["tiles"]) if _origin(content) == self.pool.digest(shard) else None
+        return views if _origin(content) == self.pool.digest(shard) else None
 
     def _empty(self) -> Views:
         width = sum(self.reader.widths.values()) + 1

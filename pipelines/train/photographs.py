@@ -25,7 +25,7 @@ from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick
 from pipelines.run import outside, quality
 from pipelines.run.quality import Quality
-from pipelines.train import audit
+from pipelines.train import audit, marked
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
@@ -72,7 +72,11 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     with ThreadPoolExecutor() as threads:
         names, contents = [file.path.name for file in known.files], [file.content for file in known.files]
         of_known = reader.batch(names, contents, threads).tiles if names else None
-    labeled_set = training.examples if is_frozen else labeled.read(config.labeled, reader)
+    if is_frozen:
+        labeled_set = training.examples
+    else:
+        of_files = labeled.read(config.labeled, reader)
+        labeled_set = marked.join(data.pool, of_files, config.run, reader).examples
     of_rows = _gather(FeatureStore(data.pool, reader), training.rows, on_tick, with_views=is_frozen)
     columns = outside.read(data.pool, config.scores)
     outside.store(config.run, columns, trained=True)
