@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pipelines.pool.manifest import Pool
     from pipelines.pool.truth import Truth
 
+NUM_REAL = 160  # with half as many synthetic ones
+SIDES = (160, 320)  # shortest and longest, in pixels
+
 _CLAIM = "demo.json"
 _JUNK = {"duplicate": "duplicate", "truncated": "truncated", "html": "not_an_image", "empty": "empty"}
 
@@ -70,7 +73,7 @@ def _run_stages(out: Path, seed: int) -> "Inspection":
     torch.set_num_threads(1)
     crawl, pool, run, clean, sheet = out / "crawl", out / "pool", out / "run", out / "clean", out / "sheet.html"
     if not (out / "truth.parquet").exists():
-        toy.make(out, seed=seed)
+        toy.make(out, seed=seed, num_real=NUM_REAL, num_test=0, sides=SIDES)
 
     _say(f"curate ingest {crawl} --pool {pool}")
     with console.progress("ingest") as on_tick:
