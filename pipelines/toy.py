@@ -143,19 +143,17 @@ class _World:
                 pixels_NHWC = _generate(rng, pixels_NHWC)
             for label, pixels_HWC in zip(labels, pixels_NHWC, strict=True):
                 kind, size = "synthetic" if synthetic else "real", (width, height)
-                yield _File(
-                    data=_jpeg(pixels_HWC), kind=kind, is_synthetic=int(synthetic), cls=int(label), size=size
-                )
+                yield _File(data=_jpeg(pixels_HWC), kind=kind, is_synthetic=int(synthetic), cls=int(label), size=size)
             start += each
 
     def _sizes(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
         """Heights and widths without end, spread over the range like the points of the R2 sequence (Roberts, 2018)."""
         low, high = (side // _GRID for side in self.sides)
-        point = rng.random(2)
+        point, step = rng.random(2), np.array([0.7548776662466927, 0.5698402909980532])
         while True:
             height, width = ((low + (point * (high - low + 1)).astype(int)) * _GRID).tolist()
             yield height, width
-            point = (point + (0.7548776662466927, 0.5698402909980532)) % 1
+            point = (point + step) % 1
 
 
 # The files of a crawl
@@ -169,10 +167,11 @@ def _junk(rng: np.random.Generator, found: list[_File], cut: Iterator[_File]) ->
     junk += [_File(data=f.data[: len(f.data) // 2], kind="truncated") for f in whole]
     # Each error page has its own request number, as real ones do, so no two have the same bytes.
     pages = [
-        f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}" for i in rng.choice(2**31, len(whole) // 2)
+        f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}"
+        for i in rng.choice(2**31, -(-len(whole) // 2))
     ]
     junk += [_File(data=page.encode(), kind="html") for page in pages]
-    junk += [_File(data=b"", kind="empty")] * (len(whole) // 4)
+    junk += [_File(data=b"", kind="empty")] * -(-len(whole) // 4)
     return junk
 
 
@@ -353,15 +352,14 @@ def _generate(rng: np.random.Generator, photos_NHWC: Array) -> Array:
     most = min(3, int(np.log2(min(height, width) // _SMALLEST_LATENT)))
     stages = int(rng.integers(1, most + 1))
     image_NHWC = _shrink(photos_NHWC, 2**stages)
-    kept, reach, grain = (
-        _uniform(rng, n, *limits)[..., None] for limits in ((0.3, 0.75), (0.1, 0.3), (0.02, 0.05))
-    )
+    kept, reach, grain = (_uniform(rng, n, *limits)[..., None] for limits in ((0.3, 0.75), (0.1, 0.3), (0.02, 0.05)))
     for stage in reversed(range(stages)):
-        uneven = rng.choice([-1, 1], (n, 1, 1, 1)).astype(np.float32) * _uniform(rng, n, 0.01, 0.04)[..., None]
+        # The coarser the stage, the more of its checkerboard later ones wash out.
+        uneven = 2**stage * rng.choice([-1, 1], (n, 1, 1, 1)) * _uniform(rng, n, 0.01, 0.04)[..., None]
         doubled_NHWC = image_NHWC.repeat(2, axis=1).repeat(2, axis=2)
         doubled_NHWC += rng.standard_normal(doubled_NHWC.shape, dtype=np.float32) * grain
         up_NHWC = _smooth(doubled_NHWC, reach)
-        image_NHWC = _checkered(up_NHWC + kept * (_shrink(photos_NHWC, 2**stage) - up_NHWC), uneven)
+        image_NHWC = _checkered(up_NHWC + kept * (_shrink(photos_NHWC, 2**stage) - up_NHWC), uneven.astype(np.float32))
     return _clipped(image_NHWC, 0, 1)
 
 
