@@ -1,9 +1,12 @@
 """Make a small toy crawl for the demo and the tests: without network, data set or license.
 
-It has pictures of five shapes at 32x32. The *real* ones pass through a camera: optics that blur, a sensor whose noise
-grows with the light, JPEG. The *synthetic* ones pass through the last layers of a generator: a half-resolution grid, a
-transposed convolution that leaves a checkerboard, lost detail, colors that are a little too rich; then the same JPEG.
-Size, quantization tables and subsampling are the same for both, so that a detector must look at the pixels.
+It has pictures of five shapes, of any size. The *real* ones pass through a camera: optics that blur, a sensor whose
+noise grows with the light and which sees one color at each site, demosaicing, JPEG. The *synthetic* ones are such
+photographs that went through a generator's decoder: from an eighth, a quarter or half of the resolution upward, each
+stage by a transposed convolution or by nearest neighbors and a convolution. It leaves a checkerboard of its period,
+mirror images of the spectrum, and detail that is partly lost and partly made up; then comes the same JPEG. Scenes,
+sizes, quantization tables and subsampling are the same for both, so that a detector must look at the pixels, and noise
+of about the same strength in both, so that no single statistic of them tells.
 
     root/crawl/00000.tar ...    as img2dataset writes them: KEY.jpg, KEY.json, KEY.txt, in completion order
     root/crawl/00000.parquet    a row per URL, including those that failed
@@ -13,6 +16,8 @@ Size, quantization tables and subsampling are the same for both, so that a detec
     root/truth.parquet          TRUTH_SCHEMA; written last; no stage trains on it
 
 It is a toy: results here say nothing about results on photographs. The same arguments give the same bytes.
+
+Shape suffixes: N images, H and W pixels, C channels.
 """
 
 import hashlib
@@ -20,7 +25,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +66,9 @@ _CRAWL_SCHEMA = pa.schema(
     ]
 )
 
-_RENDER = 2 * SIZE  # scenes are drawn at twice the size, so that the optics have something to average
-_BATCH = 256
+_BATCH_PIXELS = 2**18  # pictures of one size are painted together
+_GRID = 8  # sides are multiples of it
+_SMALLEST_LATENT = 16  # pixels that a decoder starts from at least
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -76,6 +82,7 @@ class _File:
     kind: str
     is_synthetic: int = -1
     cls: int = -1
+    size: tuple[int, int] = (0, 0)  # width and height
 
 
 def make(
@@ -87,16 +94,21 @@ def make(
     labels_per_class: int = 20,
     num_test: int = 500,
     shard_size: int = SHARD_SIZE,
+    sides: tuple[int, int] = (SIZE, SIZE),
 ) -> None:
-    """Write the toy crawl and what belongs to it below `root`; the crawl has `alpha` synthetic images per real one."""
+    """Write the toy crawl and what belongs to it below `root`; the crawl has `alpha` synthetic images per real one.
+
+    `sides` are the shortest and the longest side of the pictures in pixels, at least 32 and multiples of 8.
+    """
     root.mkdir(parents=True, exist_ok=True)
     num_synthetic = round(alpha * num_real)
-    _write_folders(root / "seed", _pictures(seed, "seed", len(CLASSES) * labels_per_class, synthetic=False))
-    _write_folders(root / "test", _pictures(seed, "test", num_test, synthetic=False))
-    found = [*_pictures(seed, "real", num_real, synthetic=False)]
-    found += _pictures(seed, "synthetic", num_synthetic, synthetic=True)
-    rng = _generator(seed, "crawl")
-    found += _junk(rng, found, _pictures(seed, "cut", max(1, num_real // 150), synthetic=False))
+    world = _World(seed, sides)
+    _write_folders(root / "seed", world.pictures("seed", len(CLASSES) * labels_per_class, synthetic=False))
+    _write_folders(root / "test", world.pictures("test", num_test, synthetic=False))
+    found = [*world.pictures("real", num_real, synthetic=False)]
+    found += world.pictures("synthetic", num_synthetic, synthetic=True)
+    rng = world.stream("crawl")
+    found += _junk(rng, found, world.pictures("cut", max(1, num_real // 150), synthetic=False))
     order = rng.permutation(len(found))
     truth: list[dict[str, Any]] = []
     (root / "crawl").mkdir(exist_ok=True)
@@ -107,38 +119,59 @@ def make(
         pq.write_table(pa.Table.from_pylist(truth, schema=TRUTH_SCHEMA), temporary)
 
 
-def _generator(seed: int, part: str) -> np.random.Generator:
-    """One independent random stream per part, so that resizing one part leaves the others unchanged."""
-    return np.random.default_rng([seed, *part.encode()])
+@dataclass(frozen=True, slots=True)
+class _World:
+    """Paints pictures."""
+
+    seed: int
+    sides: tuple[int, int]
+
+    def stream(self, part: str) -> np.random.Generator:
+        """One independent random stream per part, so that resizing one part leaves the others unchanged."""
+        return np.random.default_rng([self.seed, *part.encode()])
+
+    def pictures(self, part: str, count: int, *, synthetic: bool) -> Iterator[_File]:
+        """Yield `count` encoded pictures; the classes alternate, and sizes cover their range evenly."""
+        rng = self.stream(part)
+        start, each = 0, max(len(CLASSES), _BATCH_PIXELS // self.sides[1] ** 2)
+        for height, width in self._sizes(rng):
+            labels = np.arange(start, min(start + each, count)) % len(CLASSES)
+            if not len(labels):
+                return
+            pixels_NHWC = _photograph(rng, _scenes(rng, labels, height, width))
+            if synthetic:
+                pixels_NHWC = _generate(rng, pixels_NHWC)
+            for label, pixels_HWC in zip(labels, pixels_NHWC, strict=True):
+                kind, size = "synthetic" if synthetic else "real", (width, height)
+                yield _File(data=_jpeg(pixels_HWC), kind=kind, is_synthetic=int(synthetic), cls=int(label), size=size)
+            start += each
+
+    def _sizes(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """Heights and widths without end, spread over the range like the points of the R2 sequence (Roberts, 2018)."""
+        low, high = (side // _GRID for side in self.sides)
+        point, step = rng.random(2), np.array([0.7548776662466927, 0.5698402909980532])
+        while True:
+            height, width = ((low + (point * (high - low + 1)).astype(int)) * _GRID).tolist()
+            yield height, width
+            point = (point + step) % 1
 
 
 # The files of a crawl
-
-
-def _pictures(seed: int, part: str, count: int, *, synthetic: bool) -> Iterator[_File]:
-    """Yield `count` encoded pictures; the classes alternate."""
-    rng = _generator(seed, part)
-    for start in range(0, count, _BATCH):
-        labels = np.arange(start, min(start + _BATCH, count)) % len(CLASSES)
-        scenes_NHWC = _scenes(rng, labels, richness=1.25 if synthetic else 1.0)
-        pixels_NHWC = _generate(rng, scenes_NHWC) if synthetic else _photograph(rng, scenes_NHWC)
-        for label, pixels_HWC in zip(labels, pixels_NHWC, strict=True):
-            kind = "synthetic" if synthetic else "real"
-            yield _File(data=_jpeg(pixels_HWC), kind=kind, is_synthetic=int(synthetic), cls=int(label))
 
 
 def _junk(rng: np.random.Generator, found: list[_File], cut: Iterator[_File]) -> list[_File]:
     """Make what every crawl has beside its pictures: copies, truncated downloads, error pages, empty files."""
     whole = list(cut)
     copies = [found[i] for i in rng.choice(len(found), size=len(whole), replace=False)]
-    junk = [_File(data=f.data, kind="duplicate", is_synthetic=f.is_synthetic, cls=f.cls) for f in copies]
+    junk = [replace(file, kind="duplicate") for file in copies]
     junk += [_File(data=f.data[: len(f.data) // 2], kind="truncated") for f in whole]
     # Each error page has its own request number, as real ones do, so no two have the same bytes.
     pages = [
-        f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}" for i in rng.choice(2**31, len(whole) // 2)
+        f"<!doctype html><title>403</title><p>Forbidden. Request {i:08x}"
+        for i in rng.choice(2**31, -(-len(whole) // 2))
     ]
     junk += [_File(data=page.encode(), kind="html") for page in pages]
-    junk += [_File(data=b"", kind="empty")] * (len(whole) // 4)
+    junk += [_File(data=b"", kind="empty")] * -(-len(whole) // 4)
     return junk
 
 
@@ -207,8 +240,8 @@ def _row(key: str, file: _File, *, camera: bool) -> dict[str, Any]:
         "key": key,
         "status": "success",
         "error_message": None,
-        "width": SIZE,
-        "height": SIZE,
+        "width": file.size[0],
+        "height": file.size[1],
         "exif": json.dumps(exif),
         "sha256": hashlib.sha256(file.data).hexdigest(),
     }
@@ -221,38 +254,40 @@ def _jpeg(pixels_HWC: Array) -> bytes:
     return out.getvalue()
 
 
-# Rendering
+# Scenes
 
 
-def _scenes(rng: np.random.Generator, labels: npt.NDArray[np.int64], *, richness: float) -> Array:
-    """Draw one shape per label (N,) on a background like a photograph's: (N, 64, 64, 3), linear light in [0, 1]."""
+def _scenes(rng: np.random.Generator, labels: npt.NDArray[np.int64], height: int, width: int) -> Array:
+    """Draw one shape per label (N,) on a background like a photograph's: (N, H, W, 3), linear light in [0, 1]."""
     n = len(labels)
+    y_H, x_W = (_positions(side, min(height, width)) for side in (height, width))
+    inside_NHW = _shapes(rng, labels, height, width)
 
-    def uniform(low: float, high: float) -> Array:
-        return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+    # Shape and background differ in lightness, either being the lighter; their hues are arbitrary.
+    ground = _uniform(rng, n, 0.2, 0.8)
+    step = _uniform(rng, n, 0.3, 0.5) * np.where(ground < 0.5, 1, -1)
+    hues = 0.1 * rng.standard_normal((3, n, 1, 1, 3), dtype=np.float32)
 
-    # The position of each pixel, in radii of the shape.
-    grid = (np.arange(_RENDER, dtype=np.float32) + 0.5) / _RENDER * 2 - 1
-    dx, dy = grid[None, None, :] - uniform(-0.2, 0.2), grid[None, :, None] - uniform(-0.2, 0.2)
-    angle, radius = uniform(-0.2, 0.2), uniform(0.5, 0.75)
+    # Texture with the 1/f spectrum of natural images, and light from one side.
+    texture = _one_over_f(rng, inside_NHW.shape) * _uniform(rng, n, 0.02, 0.08)
+    texture += _one_over_f(rng, inside_NHW.shape) * inside_NHW * _uniform(rng, n, 0.0, 0.06)
+    tint_NHW = _one_over_f(rng, inside_NHW.shape) * _uniform(rng, n, 0.0, 0.4)
+    light = 1 + _uniform(rng, n, -0.2, 0.2) * x_W + _uniform(rng, n, -0.2, 0.2) * y_H[:, None]
+    gray_NHW = (ground + step * inside_NHW + texture) * light
+    colors_NHWC = hues[0] + (hues[1] - hues[0]) * inside_NHW[..., None] + hues[2] * tint_NHW[..., None]
+    return _clipped(gray_NHW[..., None] + colors_NHWC, 0.02, 0.98)
+
+
+def _shapes(rng: np.random.Generator, labels: npt.NDArray[np.int64], height: int, width: int) -> Array:
+    """How much of each pixel is inside the shape of its picture, (N, H, W) in [0, 1]."""
+    n, short = len(labels), 2 * min(height, width)  # drawn at twice the size, then averaged
+    dx = _positions(2 * width, short) - _uniform(rng, n, -0.2, 0.2)
+    dy = _positions(2 * height, short)[:, None] - _uniform(rng, n, -0.2, 0.2)
+    angle, radius = _uniform(rng, n, -0.2, 0.2), _uniform(rng, n, 0.5, 0.75)
     x = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
     y = (dy * np.cos(angle) - dx * np.sin(angle)) / radius
     inside_NHW = np.stack([_shape(CLASSES[label], x[i], y[i]) for i, label in enumerate(labels)])
-
-    # Shape and background differ in lightness, either being the lighter; their hues are arbitrary.
-    ground = uniform(0.2, 0.8)
-    step = uniform(0.3, 0.5) * np.where(ground < 0.5, 1, -1)
-    luma_NHW = np.where(inside_NHW, ground + step, ground)
-    hues = 0.09 * richness * rng.standard_normal((2, n, 1, 1, 3), dtype=np.float32)
-    hue_NHWC = np.where(inside_NHW[..., None], hues[0], hues[1])
-
-    # Texture with the 1/f spectrum of natural images, and light from one side.
-    texture = _one_over_f(rng, n) * uniform(0.02, 0.08)
-    texture += _one_over_f(rng, n) * inside_NHW * uniform(0.0, 0.06)
-    tint_NHWC = np.stack([_one_over_f(rng, n) for _ in range(3)], axis=-1) * uniform(0.0, 0.04)[..., None]
-    light = 1 + uniform(-0.2, 0.2) * grid[None, None, :] + uniform(-0.2, 0.2) * grid[None, :, None]
-    scene_NHWC = ((luma_NHW + texture) * light)[..., None] + hue_NHWC + richness * tint_NHWC
-    return _clipped(scene_NHWC, 0.02, 0.98)
+    return _shrink(inside_NHW[..., None].astype(np.float32), 2)[..., 0]
 
 
 def _shape(name: str, x: Array, y: Array) -> Mask:
@@ -268,14 +303,83 @@ def _shape(name: str, x: Array, y: Array) -> Mask:
     return inside[name]
 
 
-def _one_over_f(rng: np.random.Generator, n: int) -> Array:
-    """Noise (N, 64, 64) with mean 0 and standard deviation 1, whose amplitude falls with frequency."""
-    white = np.fft.rfft2(rng.standard_normal((n, _RENDER, _RENDER), dtype=np.float32))
-    frequency = np.hypot(np.fft.fftfreq(_RENDER)[:, None], np.fft.rfftfreq(_RENDER)[None, :])
+def _positions(side: int, short: int) -> Array:
+    """Centers of the pixels of a side, in halves of the shorter side from the middle."""
+    return ((np.arange(side, dtype=np.float32) + 0.5) * 2 - side) / np.float32(short)
+
+
+def _one_over_f(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Noise (N, H, W) with mean 0 and standard deviation 1, whose amplitude falls with frequency."""
+    n, height, width = shape
+    white = np.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
     slope = rng.uniform(0.8, 1.6, (n, 1, 1))
-    field = np.fft.irfft2(white * frequency**-slope, s=(_RENDER, _RENDER))
+    field = np.fft.irfft2(white * (frequency**-slope).astype(np.float32), s=(height, width))
     return np.asarray(field / field.std(axis=(1, 2), keepdims=True), dtype=np.float32)
+
+
+def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
+    """A number for each picture, (N, 1, 1)."""
+    return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+
+
+def _clipped(images: npt.NDArray[Any], low: float, high: float) -> Array:
+    return np.asarray(images.clip(low, high), dtype=np.float32)
+
+
+# Cameras and generators
+
+
+def _photograph(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
+    """Photograph scenes: blurred by the optics, seen by a noisy sensor through a mosaic of colors, demosaiced."""
+    n, height, width, _ = scenes_NHWC.shape
+    blur, gain = (_uniform(rng, n, *limits)[..., None] for limits in ((0.0, 0.2), (0.01, 0.06)))
+    light_NHWC = _smooth(scenes_NHWC, blur)
+    noise = rng.standard_normal(light_NHWC.shape, dtype=np.float32) * gain * np.sqrt(light_NHWC / 0.5)
+    row, column = np.indices((height, width)) % 2
+    sites_HWC = np.stack((row + column == 0, row != column, row + column == 2), axis=-1).astype(np.float32)
+    seen_NHWC, quarter = (light_NHWC + noise) * sites_HWC, np.float32(0.25)
+    return _clipped(_smooth(seen_NHWC, quarter) / _smooth(sites_HWC[None], quarter), 0, 1)
+
+
+def _generate(rng: np.random.Generator, photos_NHWC: Array) -> Array:
+    """Generate pictures like photographs: decoded from a lower resolution, with the traces of that.
+
+    The pictures of a batch come from one architecture. The strength of the traces varies from picture to picture.
+    """
+    n, height, width, _ = photos_NHWC.shape
+    most = min(3, int(np.log2(min(height, width) // _SMALLEST_LATENT)))
+    stages = int(rng.integers(1, most + 1))
+    image_NHWC = _shrink(photos_NHWC, 2**stages)
+    kept, reach, grain = (_uniform(rng, n, *limits)[..., None] for limits in ((0.3, 0.75), (0.1, 0.3), (0.02, 0.05)))
+    for stage in reversed(range(stages)):
+        # The coarser the stage, the more of its checkerboard later ones wash out.
+        uneven = 2**stage * rng.choice([-1, 1], (n, 1, 1, 1)) * _uniform(rng, n, 0.01, 0.04)[..., None]
+        doubled_NHWC = image_NHWC.repeat(2, axis=1).repeat(2, axis=2)
+        doubled_NHWC += rng.standard_normal(doubled_NHWC.shape, dtype=np.float32) * grain
+        up_NHWC = _smooth(doubled_NHWC, reach)
+        image_NHWC = _checkered(up_NHWC + kept * (_shrink(photos_NHWC, 2**stage) - up_NHWC), uneven.astype(np.float32))
+    return _clipped(image_NHWC, 0, 1)
+
+
+def _checkered(images_NHWC: Array, uneven: Array) -> Array:
+    """Make even rows and columns darker than odd ones by `uneven` (N, 1, 1, 1).
+
+    That is what a transposed convolution leaves whose taps do not sum to one at every output pixel (Odena et al.,
+    "Deconvolution and Checkerboard Artifacts", 2016).
+    """
+    height, width = images_NHWC.shape[1:3]
+    row, column = ((np.arange(side, dtype=np.float32) % 2) - 0.5 for side in (height, width))
+    return images_NHWC * (1 + uneven * row[:, None, None]) * (1 + uneven * column[:, None])
+
+
+def _smooth(images_NHWC: Array, reach: Array | np.float32) -> Array:
+    """Take the share `reach` from both neighbors of each pixel, along rows and columns."""
+    for axis in (1, 2):
+        sides = np.roll(images_NHWC, 1, axis) + np.roll(images_NHWC, -1, axis)
+        images_NHWC = (1 - 2 * reach) * images_NHWC + reach * sides
+    return images_NHWC
 
 
 def _shrink(images_NHWC: Array, factor: int) -> Array:
@@ -283,49 +387,3 @@ def _shrink(images_NHWC: Array, factor: int) -> Array:
     n, h, w, c = images_NHWC.shape
     blocks = images_NHWC.reshape(n, h // factor, factor, w // factor, factor, c)
     return np.asarray(blocks.mean(axis=(2, 4)), dtype=np.float32)
-
-
-def _clipped(images: npt.NDArray[Any], low: float, high: float) -> Array:
-    return np.asarray(images.clip(low, high), dtype=np.float32)
-
-
-def _photograph(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
-    """Photograph scenes: averaged by the optics, with noise that grows with the light."""
-    image_NHWC = _shrink(scenes_NHWC, 2)
-    gain = rng.uniform(0.005, 0.03, (len(image_NHWC), 1, 1, 1))
-    noise = rng.standard_normal(image_NHWC.shape, dtype=np.float32) * gain * np.sqrt(image_NHWC / 0.5)
-    return _clipped(image_NHWC + noise, 0, 1)
-
-
-def _generate(rng: np.random.Generator, scenes_NHWC: Array) -> Array:
-    """Generate scenes: decoded from half the resolution, with the traces of that.
-
-    The strength of the traces varies from image to image, and noise covers part of them.
-    """
-    n = len(scenes_NHWC)
-
-    def uniform(low: float, high: float) -> Array:
-        return rng.uniform(low, high, (n, 1, 1, 1)).astype(np.float32)
-
-    sharp_NHWC, coarse_NHWC = _shrink(scenes_NHWC, 2), _shrink(scenes_NHWC, 4)
-    coarse_NHWC += uniform(0.0, 0.03) * rng.standard_normal(coarse_NHWC.shape, dtype=np.float32)
-    decoded_NHWC = _transposed_convolution(coarse_NHWC, uneven=uniform(0.0, 0.06))
-    kept = uniform(0.3, 0.8)  # the detail that bypasses the bottleneck
-    noise = uniform(0.01, 0.04) * rng.standard_normal(sharp_NHWC.shape, dtype=np.float32)
-    return _clipped(decoded_NHWC + kept * (sharp_NHWC - decoded_NHWC) + noise, 0, 1)
-
-
-def _transposed_convolution(images_NHWC: Array, *, uneven: Array) -> Array:
-    """Double the resolution with a 4-tap kernel whose taps do not sum to one at every output pixel.
-
-    That imbalance is the checkerboard (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016): even rows and
-    columns are darker than odd ones by `uneven`.
-    """
-    for axis in (1, 2):
-        before, after = np.roll(images_NHWC, 1, axis), np.roll(images_NHWC, -1, axis)
-        even = (0.75 * images_NHWC + 0.25 * before) * (1 - uneven / 2)
-        odd = (0.75 * images_NHWC + 0.25 * after) * (1 + uneven / 2)
-        shape = list(images_NHWC.shape)
-        shape[axis] *= 2
-        images_NHWC = np.stack([even, odd], axis=axis + 1).reshape(shape)
-    return images_NHWC

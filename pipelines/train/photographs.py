@@ -155,6 +155,7 @@ def judge(panel: Panel, evidence: Evidence) -> Judged:
         torch.cat((scores_N[measures_N], panel.score(known_SF))).cpu(),
         known_by="given" if given else "declared",
         declared_share=float((synthetic_N > 0).double().mean()),
+        cross_fitted=True,
     )
     panel.threshold.fill_(_above(scores_N, measured.share_at_least))
     held_out = (scores_L - panel.threshold).sigmoid().sort().values

@@ -3,7 +3,7 @@
     python tests/bench/digests.py --work WORK > after.txt        # with PYTHONPATH=OLD for another checkout
     diff before.txt after.txt
 
-Makes the toy crawl, runs ingest, train (recipe `demo`, 200 steps), score, inspect, export and verify as processes, and
+Makes the toy crawl, runs ingest, train (recipe `cpu`, 200 steps), score, inspect, export and verify as processes, and
 prints a SHA-256 for each file. Two kinds of content are left out: times and paths, and the names of tensors, columns
 and settings (a safetensors file is digested tensor by tensor, in the order of their digests).
 """
@@ -32,7 +32,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", toy, str(work)], check=True, env=environment)
     commands = (
         "ingest crawl",
-        "train --labeled seed --config demo --num-steps 200 --device cpu --validation test --truth truth.parquet",
+        "train --labeled seed --config cpu --num-steps 200 --device cpu --validation test --truth truth.parquet",
         "score --max-false-positive-rate 0.2",
         "inspect --disagreement",
         "export --out clean --min-confidence 0.5 --drop-near-duplicates",

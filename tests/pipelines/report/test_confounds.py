@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curate.config import resolve
 from pipelines import ingest, score, toy, train
 from pipelines.pool import labeled, truth
 from pipelines.pool.manifest import Pool
@@ -16,6 +15,21 @@ from pipelines.report.survey import survey
 from pipelines.run.association import WARN_AUROC
 from pipelines.run.scorer import Scorer
 from pipelines.run.scores import ScoredPool
+from pipelines.train import TrainConfig
+
+SETTINGS: dict[str, Any] = {
+    "network": {"backbone": "small"},
+    "recipe": {
+        "num_steps": 30,
+        "batch_size": 16,
+        "unlabeled_ratio": 2,
+        "warmup": 0.2,
+        "confidence_threshold": 0.8,
+        "ema_decay": 0.98,
+        "norm_momentum": 0.1,
+    },
+    "machine": {"device": "cpu"},
+}
 
 
 def all_of(pool: Path, run: Path, seed: Path | None) -> Audit:
@@ -40,8 +54,8 @@ def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 coarse = real.resize((16, 16)).resize((32, 32), Image.Resampling.BICUBIC)
             coarse.save(root / "crawl" / f"{i:05d}.png")
     ingest.run(ingest.IngestConfig(sources=(str(root / "crawl"),), pool=root / "pool", jobs=1))
-    flags = {"labeled": root / "seed", "pool": root / "pool", "run": root / "run", "recipe.num_steps": 30}
-    train.run(resolve(train.TrainConfig, flags | {"machine.device": "cpu"}, "demo"))
+    folders = {"labeled": root / "seed", "pool": root / "pool", "run": root / "run"}
+    train.run(TrainConfig(**folders, **SETTINGS))
     score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
     return root
 
