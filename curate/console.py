@@ -68,6 +68,8 @@ def _lines(title: str) -> Iterator[OnTick]:
 
 
 def _warn(tick: Tick, err: Console) -> None:
+    if tick.info:
+        err.print(Text(tick.info), soft_wrap=True)
     if tick.note:
         err.print(Text(f"Warning: {tick.note}"), soft_wrap=True)
 

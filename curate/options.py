@@ -94,7 +94,7 @@ def group_of(field: FieldInfo) -> type[BaseModel] | None:
 def _parameter(field: FieldInfo, path: str, group: str, spelled: str, recipe: Mapping[str, Any]) -> inspect.Parameter:
     kind, metavar = _type(field.annotation)
     default = recipe.get(path, None if field.is_required() or field.default_factory else field.default)
-    if kind is bool and default:
+    if kind is bool and default is not False:  # also where None leaves it to the command
         spelled += f"/--no-{spelled.removeprefix('--')}"
     option = typer.Option(*spelled.split(), metavar=metavar, help=field.description, rich_help_panel=group)
     return inspect.Parameter(

@@ -16,13 +16,26 @@ from pipelines.train import TrainConfig
 @options(
     TrainConfig,
     groups={
-        "Data": ("labeled", "pool", "run", "validation", "truth", "resume"),
+        "Data": (
+            "labeled",
+            "pool",
+            "run",
+            "known_synthetic",
+            "ignore_declared",
+            "scores",
+            "validation",
+            "truth",
+            "resume",
+        ),
         "Recipe": ("recipe.method", "recipe.rule", "recipe.num_steps", "seed"),
         "Network": (
             "network.backbone",
             "network.weights",
             "network.pretrained",
             "network.init_from",
+            "network.frozen",
+            "network.detector",
+            "network.tiles",
             "network.image_size",
         ),
         "Machine": ("machine.device",),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models import norms, rules
 from models.batch import Batch, Views
-from models.classifier import Classifier
+from models.classifier import TwoHeaded
 from models.iomatch import IOMatch
 from models.learner import Learner, averaged, cosine, decay_at, sgd
 from models.openmatch import OpenMatch
@@ -26,7 +26,7 @@ class Supervised:
     def __init__(
         self,
         recipe: Recipe,
-        classifier: Classifier,
+        classifier: TwoHeaded,
         autocast: AbstractContextManager[object],
         further: nn.Module | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class FixMatch(Supervised):
         self,
         recipe: Recipe,
         controls: Controls,
-        classifier: Classifier,
+        classifier: TwoHeaded,
         autocast: AbstractContextManager[object],
         *,
         num_images: int,
@@ -104,7 +104,7 @@ class OpenSet(Supervised):
     def __init__(
         self,
         recipe: Recipe,
-        classifier: Classifier,
+        classifier: TwoHeaded,
         heads: OpenMatch | IOMatch,
         autocast: AbstractContextManager[object],
     ) -> None:

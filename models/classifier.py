@@ -1,6 +1,7 @@
 """The classifier: one backbone and two heads.
 
-It takes uint8 RGB images (B, 3, H, W) and standardizes them itself, so that nobody can feed it the wrong scale.
+`Classifier` takes uint8 RGB images (B, 3, H, W) and standardizes them itself, so that nobody can feed it the wrong
+scale. `models.probe.Probe` takes features that a frozen backbone gave before. Methods train either.
 """
 
 from typing import NamedTuple, Protocol
@@ -32,15 +33,38 @@ class Augmentation(Protocol):
         ...
 
 
-class Classifier(nn.Module):
-    """One backbone, two linear heads over K classes: `real` predicts, `dummy` learns from synthetic images.
+class TwoHeaded(nn.Module):
+    """Two linear heads over K classes on the same features: `real` predicts, `dummy` learns from synthetic images."""
+
+    augmentation: Augmentation
+    is_pretrained = False  # whether its own backbone started from pretrained weights: then that learns at a lower rate
+    num_features: int  # D
+    real: nn.Linear
+    dummy: nn.Linear
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features (B, D) before the heads, float32."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Heads:
+        features = self.embed(images)
+        return Heads(self.real(features).float(), self.dummy(features).float())
+
+    def set_norm_momentum(self, momentum: float) -> None:
+        """Set the share of a new batch in the running statistics of all batch norms."""
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = momentum
+
+
+class Classifier(TwoHeaded):
+    """Both heads on a backbone that takes images (B, 3, H, W) uint8.
 
     The images have `size` pixels, by default the backbone's own input size; our own backbones and most convolutions
     take any. Raises ValueError as `models.backbones.backbone` does.
     """
 
     augmentation: Augmentation = augment
-    is_pretrained = False  # whether the backbone started from pretrained weights: then it learns at a lower rate
 
     def __init__(self, name: str, num_classes: int, size: int | None = None) -> None:
         super().__init__()
@@ -50,17 +74,6 @@ class Classifier(nn.Module):
         self.real = nn.Linear(self.num_features, num_classes)
         self.dummy = nn.Linear(self.num_features, num_classes)
 
-    def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Features (B, D) before the heads, float32."""
-        features: Tensor = self.backbone(self.standardize(images_BCHW))
+    def embed(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(self.standardize(images))
         return features.float()
-
-    def forward(self, images_BCHW: Tensor) -> Heads:
-        features = self.embed(images_BCHW)
-        return Heads(self.real(features).float(), self.dummy(features).float())
-
-    def set_norm_momentum(self, momentum: float) -> None:
-        """Set the share of a new batch in the batch norms' running statistics."""
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.momentum = momentum

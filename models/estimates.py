@@ -25,17 +25,22 @@ from torch import Tensor
 
 CONFIDENCE = 0.95
 FEWEST_LABELED = 10  # below, nothing is said
+# How much more the AUROC of pool against labeled images varies where the scores were cross-fitted to these very images,
+# as those of a panel, than where they are independent: 1.4 on clean pools of photographs (docs/benchmarks.md).
+CROSS_FITTED = 1.5
 FEWEST_KNOWN = 10  # of known synthetic images
 _LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of labeled images below a threshold
 
 
-def share_at_least(scores_N: Tensor, scores_L: Tensor, confidence: float = CONFIDENCE) -> float:
+def share_at_least(scores_N: Tensor, scores_L: Tensor, confidence: float = CONFIDENCE, *, spread: float = 1.0) -> float:
     """Lower confidence bound of the synthetic share of a pool, 0..1.
 
     Below the k-th smallest labeled score lie at most as many real images of the pool as images of the pool, c. If the
     pool held n real images, their number there would be negative hypergeometric. Where it is improbable that it is as
     small as c, the pool holds fewer than n. The bound is exact for each k, whatever the distribution of the scores and
     however good the detector; several k are tried, and the level is corrected for that. Ties count against the bound.
+
+    Scores that were cross-fitted are not independent: they differ by `spread` times as much (see CROSS_FITTED).
     """
     num_pool, num_labeled = len(scores_N), len(scores_L)
     if not num_pool or num_labeled < FEWEST_LABELED:
@@ -43,7 +48,7 @@ def share_at_least(scores_N: Tensor, scores_L: Tensor, confidence: float = CONFI
     rank_J = _ranks(_LEVELS, 1, num_labeled)
     thresholds_J = scores_L.double().cpu().sort().values[rank_J.long() - 1]
     below_J = torch.searchsorted(scores_N.double().cpu().sort().values, thresholds_J, right=True).double()
-    level = _local_level(tuple((rank_J / (num_labeled + 1)).tolist()), confidence)
+    level = _local_level(tuple((rank_J / (num_labeled + 1)).tolist()), confidence, spread)
     # The smallest number of real images that is rejected, by bisection, for all thresholds at once.
     low_J, high_J = below_J, torch.full_like(below_J, num_pool + 1)  # low is not rejected, high is
     while bool((high_J - low_J > 1).any()):
@@ -82,7 +87,7 @@ def _log_choose(n: Tensor, k: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _local_level(levels: tuple[float, ...], confidence: float) -> float:
+def _local_level(levels: tuple[float, ...], confidence: float, spread: float) -> float:
     """Level of each of several tests at quantiles of one sample, so that all of them hold with `confidence`.
 
     Their deviations are those of a Brownian bridge, of which the largest is simulated.
@@ -93,7 +98,7 @@ def _local_level(levels: tuple[float, ...], confidence: float) -> float:
     factor = torch.linalg.cholesky(correlation + 1e-9 * torch.eye(len(levels), dtype=torch.float64))
     drawn = torch.randn(200_000, len(levels), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     largest = (drawn @ factor.T).amax(1).sort().values
-    return float(torch.special.ndtr(-largest[math.ceil(confidence * len(largest)) - 1]))
+    return float(torch.special.ndtr(-spread * largest[math.ceil(confidence * len(largest)) - 1]))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Frozen(nn.Module):
     """A pretrained timm network that is never trained, from images (B, 3, S, S) to `Features`.
 
     The features of an image do not depend on the other images of a batch. `autocast` is the context to compute in.
+    One thread at a time may call it.
     """
 
     def __init__(
@@ -120,8 +121,8 @@ class Frozen(nn.Module):
 def _blocks(network: nn.Module) -> tuple[nn.Module, ...]:
     """The groups of blocks of an EfficientNet or MobileNet; none for other networks.
 
-    timm gives one map of each size. Of two groups of one size the first tells more about how an image was made
-    (docs/log.md).
+    timm gives one map of each size, the last. Of two groups of one size the first tells more about how an image was
+    made (docs/log.md), so both are read.
     """
     found = getattr(network, "blocks", None)
     return tuple(found) if hasattr(network, "conv_stem") and isinstance(found, nn.Sequential) else ()

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ranks
-from models.classifier import Classifier
+from models.classifier import TwoHeaded
 from models.one_vs_all import INLIER, OUTLIER_AT, OpenLoss, binary_log_probs, one_vs_all_loss
 
 TAU_Q = 0.5  # threshold of the open-set targets; tau_p is the recipe's
@@ -79,7 +79,7 @@ class IOMatch(nn.Module):
 
     def losses(
         self,
-        classifier: Classifier,
+        classifier: TwoHeaded,
         labeled_BCHW: Tensor,
         labels_B: Tensor,
         weak_MCHW: Sequence[Tensor],

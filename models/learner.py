@@ -13,6 +13,17 @@ from models.classifier import Classifier
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class Fitted(Generic[Network]):
+    """A network that learns no more, in the place of one under training: it is its own average."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = self.average = network
+
+    def parts(self, name: str) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """All that a checkpoint needs, by name."""
+        return {name: self.network}
+
+
 class Learner(Generic[Network]):
     """One network with what trains it. Several ranks share its gradients."""
 

@@ -3,13 +3,13 @@
 from contextlib import AbstractContextManager
 
 from models.baselines import FixMatch, OpenSet, Supervised
-from models.classifier import Classifier
+from models.classifier import TwoHeaded
 from models.controls import RoutedByTruth, risk
 from models.detector import Detector
 from models.iomatch import IOMatch
+from models.learner import Fitted
 from models.marked import Marked
 from models.openmatch import OpenMatch
-from models.probe import Probe
 from models.recipe import Controls, Recipe
 from models.routed import Prior, RoutedByPanel
 from models.rsmatch import RSMatch
@@ -20,7 +20,7 @@ Method = RSMatch | Supervised  # and what is derived of them
 def build(
     recipe: Recipe,
     controls: Controls,
-    classifier: Classifier | Probe,
+    classifier: TwoHeaded,
     detector: Detector | Prior,
     autocast: AbstractContextManager[object],
     *,
@@ -29,9 +29,7 @@ def build(
 ) -> Method:
     """Build the recipe's method around networks that are on their device; only RSMatch takes `detector`.
 
-    That is a network to train, or a panel that has scored the pool.
-
-    `num_images` is the size of the pool.
+    The detector is a network to train, or a panel that has scored the pool. `num_images` is the size of the pool.
     """
     classifier.set_norm_momentum(recipe.norm_momentum)
     num_features, num_classes = classifier.num_features, classifier.real.out_features
@@ -43,8 +41,9 @@ def build(
                     recipe, controls, classifier, detector, autocast, num_images=num_images, marked=marked
                 )
             kind = RSMatch if controls.trains_detector else RoutedByTruth
+            taken = Fitted(detector.panel) if isinstance(detector, Prior) else detector
             return kind(
-                recipe, controls, classifier, detector, autocast,
+                recipe, controls, classifier, taken, autocast,
                 num_images=num_images, marked=marked, risk=risk(controls),
             )  # fmt: skip
         case "fixmatch":

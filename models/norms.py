@@ -22,7 +22,7 @@ from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.classifier import Classifier, Heads
+from models.classifier import Heads, TwoHeaded
 from models.ranks import sum_over, world_size
 
 REAL, SYNTHETIC, AS_TESTED = range(3)
@@ -85,7 +85,7 @@ class _SplitBatchNormAct(SplitBatchNorm):
         return activated
 
 
-def split(classifier: Classifier) -> None:
+def split(classifier: TwoHeaded) -> None:
     """Turn the batch norms into split ones, except in a single process on a CPU, where `apart` has a cheaper way."""
     if world_size() > 1 or next(classifier.parameters()).is_cuda:
         split_all(classifier)
@@ -108,7 +108,7 @@ def split_all(network: nn.Module) -> None:
             module.__class__ = _SplitBatchNormAct if isinstance(module, BatchNormAct2d) else SplitBatchNorm
 
 
-def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads:
+def apart(classifier: TwoHeaded, images_BCHW: Tensor, group_B: Tensor) -> Heads:
     """Logits of both heads for a training batch, normalized by group: REAL, SYNTHETIC or AS_TESTED, (B,) int64.
 
     The logits of images AS_TESTED may lack a gradient, because they only serve as targets.
@@ -134,7 +134,7 @@ def apart(classifier: Classifier, images_BCHW: Tensor, group_B: Tensor) -> Heads
     return Heads(*(torch.cat(logits)[back] for logits in zip(*passes, strict=True)))
 
 
-def _pass(classifier: Classifier, images_BCHW: Tensor, rows: Tensor) -> Heads:
+def _pass(classifier: TwoHeaded, images_BCHW: Tensor, rows: Tensor) -> Heads:
     """Logits of the images at `rows`, of which there may be none."""
     if not len(rows):
         return Heads(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ranks
-from models.classifier import Classifier
+from models.classifier import TwoHeaded
 from models.one_vs_all import OUTLIER, OUTLIER_AT, OpenLoss, binary_log_probs, one_vs_all_loss
 
 LAMBDA_EM = 0.1  # weight of the entropy
@@ -53,7 +53,7 @@ class OpenMatch(nn.Module):
 
     def losses(
         self,
-        classifier: Classifier,
+        classifier: TwoHeaded,
         labeled_BCHW: Tensor,
         labels_B: Tensor,
         weak_MCHW: Sequence[Tensor],

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from models.residual import FAR
 
 FOLDS = 5
-KNOWN = 0.8  # weight of many known synthetic images against the pool
+KNOWN = 0.85  # weight of many known synthetic images against the pool
 FEW_KNOWN = 10.0  # known synthetic images that have half of this weight
 LEAST_SEPARATION = 0.01  # of a witness, above chance: none is left out altogether
-POWER = 1.5  # of the separation in a witness's vote
+POWER = 2.0  # of the separation in a witness's vote
 WIDE = 1_000  # features from which a witness takes the penalty of wide ones
-PENALTY, WIDE_PENALTY = 1.0, 60.0  # ridge, in units of the standardized features' variance
+PENALTY, WIDE_PENALTY = 0.3, 10.0  # ridge, in units of the standardized features' variance
 
 
 def fold_of(sha256: Sequence[str]) -> Tensor:
@@ -55,8 +55,8 @@ class Panel(nn.Module):
     """
 
     threshold: Tensor  # 0-d, of the standardized sum; a logit of 0
-    votes: Tensor  # (W,) float64, in the order of `widths`
-    moments: Tensor  # (2,) mean and standard deviation of the sum over the pool
+    votes: Tensor  # (K, W) float64, in the order of `widths`, from images of other folds
+    moments: Tensor  # (K, 2) mean and standard deviation of the sum over the pool
     separation: Tensor  # (W,) AUROC of the pool against unseen labeled real images, for each witness alone
 
     def __init__(self, widths: Mapping[str, int]) -> None:
@@ -67,9 +67,9 @@ class Panel(nn.Module):
             for part, value in (("mean", 0.0), ("std", 1.0), ("weight", 0.0)):
                 self.register_buffer(f"{name}_{part}", torch.full((FOLDS, width), value, dtype=torch.float64))
             self.register_buffer(f"{name}_moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
-        self.register_buffer("votes", torch.ones(len(self.widths), dtype=torch.float64))
+        self.register_buffer("votes", torch.ones(FOLDS, len(self.widths), dtype=torch.float64))
         self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float64))
-        self.register_buffer("moments", torch.tensor([0.0, 1.0], dtype=torch.float64))
+        self.register_buffer("moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
         self.register_buffer("separation", torch.full((len(self.widths),), 0.5, dtype=torch.float64))
 
     def forward(self, packed_MF: Tensor) -> Tensor:
@@ -78,13 +78,15 @@ class Panel(nn.Module):
 
     def score(self, packed_MF: Tensor) -> Tensor:
         """Standardized sums (M,) float32; higher is more synthetic."""
-        mean, std = self.moments
-        return ((self.alone(packed_MF) @ self.votes - mean) / std).float()
+        fold_M = packed_MF[:, -1].long()
+        mean_M, std_M = self.moments[fold_M].unbind(1)
+        standardized: Tensor = ((self.alone(packed_MF) * self.votes[fold_M]).sum(1) - mean_M) / std_M
+        return standardized.float()
 
     def alone(self, packed_MF: Tensor) -> Tensor:
         """Scores (M, W) float64 of each witness, standardized over the pool."""
         fold_M = packed_MF[:, -1].long()
-        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        parts = torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1)
         scored = [self._score(name, part, fold_M) for name, part in zip(self.widths, parts, strict=True)]
         return torch.stack(scored, dim=1)
 
@@ -99,14 +101,18 @@ class Panel(nn.Module):
     def fit(self, packed_MF: Tensor, examples: Examples) -> None:
         """Fit all witnesses and their votes."""
         fold_M = packed_MF[:, -1].long()
-        parts = packed_MF[:, :-1].split(list(self.widths.values()), dim=1)
+        parts = torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1)
         for name, part in zip(self.widths, parts, strict=True):
             self._fit_witness(name, part, fold_M, examples)
         scores_MW = self.alone(packed_MF)
-        self.separation.copy_(_separations(scores_MW, examples))
-        self.votes.copy_((self.separation - 0.5).clamp(min=LEAST_SEPARATION).pow(POWER))
-        of_pool = scores_MW[examples.pool] @ self.votes
-        self.moments.copy_(torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9))))
+        everything_M = torch.ones_like(examples.pool)
+        self.separation.copy_(_separations(scores_MW, examples, everything_M))
+        for k in range(FOLDS):
+            # Not by images that will be scored with them: the panel would seem to separate better than it does.
+            separation_W = _separations(scores_MW, examples, fold_M != k)
+            self.votes[k] = (separation_W - 0.5).clamp(min=LEAST_SEPARATION).pow(POWER)
+            of_pool = scores_MW[examples.pool] @ self.votes[k]
+            self.moments[k] = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
 
     def _fit_witness(self, name: str, features_MF: Tensor, fold_M: Tensor, examples: Examples) -> None:
         penalty = WIDE_PENALTY if features_MF.shape[1] >= WIDE else PENALTY
@@ -114,10 +120,10 @@ class Panel(nn.Module):
         buffers = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
         for k in range(FOLDS):
             others = (fold_M != k).double()
-            weights = [side * others for side in (real_M, synthetic_M)]
-            if not all(weight.any() for weight in weights):  # so few images that one fold holds all
-                weights = [real_M, synthetic_M]
-            fitted = _ridge(features_MF, *weights, penalty)
+            real, synthetic = real_M * others, synthetic_M * others
+            if not (real.any() and synthetic.any()):  # so few images that one fold holds all
+                real, synthetic = real_M, synthetic_M
+            fitted = _ridge(features_MF, real, synthetic, penalty)
             of_pool = _standardized(features_MF[examples.pool], fitted[0], fitted[1]) @ fitted[2]
             moments = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
             for buffer, value in zip(buffers, (*fitted, moments), strict=True):
@@ -166,16 +172,17 @@ def _standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
     return ((features_MF.double() - mean_F) / std_F).clamp(-FAR, FAR).nan_to_num(0.0)
 
 
-def _separations(scores_MW: Tensor, examples: Examples) -> Tensor:
+def _separations(scores_MW: Tensor, examples: Examples, counted_M: Tensor) -> Tensor:
     """AUROC (W,) of the pool against unseen labeled images, and of known synthetic images where there are some.
 
-    Known synthetic images are few and of few generators, but nothing dilutes them. So both count, these by how many.
+    Only images of `counted_M` count. Known synthetic images are few and of few generators, but nothing dilutes them. So
+    both count, these by how many.
     """
-    labeled = examples.labeled
-    if not labeled.any():
-        return torch.full((scores_MW.shape[1],), 0.5, dtype=torch.float64)
-    found = torch.stack([auroc(scores_M[examples.pool], scores_M[labeled]) for scores_M in scores_MW.T])
-    known = examples.synthetic > 0
+    labeled, pool = examples.labeled & counted_M, examples.pool & counted_M
+    if not labeled.any() or not pool.any():
+        return torch.full((scores_MW.shape[1],), 0.5, dtype=torch.float64, device=scores_MW.device)
+    found = torch.stack([auroc(scores_M[pool], scores_M[labeled]) for scores_M in scores_MW.T])
+    known = (examples.synthetic > 0) & counted_M
     if not known.any():
         return found
     of_known = torch.stack([auroc(scores_M[known], scores_M[labeled]) for scores_M in scores_MW.T])

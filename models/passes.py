@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models import norms
 from models.batch import Views
-from models.classifier import Classifier, Heads
+from models.classifier import Heads, TwoHeaded
 from models.recipe import Controls
 
 
@@ -20,7 +20,7 @@ class ViewLogits(NamedTuple):
 
 
 def forward(
-    classifier: Classifier, views: Views, route_M: Tensor | None, controls: Controls
+    classifier: TwoHeaded, views: Views, route_M: Tensor | None, controls: Controls
 ) -> tuple[ViewLogits, ViewLogits]:
     """Logits of the real and of the dummy head.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.cached import Cached
-from models.classifier import Augmentation, Heads
+from models.classifier import Augmentation, TwoHeaded
 
 WIDTH = 128  # of the adapter's hidden layer
 
@@ -42,10 +42,11 @@ class Adapter(nn.Module):
         return adapted
 
 
-class Probe(nn.Module):
-    """A classifier (`models.classifier`) whose images are views of cached features (B, V, D); it sees the first."""
+class Probe(TwoHeaded):
+    """A classifier whose images are views of cached features (B, V, D), of which it sees the first.
 
-    is_pretrained = False  # the backbone is no part of it, and its own layers learn at the full rate
+    The backbone is no part of it, and its own layers learn at the full rate.
+    """
 
     def __init__(self, num_features: int, num_classes: int, num_strong: int) -> None:
         """Build it for `num_strong` strong views of each image, which come last."""
@@ -56,14 +57,6 @@ class Probe(nn.Module):
         self.real = nn.Linear(num_features, num_classes)
         self.dummy = nn.Linear(num_features, num_classes)
 
-    def embed(self, views_BVD: Tensor) -> Tensor:
-        """Adapted features (B, D), float32, which the heads see."""
-        adapted: Tensor = self.adapter(views_BVD[:, 0])
-        return adapted
-
-    def forward(self, views_BVD: Tensor) -> Heads:
-        features = self.embed(views_BVD)
-        return Heads(self.real(features), self.dummy(features))
-
-    def set_norm_momentum(self, momentum: float) -> None:
-        """Do nothing: there are no batch norms."""
+    def embed(self, images: Tensor) -> Tensor:
+        adapted: Tensor = self.adapter(images[:, 0])
+        return adapted.float()

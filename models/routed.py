@@ -4,15 +4,16 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.batch import Batch
+from models.classifier import TwoHeaded
+from models.learner import Fitted
 from models.marked import Marked
 from models.panel import Panel
-from models.probe import Probe
 from models.ranks import Rng
 from models.recipe import Controls, Recipe
-from models.rsmatch import Classifier, RSMatch
+from models.rsmatch import FetchTiles, RSMatch
 from models.thresholds import ROUTE_MARGIN
 
 
@@ -23,19 +24,6 @@ class Prior(NamedTuple):
     scores: Tensor  # higher is more synthetic
     share: float
     interval: tuple[float, float]
-
-
-class _Fitted(NamedTuple):
-    """A detector that learns no more; it stands where RSMatch has a `Learner`."""
-
-    network: Panel
-
-    @property
-    def average(self) -> Panel:
-        return self.network
-
-    def parts(self, name: str) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {name: self.network}
 
 
 class RoutedByPanel(RSMatch):
@@ -49,14 +37,15 @@ class RoutedByPanel(RSMatch):
         self,
         recipe: Recipe,
         controls: Controls,
-        classifier: Classifier | Probe,
+        classifier: TwoHeaded,
         prior: Prior,
         autocast: AbstractContextManager[object],
         *,
         num_images: int,
         marked: Marked | None = None,
     ) -> None:
-        super().__init__(recipe, controls, classifier, prior.panel, autocast, num_images=num_images, marked=marked)
+        panel = Fitted(prior.panel)
+        super().__init__(recipe, controls, classifier, panel, autocast, num_images=num_images, marked=marked)
         self._scores = prior.scores
         self.thresholds.fit(prior.share, prior.interval)
         # As in `models.thresholds`: a margin of images just below the threshold goes to the dummy head, too.
@@ -64,10 +53,6 @@ class RoutedByPanel(RSMatch):
         ordered = prior.scores.sort().values
         first = min(int(below * len(ordered)), len(ordered) - 1)
         self._route_from = ordered[first].item() if prior.share > 0 else torch.inf
-
-    def learn_detector(self, detector: Panel) -> None:
-        """Take the panel as it is."""
-        self.detector = _Fitted(detector)
 
     @property
     def bootstrap_step(self) -> int | None:
@@ -79,7 +64,7 @@ class RoutedByPanel(RSMatch):
         """First step in which images may go to the dummy head."""
         return self._warmup_steps
 
-    def step(self, number: int, batch: Batch, fetch_tiles: object, rng: Rng) -> dict[str, Tensor]:
+    def step(self, number: int, batch: Batch, fetch_tiles: FetchTiles, rng: Rng) -> dict[str, Tensor]:
         """Train the classifier on one batch; without classes there is nothing left to train."""
         if self.has_classes:
             return self._train_both(number, batch, fetch_tiles, rng)

@@ -38,11 +38,12 @@ from torch import Generator, Tensor, nn
 
 from models import augment, bootstrap, norms, passes, ranks, rules
 from models.batch import Batch, ClassifierLoss, Views
-from models.classifier import Classifier
+from models.classifier import TwoHeaded
 from models.detector import Detector
 from models.examples import Examples
-from models.learner import Learner, adamw, averaged, cosine, decay_at, sgd
+from models.learner import Fitted, Learner, adamw, averaged, cosine, decay_at, sgd
 from models.marked import Marked
+from models.panel import Panel
 from models.ranks import Rng
 from models.recipe import Controls, Recipe
 from models.residual import ResidualScore
@@ -60,7 +61,7 @@ Risk = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 
 
 def classifier_loss(
-    classifier: Classifier, views: Views, route_M: Tensor | None, rule: tuple[FixMatch, ...], controls: Controls
+    classifier: TwoHeaded, views: Views, route_M: Tensor | None, rule: tuple[FixMatch, ...], controls: Controls
 ) -> ClassifierLoss:
     """Losses of both heads; `route_M` is g(u) as bool, None for FixMatch; a rule for each head.
 
@@ -118,8 +119,8 @@ class RSMatch:
         self,
         recipe: Recipe,
         controls: Controls,
-        classifier: Classifier,
-        detector: Detector,
+        classifier: TwoHeaded,
+        detector: Detector | Fitted[Panel],
         autocast: AbstractContextManager[object],
         *,
         num_images: int,
@@ -130,7 +131,7 @@ class RSMatch:
         device, num_classes = next(classifier.parameters()).device, classifier.real.out_features
         self.has_classes = num_classes > 1
         average = averaged(classifier)  # copied before `norms` changes the network
-        self.learn_detector(detector)
+        self.detector = detector if isinstance(detector, Fitted) else self._learner(detector)
         (norms.split if controls.split_norms else norms.synchronize)(classifier)
         sgd_ = sgd(
             classifier,
@@ -144,13 +145,10 @@ class RSMatch:
         self.thresholds = Thresholds(follows=controls.share_thresholds).to(device)
         self.residual_score = ResidualScore().to(device)
 
-    def learn_detector(self, detector: Detector) -> None:
-        """Take the detector and what trains it."""
+    def _learner(self, detector: Detector) -> Learner[Detector]:
         average = averaged(detector)
         norms.synchronize(detector)
-        self.detector = Learner(detector, average, adamw(detector, weight_decay=0.01))
-        resampled = self.controls.resampled_views
-        self.resample = detector.equalizes if resampled is None else resampled
+        return Learner(detector, average, adamw(detector, weight_decay=0.01))
 
     @property
     def bootstrap_step(self) -> int | None:
@@ -236,6 +234,8 @@ class RSMatch:
         self, number: int, batch: Batch, evidence: Tensor, pseudo_labels: Tensor, fetch_tiles: FetchTiles, rng: Rng
     ) -> dict[str, Tensor]:
         """Push the most synthetic images into the queue, then train the detector on examples and unlabeled tiles."""
+        detector, resample = self.detector, self.controls.resampled_views
+        assert isinstance(detector, Learner), "a fitted detector is not trained"
         age = number - self.detector_start
         settled, s = age >= DETECTOR_SETTLES, evidence.sigmoid()
         if self.controls.has_queue and (settled or not self.controls.bootstraps):
@@ -245,13 +245,15 @@ class RSMatch:
             score = s.masked_fill(~sure, -torch.inf) if settled else rng.uniform(len(s))
             self.examples.push(batch.rows, score, pseudo_labels, rng)
         real, queued = self.examples.fetch(batch.labeled_tiles, fetch_tiles, rng)
-        v = [augment.detector(tiles, rng, resample=self.resample) for tiles in (*real, queued, batch.unlabeled_tiles)]
+        if resample is None:
+            resample = detector.network.equalizes
+        v = [augment.detector(tiles, rng, resample=resample) for tiles in (*real, queued, batch.unlabeled_tiles)]
         sizes = [sum(map(len, real)), len(queued), len(batch.unlabeled_tiles)]
-        real_B, queued_Q, unlabeled_M = self.detector.network(torch.cat(v)).split(sizes)
+        real_B, queued_Q, unlabeled_M = detector.network(torch.cat(v)).split(sizes)
         sup = self.risk(real_B, queued_Q, unlabeled_M, batch)
         # Consistency with a teacher that has not settled would teach its random sign.
         cons = consistency(unlabeled_M, s, self.recipe.confidence_threshold) * float(settled)
-        self.detector.descend(
+        detector.descend(
             sup + cons, cosine(number, self.recipe.num_steps, DETECTOR_RATE), decay_at(age, DETECTOR_DECAY)
         )
         return {"detector_sup": sup.detach(), "detector_cons": cons.detach()} | self.examples.figures

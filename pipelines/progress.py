@@ -12,7 +12,8 @@ class Tick:
     total: int | None
     unit: str
     figures: Mapping[str, float | str] = field(default_factory=dict)
-    note: str = ""  # a message to show once, such as an alarm
+    note: str = ""  # a warning to show once, such as an alarm
+    info: str = ""  # a message to show once that is no warning
 
 
 OnTick = Callable[[Tick], None]

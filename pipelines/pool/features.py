@@ -1,6 +1,6 @@
 """Features of a pool's images by a frozen network, computed once and kept beside the pool.
 
-pool/features/DIGEST/00000.safetensors   float16 tensors, row i for row i of pool/00000.parquet:
+pool/features/DIGEST/00000-000500.safetensors   float16 tensors of up to PART rows of pool/00000.parquet, from 500 on:
     images (N, 1 + 2V, D)   pooled features of the thumbnail, of V weak views of it and of V strong ones
     tiles (N, F + 1)        what the witnesses see, and the fold of the image (`models.panel`)
 
@@ -39,6 +39,7 @@ from pipelines.storage.locations import Location
 
 FOLDER = "features"
 BATCH = 8  # photographs that the network sees at once, with all their tiles
+PART = 500  # images whose files are in memory at a time; a killed command loses the features of no more
 LARGEST = 65_000.0  # float16 ends at 65,504
 
 
@@ -127,22 +128,27 @@ class FeatureStore:
 
     def shard(self, number: int, on_tick: OnTick = ignore) -> Views:
         """Features of all images of the `number`-th shard, in the order of its manifest."""
-        name, count = self.pool.shards[number], self.pool.counts[number]
-        if (stored := self._stored(name)) is not None:
-            on_tick(Tick(done=count, total=count, unit="images"))
-            return stored
-        if not count:
-            return self._empty()
-        rows = Rows.of_shard(self.pool, number)
+        rows, parts = Rows.of_shard(self.pool, number), [self._empty()]
+        for start in range(0, len(rows), PART):
+            chosen = range(start, min(start + PART, len(rows)))
+            path = self._location(self.pool.shards[number], start)
+            views = self._stored(path, self.pool.shards[number])
+            if views is None:
+                views = self._computed(rows, chosen, on_tick)
+                self._write(path, self.pool.shards[number], views)
+            on_tick(Tick(done=chosen.stop, total=len(rows), unit="images"))
+            parts.append(views)
+        return Views(torch.cat([part.images for part in parts]), torch.cat([part.tiles for part in parts]))
+
+    def _computed(self, rows: Rows, chosen: range, on_tick: OnTick) -> Views:
+        keys, start = rows.key[chosen.start : chosen.stop].tolist(), chosen.start
         with ThreadPoolExecutor(max(2, torch.get_num_threads())) as threads:
-            views = self.reader.batch(
-                rows.key.tolist(),
-                rows.read(range(len(rows))),
+            return self.reader.batch(
+                keys,
+                rows.read(chosen),
                 threads,
-                lambda done: on_tick(Tick(done=done, total=count, unit="images")),
+                lambda done: on_tick(Tick(done=start + done, total=len(rows), unit="images")),
             )
-        self._write(name, views)
-        return views
 
     def shards(self, on_tick: OnTick = ignore) -> Iterator[tuple[int, Views]]:
         """Number and features of every shard, one at a time; says how long it will take as soon as it can tell."""
@@ -150,37 +156,35 @@ class FeatureStore:
 
         def on_shard(tick: Tick) -> None:
             nonlocal told
-            done, total, note = before + tick.done, self.pool.num_images, ""
+            done, total, info = before + tick.done, self.pool.num_images, ""
             taken = time.monotonic() - started
-            if not told and taken > 5 and done < total:
+            if not told and taken > 5 and 0 < done < total:
                 minutes, told = taken / done * total / 60, True
-                note = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
-            on_tick(Tick(done=done, total=total, unit="images", note=note))
+                info = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
+            on_tick(Tick(done=done, total=total, unit="images", info=info))
 
         for number, count in enumerate(self.pool.counts):
             yield number, self.shard(number, on_shard)
             before += count
 
-    def _location(self, shard: str) -> Location:
-        return self.pool.root / FOLDER / self.reader.digest / f"{shard}.safetensors"
+    def _location(self, shard: str, start: int) -> Location:
+        return self.pool.root / FOLDER / self.reader.digest / f"{shard}-{start:06d}.safetensors"
 
-    def _stored(self, shard: str) -> Views | None:
+    def _stored(self, path: Location, shard: str) -> Views | None:
         try:
-            content = locations.read(self._location(shard))
+            content = locations.read(path)
             found = loaded(content)
-        except FileNotFoundError:
+            views = Views(found["images"], found["tiles"])
+        except (FileNotFoundError, safetensors.SafetensorError, KeyError, ValueError):  # damaged ones are made again
             return None
-        except (safetensors.SafetensorError, ValueError):  # damaged; it is made again
-            return None
-        return Views(found["images"], found["tiles"]) if _origin(content) == self.pool.digest(shard) else None
+        return views if _origin(content) == self.pool.digest(shard) else None
 
     def _empty(self) -> Views:
         width = sum(self.reader.widths.values()) + 1
         images = torch.empty((0, 1 + 2 * self.reader.num_views, self.reader.frozen.num_pooled), dtype=torch.float16)
         return Views(images, torch.empty((0, width), dtype=torch.float16))
 
-    def _write(self, shard: str, views: Views) -> None:
-        path = self._location(shard)
+    def _write(self, path: Location, shard: str, views: Views) -> None:
         make_folder(path.parent)
         tensors = {"images": views.images.contiguous(), "tiles": views.tiles.contiguous()}
         content = saved(tensors, {"shard": self.pool.digest(shard)})

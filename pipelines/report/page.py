@@ -14,11 +14,11 @@ from pipelines import pages
 from pipelines.images.rejects import Reason
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick
-from pipelines.report import association, charts, figures, history, pictures
+from pipelines.report import charts, figures, history, pictures
 from pipelines.report.config import ReportConfig
 from pipelines.report.confounds import Audit
 from pipelines.report.survey import Survey
-from pipelines.run import quality
+from pipelines.run import association, quality
 from pipelines.run.quality import Quality
 from pipelines.run.scores import ScoredPool
 

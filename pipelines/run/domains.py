@@ -140,7 +140,7 @@ def _shares(
     """
     from models import estimates
 
-    shown = estimates.share_at_least(scores_N, scores_L, confidence)
+    shown = estimates.share_at_least(scores_N, scores_L, confidence, spread=estimates.CROSS_FITTED)
     at_least, estimate = max(shown, declared_share), None
     if quality is not None and quality.auroc is not None and quality.auroc >= _FAINT and shown:
         excess = estimates.excess(scores_N, scores_L) / (quality.auroc - 0.5)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.backbones import Standardize, backbone, inputs, load_weights
-from models.classifier import Classifier
+from models.classifier import Classifier, TwoHeaded
 from models.detector import Detector
 from models.frozen import Frozen
 from models.layout import WIDTH, layout
@@ -88,6 +88,7 @@ class ModelConfig:
     residual_features: bool = True
     estimated_share: float | None = None  # of the pool that is synthetic: a probability of 0.5 leaves it above
     estimated_interval: tuple[float, float] | None = None  # 95 % confidence
+    unsure_from: float = 0.5  # prob_synthetic from which an image is not called real
     held_out: tuple[float, ...] = ()  # prob_synthetic of labeled real images that the detector has never seen
     # Where the backbone has learned nothing, neither from classes nor before, its features say less about what images
     # show than 8x8 pixels do (`models.layout`). The detector's features are no choice: they say how images were made.
@@ -135,13 +136,22 @@ class Model:
     outside: Outside = NONE  # scores from outside that are witnesses of the panel
 
     @property
-    def decoder(self) -> "Decoder | FeatureReader":
+    def decoder(self) -> Decoder | FeatureReader:
         """Turns image files into what the networks take."""
+        return self.reader or self.pixels
+
+    @property
+    def pixels(self) -> Decoder:
+        """Turns image files into pixels."""
+        return Decoder(self.config.image_size, self.config.detector_size)
+
+    @property
+    def reader(self) -> FeatureReader | None:
+        """Turns image files into the features that a panel takes; None where a network is the detector."""
         if self.frozen is None:
-            return Decoder(self.config.image_size, self.config.detector_size)
-        return FeatureReader(
-            self.frozen, self.config.num_tiles, self.config.num_views, gives_pixels=not self.config.frozen
-        )
+            return None
+        num_views = self.config.num_views if self.config.frozen else 0  # as in training, whose features it finds
+        return FeatureReader(self.frozen, self.config.num_tiles, num_views, gives_pixels=not self.config.frozen)
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings (B, D), float32, of uint8 images for the classifier: nearby ones show similar things."""
@@ -156,16 +166,15 @@ class Model:
 class _RealHead(nn.Module):
     """The real head on images (B, 3, S, S) uint8, whose features a probe gets from the frozen network."""
 
-    def __init__(self, classifier: Classifier | Probe, frozen: Frozen | None) -> None:
+    def __init__(self, classifier: TwoHeaded, frozen: Frozen | None) -> None:
         super().__init__()
         self.classifier = classifier
-        is_probe = isinstance(classifier, Probe) and frozen is not None
-        self.standardize, self.backbone = (frozen.standardize, frozen.network) if is_probe and frozen else (None, None)
+        self.reader: nn.Module | None = None
+        if isinstance(classifier, Probe) and frozen is not None:
+            self.reader = nn.Sequential(frozen.standardize, frozen.network)
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = images
-        if self.standardize is not None and self.backbone is not None:
-            seen = self.backbone(self.standardize(images))[:, None]
+        seen = images if self.reader is None else self.reader(images)[:, None]
         logits: Tensor = self.classifier(seen).real
         return logits
 
@@ -173,26 +182,27 @@ class _RealHead(nn.Module):
 def save(
     folder: Path,
     config: ModelConfig,
-    classifier: Classifier | Probe,
+    classifier: TwoHeaded,
     detector: Detector | Panel,
     frozen: Frozen | None = None,
 ) -> None:
     """Write run/model/; config.json comes last and says that the rest is complete and of one training."""
-    standardize = frozen.standardize if frozen is not None and config.frozen else classifier.standardize
+    owner = classifier if isinstance(classifier, Classifier) else frozen
+    assert owner is not None, "a probe goes with the frozen network that it reads"
     config = replace(
         config,
-        mean=tuple(round(value, 6) for value in standardize.mean.tolist()),
-        std=tuple(round(value, 6) for value in standardize.std.tolist()),
+        mean=tuple(round(value, 6) for value in owner.standardize.mean.tolist()),
+        std=tuple(round(value, 6) for value in owner.standardize.std.tolist()),
         is_pretrained=classifier.is_pretrained,
     )
     make_folder(folder)
     (folder / "config.json").unlink(missing_ok=True)
     sync(folder)
-    parts = {"classifier": classifier, "detector": detector}
+    parts = {"classifier": classifier.state_dict(), "detector": detector.state_dict()}
     if frozen is not None:
-        parts["frozen"] = frozen.network
-    for name, network in parts.items():
-        tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+        parts["frozen"] = frozen.network.state_dict()
+    for name, state in parts.items():
+        tensors = {key: value.cpu().contiguous() for key, value in state.items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
     if config.classes:
         # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
@@ -234,7 +244,8 @@ def load(run: Path, device: torch.device) -> Model:
         lists = {name: tuple(value) for name, value in dict(values).items() if isinstance(value, list)}
         config = ModelConfig(**{**values, **lists})
         classifier, detector = config.build()
-        for name, network in (("classifier", classifier), ("detector", detector)):
+        networks: dict[str, nn.Module] = {"classifier": classifier, "detector": detector}
+        for name, network in networks.items():
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         frozen, columns = None, NONE

@@ -156,11 +156,13 @@ def measure(
     *,
     known_by: Literal["given", "declared"] = "given",
     declared_share: float = 0.0,
+    cross_fitted: bool = False,
 ) -> Quality:
     """Measure a detector by its scores (float, higher is more synthetic), each by models that had not seen the image.
 
     `scores_N` are of the pool, `scores_L` of labeled real images, `scores_K` of known synthetic ones: a sample
     ("given") or those that say so themselves ("declared"). `declared_share` of the pool is known to be synthetic.
+    `cross_fitted` scores are those of models that were fitted to other parts of the same images.
     """
     from models import estimates  # imported here: whoever only reads the file needs no torch, which takes seconds
 
@@ -168,7 +170,7 @@ def measure(
     num_known = 0 if scores_K is None else len(scores_K)
     has_known = scores_K is not None and num_known >= estimates.FEWEST_KNOWN and len(scores_L) > 1
     known = estimates.auroc(scores_K, scores_L) if has_known and scores_K is not None else None
-    shown = estimates.share_at_least(scores_N, scores_L)
+    shown = estimates.share_at_least(scores_N, scores_L, spread=estimates.CROSS_FITTED if cross_fitted else 1.0)
     share_at_least = max(shown, declared_share)
     bounded = found is not None and known_by == "given" and num_known >= FEWEST_FOR_BOUND and found.auroc.low >= WEAK
     return Quality(

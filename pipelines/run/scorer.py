@@ -1,9 +1,10 @@
 """A trained model that scores images given as bytes."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,27 +52,29 @@ class Scorer:
         """Score images given as file contents; CorruptShard names one that cannot be decoded."""
         names = keys or [f"number {i}" for i in range(len(data))]
         views = self.model.decoder.batch(names, data, self._threads)
-        if columns := self.model.outside.names:  # a witness that knows nothing of these images is silent
-            unknown = torch.full((len(views), len(columns)), torch.nan)
-            tiles = torch.cat((views.tiles[:, :-1].float(), unknown, views.tiles[:, -1:].float()), 1)
-            views = Views(views.images, tiles)
+        if self.model.outside.names:
+            sha256 = [hashlib.sha256(content).hexdigest() for content in data]
+            views = Views(views.images, self.model.outside.join(views.tiles, sha256))
         return self.score_views(views)
 
     def score_shard(self, pool: Pool, number: int, batch_size: int) -> Iterator[Scores]:
         """Score a shard of a pool, a batch at a time; a panel takes the features that are kept beside the pool."""
-        reader = self.model.decoder
-        rows = Rows.of_shard(pool, number)
+        rows, reader = Rows.of_shard(pool, number), self.model.reader
         chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
-        if isinstance(reader, FeatureReader) and not reader.gives_pixels:
-            views = FeatureStore(pool, reader).shard(number)
-            sha256 = rows.columns(["sha256"])["sha256"].to_pylist() if self.model.outside.names else []
-            views = Views(views.images, self.model.outside.join(views.tiles, sha256))
+        features = self._features(pool, number, reader) if reader is not None else None
+        if features is not None and self.model.config.frozen:
             for chunk in chunks:
-                yield self.score_views(Views(views.images[chunk], views.tiles[chunk]))
+                yield self.score_views(Views(features.images[chunk], features.tiles[chunk]))
             return
-        with closing(pixels.Streamed(rows, reader, self.device, max(2, torch.get_num_threads()))) as streamed:
-            for views in streamed.stream(chunks):
-                yield self.score_views(views)
+        threads = max(2, torch.get_num_threads())
+        with closing(pixels.Streamed(rows, self.model.pixels, self.device, threads)) as streamed:
+            for chunk, views in zip(chunks, streamed.stream(chunks), strict=True):
+                yield self.score_views(views if features is None else Views(views.images, features.tiles[chunk]))
+
+    def _features(self, pool: Pool, number: int, reader: FeatureReader) -> Views:
+        views, columns = FeatureStore(pool, replace(reader, gives_pixels=False)).shard(number), self.model.outside
+        sha256 = Rows.of_shard(pool, number).columns(["sha256"])["sha256"].to_pylist() if columns.names else []
+        return Views(views.images, columns.join(views.tiles, sha256))
 
     @torch.no_grad()
     def score_views(self, views: Views) -> Scores:

@@ -44,7 +44,8 @@ class Thresholds:
         if self.max_false_positive_rate is None:
             return (
                 f"Only {self.num_held_out} labeled images are held out from the detector, too few to limit the loss of "
-                f"real images to {DEFAULT_RATE:.0%}. Nothing is called unsure."
+                f"real images to {DEFAULT_RATE:.0%}."
+                + (" Nothing is called unsure." if self.real_below == self.sure_from else "")
             )
         return (
             f"Calibrated on {self.num_held_out} real images that the detector has never seen: on average over such "
@@ -70,13 +71,16 @@ def limit(held_out: Sequence[float], rate: float) -> float:
     return float(np.nextafter(np.float32(sorted(held_out)[rank - 1]), np.float32(2)))
 
 
-def choose(held_out: Sequence[float], rate: float | None) -> Thresholds:
-    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone."""
+def choose(held_out: Sequence[float], rate: float | None, unsure_from: float = SYNTHETIC_FROM) -> Thresholds:
+    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone.
+
+    From `unsure_from` on no image is called real: above it a panel leaves the estimated share, not the lower bound.
+    """
     if rate is None and (len(held_out) + 1) * DEFAULT_RATE < 1:
         return Thresholds(
             synthetic_from=SYNTHETIC_FROM,
             sure_from=SYNTHETIC_FROM,
-            real_below=SYNTHETIC_FROM,
+            real_below=min(SYNTHETIC_FROM, unsure_from),
             max_false_positive_rate=None,
             num_held_out=len(held_out),
         )
@@ -84,7 +88,7 @@ def choose(held_out: Sequence[float], rate: float | None) -> Thresholds:
     return Thresholds(
         synthetic_from=SYNTHETIC_FROM if rate is None else at,
         sure_from=max(SYNTHETIC_FROM, at),
-        real_below=min(SYNTHETIC_FROM, at),
+        real_below=min(SYNTHETIC_FROM, at, unsure_from),
         max_false_positive_rate=rate or DEFAULT_RATE,
         num_held_out=len(held_out),
     )

@@ -60,7 +60,7 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     known = truth.read(config.truth) if config.truth else None
     from_outside = outside.read(pool, config.scores)
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
-    thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate)
+    thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate, trained.config.unsure_from)
     if from_outside.values:
         outside.store(config.run, from_outside, trained=False)
     for folder in ("scores", "embeddings"):

@@ -29,15 +29,11 @@ def build(
     if config.controls.detector_examples == "nnpu" and config.controls.share_real is None:
         raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
     classifier = _probe(config, data) if config.network.frozen else _classifier(config, data)
-    detector: Detector | Panel
-    if prior is not None:
-        detector = prior.panel
-    else:
-        detector = Detector(
-            equalize=config.recipe.equalize_spectrum,
-            residual_planes=config.controls.residual_planes,
-            residual_features=config.controls.residual_features,
-        )
+    detector = Detector(
+        equalize=config.recipe.equalize_spectrum,
+        residual_planes=config.controls.residual_planes,
+        residual_features=config.controls.residual_features,
+    )
     for each in (classifier, detector):
         each.to(device).to(memory_format=torch.channels_last)
     marked = data.training.marked.to(device) if data.training.marked else None
@@ -46,7 +42,7 @@ def build(
         config.recipe,
         config.controls,
         classifier,
-        detector if prior is None or isinstance(detector, Detector) else prior,
+        detector if prior is None else prior,
         autocast,
         num_images=data.num_unlabeled,
         marked=marked,
@@ -54,7 +50,7 @@ def build(
     if config.machine.compile != "off" and not config.network.frozen:
         for each in (classifier, detector):  # a GPU replays each pass as one graph; a CPU ignores the mode
             each.compile(mode="reduce-overhead" if config.machine.compile == "cuda-graphs" else "default")
-    return method, detector
+    return method, detector if prior is None else prior.panel
 
 
 def _probe(config: TrainConfig, data: Data) -> Probe:

@@ -5,6 +5,7 @@ The features of the pool are computed once and kept beside it (`pipelines.pool.f
 that the classifier is trained on.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,11 +25,14 @@ from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick
 from pipelines.run import outside, quality
 from pipelines.run.quality import Quality
+from pipelines.train import audit, marked
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
 FITTED_IMAGES = 20_000  # of the pool: more teach the panel nothing more, because the labeled images are few
-DECLARED = 0.5  # weight of an image that declares what it is, against one that a person knows
+# Weights of images that declare what they are, against one that a person knows. Few tools declare anything, so those
+# that do pull the panel towards themselves: at .5 it ranks all others worse than without (docs/benchmarks.md).
+DECLARED_SYNTHETIC, DECLARED_CAMERA = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Prepared:
     images: pixels.InMemory | None  # features of the pool's rows; None where the backbone is trained on pixels
     panel: Panel
     judged: "Judged"
+
+    def alarms(self, config: TrainConfig) -> Iterator[str]:
+        """What a person must know of the panel: confounds that it may have learned."""
+        scores = self.judged.scores.cpu().numpy()
+        return audit.warnings(self.data.training.rows, config.labeled, scores, self.panel.threshold.item())
 
     @property
     def prior(self) -> Prior:
@@ -63,7 +72,11 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     with ThreadPoolExecutor() as threads:
         names, contents = [file.path.name for file in known.files], [file.content for file in known.files]
         of_known = reader.batch(names, contents, threads).tiles if names else None
-    labeled_set = training.examples if is_frozen else labeled.read(config.labeled, reader)
+    if is_frozen:
+        labeled_set = training.examples
+    else:
+        of_files = labeled.read(config.labeled, reader)
+        labeled_set = marked.join(data.pool, of_files, config.run, reader).examples
     of_rows = _gather(FeatureStore(data.pool, reader), training.rows, on_tick, with_views=is_frozen)
     columns = outside.read(data.pool, config.scores)
     outside.store(config.run, columns, trained=True)
@@ -72,10 +85,14 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     of_labeled = columns.join(labeled_set.views.tiles, labeled_set.sha256)
     of_known = of_rows.tiles[:0] if of_known is None else columns.join(of_known, [file.sha256 for file in known.files])
     panel = Panel(reader.widths | columns.widths).to(device)
-    real_N, synthetic_N, given = _weights(data, known)
+    real_N, synthetic_N = _weights(data, known)
+    given = bool(known.listed.any()) or bool(known.files)
     features = of_rows.tiles.to(device), of_labeled.to(device), of_known.to(device)
     unmarked = data.num_labeled - training.num_labeled_by_marks
-    judged = judge(panel, Evidence(*features, real_N.to(device), synthetic_N.to(device), unmarked, given))
+    # Those that a folder holds are taken for a sample of all; declared ones would be mixed in as one, too.
+    measures = torch.from_numpy(known.listed if given else known.declared_synthetic)
+    weights = real_N.to(device), synthetic_N.to(device), measures.to(device)
+    judged = judge(panel, Evidence(*features, *weights, unmarked, given))
     if not is_frozen:
         return Prepared(data, None, panel, judged)
     examples = replace(training.examples, views=Views(training.examples.views.images, of_labeled))
@@ -101,8 +118,9 @@ class Evidence(NamedTuple):
     known: Tensor  # (S, F + 1) of synthetic images outside the pool
     real: Tensor  # (N,) float64, how surely each row is known to be real, 0..1
     synthetic: Tensor  # (N,) float64, or synthetic
+    measures: Tensor  # (N,) bool, known to be synthetic by no mark: marks go by the scores, which they thus flatter
     num_unmarked: int  # labeled images that marks have not labeled: a random sample of the real ones
-    given: bool  # whether a person knows any of the synthetic ones, or only the files say so
+    given: bool  # whether a folder has any of these, or only the files say so
 
 
 class Judged(NamedTuple):
@@ -111,11 +129,12 @@ class Judged(NamedTuple):
     scores: Tensor  # (N,) float32
     quality: Quality
     held_out: tuple[float, ...]  # probabilities of the labeled images, sorted
+    unsure_from: float  # probability that leaves the estimated share of the pool above it; 0.5 leaves the lower bound
 
 
 def judge(panel: Panel, evidence: Evidence) -> Judged:
     """Fit a panel, score the pool, measure the panel, and set its threshold."""
-    rows_NF, labeled_LF, known_SF, real_N, synthetic_N, unmarked, given = evidence
+    rows_NF, labeled_LF, known_SF, real_N, synthetic_N, measures_N, unmarked, given = evidence
     device = rows_NF.device
     step = max(1, -(-len(rows_NF) // FITTED_IMAGES))
     used_N = (torch.arange(len(rows_NF), device=device) % step == 0) | (real_N > 0) | (synthetic_N > 0)
@@ -133,13 +152,16 @@ def judge(panel: Panel, evidence: Evidence) -> Judged:
     measured = quality.measure(
         scores_N.cpu(),
         scores_L.cpu(),
-        torch.cat((scores_N[synthetic_N > 0], panel.score(known_SF))).cpu(),
+        torch.cat((scores_N[measures_N], panel.score(known_SF))).cpu(),
         known_by="given" if given else "declared",
         declared_share=float((synthetic_N > 0).double().mean()),
+        cross_fitted=True,
     )
     panel.threshold.fill_(_above(scores_N, measured.share_at_least))
     held_out = (scores_L - panel.threshold).sigmoid().sort().values
-    return Judged(scores_N, measured, tuple(held_out.tolist()))
+    estimate = max(measured.share_at_least, measured.share_estimate or 0.0)
+    unsure_from = torch.tensor(_above(scores_N, estimate) - panel.threshold.item()).sigmoid().item()
+    return Judged(scores_N, measured, tuple(held_out.tolist()), unsure_from)
 
 
 def _above(scores_N: Tensor, share: float) -> float:
@@ -150,15 +172,13 @@ def _above(scores_N: Tensor, share: float) -> float:
     return float(bounds[len(ordered) - count : len(ordered) - count + 2].mean())
 
 
-def _weights(data: Data, known: Known) -> tuple[Tensor, Tensor, bool]:
-    """How surely each row is real (N,) and synthetic (N,), and whether a person knows any to be synthetic."""
-    synthetic_N = torch.from_numpy(known.declared_synthetic).double() * DECLARED
+def _weights(data: Data, known: Known) -> tuple[Tensor, Tensor]:
+    """How surely each row is real (N,) and synthetic (N,)."""
+    synthetic_N = torch.from_numpy(known.declared_synthetic).double() * DECLARED_SYNTHETIC
     synthetic_N[torch.from_numpy(known.listed)] = 1.0
-    real_N = torch.from_numpy(known.declared_camera).double() * DECLARED
-    given = bool(known.listed.any()) or bool(known.files)
+    real_N = torch.from_numpy(known.declared_camera).double() * DECLARED_CAMERA
     if data.training.marked:
         real, synthetic = data.training.marked.real, data.training.marked.synthetic
         real_N[real], synthetic_N[real] = 1.0, 0.0
         real_N[synthetic], synthetic_N[synthetic] = 0.0, 1.0
-        given = given or bool(len(synthetic))
-    return real_N, synthetic_N, given
+    return real_N, synthetic_N

@@ -110,7 +110,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     planned = plan.make(config, Pool.open(config.pool), device)
     config, reader = planned.config, planned.reader
     if planned.sentence:
-        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=planned.sentence))
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=planned.sentence))
     data = Data.read(config, device, reader if config.network.frozen else None)
     prepared = photographs.prepare(config, data, reader, device, on_tick) if reader is not None else None
     if prepared is not None:
@@ -124,12 +124,16 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     state = config.run / "checkpoint" / "state.safetensors"
     if data.training.examples.without:
         note = f"{data.training.examples.without}: training the detector alone, without pseudo-labels."
-        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=note))
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=note))
     counts = {"images": [data.num_unlabeled, data.num_labeled], "marks": data.training.fingerprint}
     identity = config.identity | counts | {"classes": len(data.classes)}
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
     ranks.any_rank(False, device)  # all have read the checkpoint before rank 0 writes the next
     log = MetricsLog(config.run / "metrics.jsonl", keep_until=first) if devices.is_first() else None
+    watch = Watch(config.recipe, method.routing_start, data.classes)
+    for alarm in prepared.alarms(config) if prepared is not None else ():
+        watch.raised[alarm] = None
+        on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", note=alarm))
     images: pixels.Images
     if prepared is not None and prepared.images is not None:
         images = prepared.images
@@ -150,7 +154,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
         first=first,
         sums=sums,
         log=log,
-        watch=Watch(config.recipe, method.routing_start, data.classes),
+        watch=watch,
         evaluate=Evaluation(images, data.facts, data.validation, device),
         started=started,
     )
@@ -269,7 +273,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     config, method = training.config, training.method
     detector = training.detector
     (config.run / quality.FILE).unlink(missing_ok=True)  # of an earlier training
-    if isinstance(method, RSMatch) and isinstance(detector, Detector):
+    if isinstance(method, RSMatch) and isinstance(method.detector.average, Detector):
         # The saved detector's logits are shifted so that its threshold is 0: a probability of 0.5.
         detector = copy.deepcopy(method.detector.average)
         with torch.no_grad():
@@ -294,10 +298,11 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
         witnesses=detector.widths if isinstance(detector, Panel) else None,
         num_tiles=config.network.tiles,
         num_views=config.network.views,
+        unsure_from=training.prepared.judged.unsure_from if training.prepared is not None else verdicts.SYNTHETIC_FROM,
     )
     frozen = training.reader.frozen if training.reader is not None else None
     model.save(config.run / "model", saved, method.classifier.average, detector, frozen)
-    verdicts.save(config.run, verdicts.choose(held_out, None))
+    verdicts.save(config.run, verdicts.choose(held_out, None, saved.unsure_from))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)
     versions = {"torch": torch.__version__, "device": str(training.device), "ranks": ranks.world_size()}

@@ -3,10 +3,10 @@
     python tests/bench/native.py --work /tmp/native
 
 reads ../shared/data/native-matched.parquet and native-wild.parquet, ingests each set once as it is, saved as JPEG 80,
-and at 256 pixels, computes the features beside these pools, and then draws seeds as ../shared/tools/make_native_crawl.py
-does: labeled real images, a pool, and images that are known to be synthetic. Each draw is judged by the product's own
-code. It prints a Markdown table: AUROC on the pool (mean of five seeds, least and most), how often the tool's own 95 %
-interval holds it and how wide that is, the lower bound of the share, and the images called synthetic.
+and at 256 pixels, computes the features beside these pools, and then draws seeds as make_native_crawl.py does: labeled
+real images, a pool, and images that are known to be synthetic. Each draw is judged by the product's own code. It prints
+a Markdown table: AUROC on the pool (mean of five seeds, least and most), how often the tool's own 95 % interval holds
+it and how wide that is, the lower bound of the share, and the images called synthetic.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from pipelines.compute import devices
 from pipelines.ingest import IngestConfig
 from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
-from pipelines.run import evaluation, weights
-from pipelines.train.photographs import DECLARED, Evidence, judge
+from pipelines.review import order
+from pipelines.run import evaluation, verdicts, weights
+from pipelines.train.photographs import DECLARED_CAMERA, DECLARED_SYNTHETIC, Evidence, Judged, judge
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SUFFIX = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "MPO": "jpg"}
@@ -47,7 +48,7 @@ class Setting:
     labels: int
     alpha: float
     known: int = 0  # synthetic images that are known, outside the pool
-    marks: int = 0  # marks in the order of the scores, in two rounds
+    marks: int = 0  # a person's, in the order of `curate review`
     variant: str = "as-is"
     declared: bool = True
     without: tuple[str, ...] = ()  # witnesses that are left out
@@ -62,6 +63,7 @@ class ImageSet:
     synthetic: np.ndarray
     declared: list[str | None]
     features: torch.Tensor
+    embeddings: np.ndarray
     widths: dict[str, int] = field(default_factory=dict)
 
 
@@ -102,12 +104,14 @@ def load(name: str, variant: str, work: Path) -> ImageSet:
         devices.autocast("auto", torch.device("cpu")),
     )
     store = FeatureStore(opened, FeatureReader(frozen, 4, 2))
-    features = torch.cat([views.tiles for _, views in store.shards()])
+    views = [each for _, each in store.shards()]
+    features = torch.cat([each.tiles for each in views])
+    embeddings = torch.cat([each.images[:, 0] for each in views]).float().numpy()
     rows = [row for part in opened.tables(["member", "declared"]) for row in part.to_pylist()]
     truth = {row["key"]: int(row["is_synthetic"]) for row in table}
     keys = [Path(row["member"]).stem for row in rows]
     synthetic = np.array([truth[key] for key in keys])
-    return ImageSet(keys, synthetic, [row["declared"] for row in rows], features, store.reader.widths)
+    return ImageSet(keys, synthetic, [row["declared"] for row in rows], features, embeddings, store.reader.widths)
 
 
 def draw(images: ImageSet, name: str, setting: Setting, seed: int) -> tuple[list[int], list[int], list[int]]:
@@ -129,24 +133,23 @@ def run(images: ImageSet, setting: Setting, seed: int) -> dict[str, float]:
     labeled, pool, known = draw(images, setting.images, setting, seed)
     truth = images.synthetic[pool] == 1
     says = [images.declared[row] if setting.declared else None for row in pool]
-    synthetic = torch.tensor([DECLARED * (each == "synthetic") for each in says], dtype=torch.float64)
-    real = torch.tensor([DECLARED * (each == "camera") for each in says], dtype=torch.float64)
+    synthetic = torch.tensor([DECLARED_SYNTHETIC * (each == "synthetic") for each in says], dtype=torch.float64)
+    real = torch.tensor([DECLARED_CAMERA * (each == "camera") for each in says], dtype=torch.float64)
     features, widths = chosen(images, setting)
-    given = bool(known)
-    for marked in (setting.marks // 2, setting.marks - setting.marks // 2) if setting.marks else ():
-        judged = judge(
-            Panel(widths),
-            Evidence(features[pool], features[labeled], features[known], real, synthetic, len(labeled), given),
-        )
-        order = judged.scores.clone()
-        order[(real > DECLARED) | (synthetic > DECLARED)] = -torch.inf
-        for row in order.argsort(descending=True)[:marked].tolist():  # the most synthetic first, as review shows them
+    measures = (synthetic > 0) & (not known)
+
+    def judged_by_panel() -> tuple[Panel, Judged]:
+        panel = Panel(widths)
+        parts = features[pool], features[labeled], features[known], real, synthetic, measures
+        return panel, judge(panel, Evidence(*parts, len(labeled), bool(known)))
+
+    panel, judged = judged_by_panel()
+    if setting.marks:
+        doubt = order.uncertainty((judged.scores - panel.threshold).sigmoid().numpy(), verdicts.SYNTHETIC_FROM)
+        embeddings = images.embeddings[pool]
+        for row in order.order(doubt, order.clusters(lambda: [embeddings], len(pool)))[: setting.marks].tolist():
             real[row], synthetic[row] = float(not truth[row]), float(truth[row])
-        given = True
-    panel = Panel(widths)
-    judged = judge(
-        panel, Evidence(features[pool], features[labeled], features[known], real, synthetic, len(labeled), given)
-    )
+        panel, judged = judged_by_panel()
     found, quality = judged.scores.numpy(), judged.quality
     low, high = quality.auroc_interval or (0.5, 1.0)
     auroc = evaluation.auroc(found, truth) if truth.any() else float("nan")
@@ -181,7 +184,7 @@ def settings(widths: dict[str, int]) -> Iterator[Setting]:
         yield Setting(f"{name}: nothing declared is used", *base, declared=False)
         yield Setting(f"{name}: 20 known synthetic images", *base, known=20)
         yield Setting(f"{name}: 50 known synthetic images", *base, known=50)
-        yield Setting(f"{name}: 50 marks, most synthetic first", *base, marks=50)
+        yield Setting(f"{name}: 50 marks in the order of review", *base, marks=50)
         for variant in ("jpeg-80", "256"):
             yield Setting(f"{name}: all at {variant}", *base, variant=variant)
             yield Setting(f"{name}: all at {variant}, 50 known", *base, variant=variant, known=50)
@@ -222,10 +225,10 @@ def main() -> None:
     sets = {(name, "as-is"): load(name, "as-is", given.work) for name in ("matched", "wild")}
     torch.set_num_threads(1)
     print(
-        "| | AUROC | its estimate; intervals that hold | width | share; bound, holds | called |\n|---|---|---|---|---|---|",
+        "| | AUROC | estimate; intervals that hold | width | share; bound, holds | called |\n|---|---|---|---|---|---|",
         flush=True,
     )
-    for setting in settings(sets["wild", "as-is"].widths):
+    for setting in sorted(settings(sets["wild", "as-is"].widths), key=lambda each: each.variant != "as-is"):
         if given.pattern not in setting.title:
             continue
         at = (setting.images, setting.variant)

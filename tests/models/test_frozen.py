@@ -26,7 +26,7 @@ def statistics(map_BCHW: Tensor) -> Tensor:
     return torch.cat((positions.mean(2), (positions - positions.mean(2, keepdim=True)).square().mean(2).sqrt()), 1)
 
 
-def test_features_of_efficientnet_are_those_of_its_blocks_1_2_and_4_and_of_its_last_layer() -> None:
+def test_features_of_efficientnet_are_those_of_its_blocks_1_to_4_and_of_its_last_layer() -> None:
     network = random_network(LITE)
     frozen = Frozen(LITE, network.state_dict(), 96)
     batch = images(3, 96)
@@ -34,16 +34,16 @@ def test_features_of_efficientnet_are_those_of_its_blocks_1_2_and_4_and_of_its_l
         maps, x = [], network.bn1(network.conv_stem((batch.float() / 255 - 0.5) / 0.5))
         for i, block in enumerate(network.blocks):
             x = block(x)
-            if i in (1, 2, 4):
+            if i in (1, 2, 3, 4):
                 maps.append(x)
         pooled = network.bn2(network.conv_head(x)).mean((2, 3))
-    assert [each.shape[1] for each in maps] == [24, 40, 112]
+    assert [each.shape[1] for each in maps] == [24, 40, 80, 112]
     features = frozen(batch)
     torch.testing.assert_close(features.low, torch.cat([statistics(each) for each in maps], 1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features.pooled, pooled, rtol=1e-4, atol=1e-5)
-    assert (frozen.num_low, frozen.num_pooled) == (352, 1280)
-    assert torch.equal(features.everything[:, :352], features.low)
-    assert torch.equal(features.everything[:, 352:], features.pooled)
+    assert (frozen.num_low, frozen.num_pooled) == (512, 1280)
+    assert torch.equal(features.everything[:, :512], features.low)
+    assert torch.equal(features.everything[:, 512:], features.pooled)
 
 
 def test_features_of_a_transformer_are_those_of_patch_tokens_on_the_way_and_of_its_head() -> None:

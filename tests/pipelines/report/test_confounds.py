@@ -10,9 +10,9 @@ from PIL import Image
 from pipelines import ingest, score, toy, train
 from pipelines.pool import labeled, truth
 from pipelines.pool.manifest import Pool
-from pipelines.report.association import WARN_AUROC
 from pipelines.report.confounds import Audit, audit, read_labeled
 from pipelines.report.survey import survey
+from pipelines.run.association import WARN_AUROC
 from pipelines.run.scorer import Scorer
 from pipelines.run.scores import ScoredPool
 from pipelines.train import TrainConfig

@@ -15,17 +15,24 @@ LABELED = Path("seed")
 
 def test_groups_have_the_defaults_of_paper_scale() -> None:
     config = TrainConfig(labeled=LABELED)
-    assert config.network.backbone == "wrn-28-2"
+    assert (config.network.backbone, config.network.detector) == ("auto", "auto")
     assert config.recipe.num_steps == 2**20
     assert config.machine.device == "auto"
-    assert config.decoder == Decoder(32, 32)
 
 
-@pytest.mark.parametrize(("network", "sizes"), [({"image_size": 224}, (224, 96)), ({"detector_size": 64}, (32, 64))])
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [
+        ({}, (32, 32)),
+        ({"image_size": 224}, (224, 96)),
+        ({"detector_size": 64}, (32, 64)),
+        ({"backbone": "timm:tf_efficientnet_lite0"}, (224, 96)),
+    ],
+)
 def test_the_detector_sees_the_image_size_and_at_most_96_pixels_unless_told_otherwise(
     network: dict[str, Any], sizes: tuple[int, int]
 ) -> None:
-    assert TrainConfig(labeled=LABELED, network=network).decoder == Decoder(*sizes)
+    assert TrainConfig(labeled=LABELED, network={"backbone": "small"} | network).decoder == Decoder(*sizes)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,8 @@ def test_identity_is_what_changes_the_numbers() -> None:
     bound: list[dict[str, Any]] = [
         {"pool": Path("other")}, {"seed": 1}, {"network": {"backbone": "small"}}, {"recipe": {"momentum": 0.5}},
         {"controls": {"split_norms": False}}, {"machine": {"precision": "fp32"}}, {"machine": {"log_every": 7}},
-        {"machine": {"compile": "on"}},
+        {"machine": {"compile": "on"}}, {"network": {"tiles": 9}}, {"network": {"detector": "panel"}},
+        {"known_synthetic": Path("fakes")}, {"ignore_declared": True}, {"scores": ("other=other.csv",)},
     ]  # fmt: skip
     for changes in bound:
         assert TrainConfig(labeled=LABELED, **changes).identity != config.identity, changes

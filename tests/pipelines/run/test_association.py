@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.report.association import Property, differs, judge, predictability, predicts
+from pipelines.run.association import Property, differs, judge, predictability, predicts
 
 
 def test_what_tells_the_verdict_has_all_of_its_bits() -> None:
