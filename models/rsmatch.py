@@ -131,6 +131,7 @@ class RSMatch:
         device, num_classes = next(classifier.parameters()).device, classifier.real.out_features
         self.has_classes = num_classes > 1
         average = averaged(classifier)  # copied before `norms` changes the network
+        self.resample = False  # the views of a detector that is trained
         self.detector = detector if isinstance(detector, Fitted) else self._learner(detector)
         (norms.split if controls.split_norms else norms.synchronize)(classifier)
         sgd_ = sgd(
@@ -146,7 +147,8 @@ class RSMatch:
         self.residual_score = ResidualScore().to(device)
 
     def _learner(self, detector: Detector) -> Learner[Detector]:
-        average = averaged(detector)
+        resampled, average = self.controls.resampled_views, averaged(detector)
+        self.resample = detector.equalizes if resampled is None else resampled
         norms.synchronize(detector)
         return Learner(detector, average, adamw(detector, weight_decay=0.01))
 
@@ -234,7 +236,7 @@ class RSMatch:
         self, number: int, batch: Batch, evidence: Tensor, pseudo_labels: Tensor, fetch_tiles: FetchTiles, rng: Rng
     ) -> dict[str, Tensor]:
         """Push the most synthetic images into the queue, then train the detector on examples and unlabeled tiles."""
-        detector, resample = self.detector, self.controls.resampled_views
+        detector = self.detector
         assert isinstance(detector, Learner), "a fitted detector is not trained"
         age = number - self.detector_start
         settled, s = age >= DETECTOR_SETTLES, evidence.sigmoid()
@@ -245,9 +247,7 @@ class RSMatch:
             score = s.masked_fill(~sure, -torch.inf) if settled else rng.uniform(len(s))
             self.examples.push(batch.rows, score, pseudo_labels, rng)
         real, queued = self.examples.fetch(batch.labeled_tiles, fetch_tiles, rng)
-        if resample is None:
-            resample = detector.network.equalizes
-        v = [augment.detector(tiles, rng, resample=resample) for tiles in (*real, queued, batch.unlabeled_tiles)]
+        v = [augment.detector(tiles, rng, resample=self.resample) for tiles in (*real, queued, batch.unlabeled_tiles)]
         sizes = [sum(map(len, real)), len(queued), len(batch.unlabeled_tiles)]
         real_B, queued_Q, unlabeled_M = detector.network(torch.cat(v)).split(sizes)
         sup = self.risk(real_B, queued_Q, unlabeled_M, batch)

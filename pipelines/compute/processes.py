@@ -96,9 +96,19 @@ def _assign(
         if num_busy == jobs:
             return
         if run.process is None and not run.is_done:
-            run.process = idle.pop() if idle else _Process(function)
+            run.process = _taken(idle) or _Process(function)
             run.process.send(run.task)
             num_busy += 1
+
+
+def _taken(idle: list["_Process[Task, Result]"]) -> "_Process[Task, Result] | None":
+    """Take an idle process that still lives: the death of another is none of the next task's."""
+    while idle:
+        process = idle.pop()
+        if process.is_alive:
+            return process
+        process.end()
+    return None
 
 
 def _collect(
@@ -137,8 +147,13 @@ class _Process(Generic[Task, Result]):
         theirs.close()  # so that the pipe closes when the process dies
 
     def send(self, task: Task) -> None:
-        with suppress(BrokenPipeError):  # it died while idle, which `receive` will notice
+        with suppress(BrokenPipeError):  # it has just died, which `receive` will notice
             self.pipe.send(task)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.is_alive()
 
     def receive(self) -> Any:
         return self.pipe.recv()

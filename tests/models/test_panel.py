@@ -57,22 +57,27 @@ def test_a_panel_finds_the_planted_direction_without_a_synthetic_label() -> None
     assert auroc(scores[synthetic], scores[~synthetic]) < 0.75
 
 
-def test_the_sum_has_mean_0_and_deviation_1_over_the_pool_and_votes_follow_the_separation() -> None:
+def test_each_folds_sum_has_mean_0_and_deviation_1_over_the_pool_and_votes_follow_the_separation_of_the_others() -> (
+    None
+):
     packed, examples, _ = world()
     found = fitted(packed, examples)
-    scores = found.score(packed)[examples.pool].double()
-    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
-    assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    alone = found.alone(packed)
+    alone, fold = found.alone(packed), packed[:, -1].long()
+    for k in range(panel.FOLDS):
+        summed = (alone @ found.votes[k] - found.moments[k, 0]) / found.moments[k, 1]
+        assert summed[examples.pool].mean().item() == pytest.approx(0, abs=1e-9)
+        assert summed[examples.pool].std(correction=0).item() == pytest.approx(1, abs=1e-9)
+        torch.testing.assert_close(found.score(packed)[fold == k], summed[fold == k].float())
+        others = fold != k
+        separation = torch.stack(
+            [auroc(alone[examples.pool & others, w], alone[examples.labeled & others, w]) for w in range(len(WIDTHS))]
+        )
+        above_chance = (separation - 0.5).clamp(min=panel.LEAST_SEPARATION)
+        torch.testing.assert_close(found.votes[k], above_chance**panel.POWER)
     for w in range(len(WIDTHS)):
         expected = auroc(alone[examples.pool, w], alone[examples.labeled, w])
         assert found.separation[w].item() == pytest.approx(expected.item())
     assert found.separation[0] > found.separation[1] > 0.5
-    above_chance = (found.separation - 0.5).clamp(min=panel.LEAST_SEPARATION)
-    torch.testing.assert_close(found.votes, above_chance**panel.POWER)
-    torch.testing.assert_close(
-        found.score(packed), ((alone @ found.votes - found.moments[0]) / found.moments[1]).float()
-    )
 
 
 def test_the_logit_is_0_at_the_threshold() -> None:

@@ -150,6 +150,7 @@ def test_processes_that_are_killed_once_cost_nothing(tmp_path: Path) -> None:
                 has_killed = True
                 for child in active_children():
                     child.kill()
+                    child.join()
                     num_killed += 1
 
         return kill
