@@ -371,7 +371,8 @@ def _checkered(images_NHWC: Array, uneven: Array) -> Array:
     """
     height, width = images_NHWC.shape[1:3]
     row, column = ((np.arange(side, dtype=np.float32) % 2) - 0.5 for side in (height, width))
-    return images_NHWC * (1 + uneven * row[:, None, None]) * (1 + uneven * column[:, None])
+    marked: Array = images_NHWC * (1 + uneven * row[:, None, None]) * (1 + uneven * column[:, None])
+    return marked
 
 
 def _smooth(images_NHWC: Array, reach: Array | np.float32) -> Array:
