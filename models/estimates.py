@@ -215,8 +215,9 @@ def fit(
     share_GU = hypotheses.seen_G[:, None] / (1 - _UNSEEN)
     auroc_GU = 0.5 + (1 - _UNSEEN) * (hypotheses.auroc_G[:, None] - 0.5)
     # The prior is uniform in the AUROC and in the excess of the pool above the labeled images, share x (AUROC - 1/2).
-    # Uniform in the share instead, a small share would hold nearly all detectors for weak ones.
-    log_prior_GU = _UNSEEN_PRIOR.log() - (1 - _UNSEEN).log() + (auroc_GU - 0.5).clamp(min=1e-3).log()
+    # Uniform in the share instead, a small share would hold nearly all detectors for weak ones. Below 0.6 it is uniform
+    # in the share, because useless detectors are common.
+    log_prior_GU = _UNSEEN_PRIOR.log() - (1 - _UNSEEN).log() + (auroc_GU - 0.5).clamp(min=0.1).log()
     log_GU = log_G[:, None] + log_prior_GU
     log_GU = torch.where(share_GU <= 1 + 1e-9, log_GU, -torch.inf)
     if scores_K is not None and len(scores_K) >= FEWEST_KNOWN:

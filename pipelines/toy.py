@@ -359,7 +359,7 @@ def _generate(rng: np.random.Generator, photos_NHWC: Array) -> Array:
         doubled_NHWC = image_NHWC.repeat(2, axis=1).repeat(2, axis=2)
         doubled_NHWC += rng.standard_normal(doubled_NHWC.shape, dtype=np.float32) * grain
         up_NHWC = _smooth(doubled_NHWC, reach)
-        image_NHWC = _checkered(up_NHWC + kept * (_shrink(photos_NHWC, 2**stage) - up_NHWC), uneven.astype(np.float32))
+        image_NHWC = _checkered(up_NHWC + kept * (_shrink(photos_NHWC, 2**stage) - up_NHWC), uneven)
     return _clipped(image_NHWC, 0, 1)
 
 
@@ -371,8 +371,7 @@ def _checkered(images_NHWC: Array, uneven: Array) -> Array:
     """
     height, width = images_NHWC.shape[1:3]
     row, column = ((np.arange(side, dtype=np.float32) % 2) - 0.5 for side in (height, width))
-    marked: Array = images_NHWC * (1 + uneven * row[:, None, None]) * (1 + uneven * column[:, None])
-    return marked
+    return np.asarray(images_NHWC * (1 + uneven * row[:, None, None]) * (1 + uneven * column[:, None]), np.float32)
 
 
 def _smooth(images_NHWC: Array, reach: Array | np.float32) -> Array:

@@ -61,6 +61,11 @@ class FeatureReader:
         return f"{self.frozen.digest}-{self.num_tiles}-{self.num_views}-{witnesses.REVISION}"
 
     @property
+    def bytes_per_image(self) -> int:
+        """What the features of an image take in memory and beside the pool."""
+        return 2 * ((1 + 2 * self.num_views) * self.frozen.num_pooled + sum(self.widths.values()) + 1)
+
+    @property
     def widths(self) -> dict[str, int]:
         """Number of features of each witness, in the order of `tiles`."""
         return witnesses.widths(self.frozen)
@@ -115,6 +120,25 @@ class FeatureReader:
         return Views(_half(torch.stack(views, 1)), packed)
 
 
+@dataclass(frozen=True)
+class FileStore:
+    """Features of files outside a pool, such as the labeled images, kept beside the pool as well; see FeatureStore."""
+
+    pool: Pool
+    reader: FeatureReader
+
+    def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
+        """Features of images given as file contents; CorruptShard names one that is none."""
+        digest = hashlib.sha256("".join(hashlib.sha256(content).hexdigest() for content in data).encode()).hexdigest()
+        kind = "files-with-pixels" if self.reader.gives_pixels else "files"
+        path = self.pool.root / FOLDER / self.reader.digest / f"{kind}-{digest[:16]}.safetensors"
+        views = _stored(path, digest)
+        if views is None:
+            views = self.reader.batch(keys, data, threads)
+            _write(path, digest, views)
+        return views
+
+
 def _half(values: Tensor) -> Tensor:
     return values.clamp(-LARGEST, LARGEST).half().cpu()
 
@@ -132,10 +156,11 @@ class FeatureStore:
         for start in range(0, len(rows), PART):
             chosen = range(start, min(start + PART, len(rows)))
             path = self._location(self.pool.shards[number], start)
-            views = self._stored(path, self.pool.shards[number])
+            digest = self.pool.digest(self.pool.shards[number])
+            views = _stored(path, digest)
             if views is None:
                 views = self._computed(rows, chosen, on_tick)
-                self._write(path, self.pool.shards[number], views)
+                _write(path, digest, views)
             on_tick(Tick(done=chosen.stop, total=len(rows), unit="images"))
             parts.append(views)
         return Views(torch.cat([part.images for part in parts]), torch.cat([part.tiles for part in parts]))
@@ -170,30 +195,32 @@ class FeatureStore:
     def _location(self, shard: str, start: int) -> Location:
         return self.pool.root / FOLDER / self.reader.digest / f"{shard}-{start:06d}.safetensors"
 
-    def _stored(self, path: Location, shard: str) -> Views | None:
-        try:
-            content = locations.read(path)
-            found = loaded(content)
-            views = Views(found["images"], found["tiles"])
-        except (FileNotFoundError, safetensors.SafetensorError, KeyError, ValueError):  # damaged ones are made again
-            return None
-        return views if _origin(content) == self.pool.digest(shard) else None
-
     def _empty(self) -> Views:
         width = sum(self.reader.widths.values()) + 1
         images = torch.empty((0, 1 + 2 * self.reader.num_views, self.reader.frozen.num_pooled), dtype=torch.float16)
         return Views(images, torch.empty((0, width), dtype=torch.float16))
 
-    def _write(self, path: Location, shard: str, views: Views) -> None:
-        make_folder(path.parent)
-        tensors = {"images": views.images.contiguous(), "tiles": views.tiles.contiguous()}
-        content = saved(tensors, {"shard": self.pool.digest(shard)})
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+
+def _stored(path: Location, digest: str) -> Views | None:
+    """Features in a file; None if there is none, it is damaged, or is of something else than `digest` says."""
+    try:
+        content = locations.read(path)
+        found = loaded(content)
+        views = Views(found["images"], found["tiles"])
+    except (FileNotFoundError, safetensors.SafetensorError, KeyError, ValueError):
+        return None
+    return views if _origin(content) == digest else None
+
+
+def _write(path: Location, digest: str, views: Views) -> None:
+    make_folder(path.parent)
+    content = saved({"images": views.images.contiguous(), "tiles": views.tiles.contiguous()}, {"of": digest})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _origin(content: bytes) -> str | None:
-    """The shard's digest in a safetensors file: its header is a length of 8 bytes and JSON."""
+    """What the features in a safetensors file are of: its header is a length of 8 bytes and JSON."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    digest = header.get("__metadata__", {}).get("shard")
+    digest = header.get("__metadata__", {}).get("of")
     return str(digest) if digest else None

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from models.panel import Examples, Panel
 from models.routed import Prior
+from pipelines.errors import BadInput
 from pipelines.images.views import Views
 from pipelines.pool import known as known_images
 from pipelines.pool import labeled, pixels
-from pipelines.pool.features import FeatureReader, FeatureStore
+from pipelines.pool.features import FeatureReader, FeatureStore, FileStore
 from pipelines.pool.known import Known
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick
@@ -63,20 +64,22 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     Raises BadInput for known synthetic images that cannot be used, and for scores from outside that do not fit.
     """
     training, is_frozen = data.training, bool(config.network.frozen)
+    _check_memory(data, reader, is_frozen)
     known = known_images.read(
         training.rows,
         folder=config.known_synthetic,
         ignore_declared=config.ignore_declared,
         labeled=training.examples.digests,
     )
+    files = FileStore(data.pool, reader)
     with ThreadPoolExecutor() as threads:
         names, contents = [file.path.name for file in known.files], [file.content for file in known.files]
-        of_known = reader.batch(names, contents, threads).tiles if names else None
+        of_known = files.batch(names, contents, threads).tiles if names else None
     if is_frozen:
         labeled_set = training.examples
     else:
-        of_files = labeled.read(config.labeled, reader)
-        labeled_set = marked.join(data.pool, of_files, config.run, reader).examples
+        of_files = labeled.read(config.labeled, files)
+        labeled_set = marked.join(data.pool, of_files, config.run, files).examples
     of_rows = _gather(FeatureStore(data.pool, reader), training.rows, on_tick, with_views=is_frozen)
     columns = outside.read(data.pool, config.scores)
     outside.store(config.run, columns, trained=True)
@@ -98,6 +101,18 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     examples = replace(training.examples, views=Views(training.examples.views.images, of_labeled))
     data = replace(data, training=replace(training, examples=examples))
     return Prepared(data, pixels.InMemory(Views(of_rows.images.to(device), features[0])), panel, judged)
+
+
+def _check_memory(data: Data, reader: FeatureReader, is_frozen: bool) -> None:
+    """Raise BadInput where the features of the pool do not fit into memory."""
+    of_views = 2 * (1 + 2 * reader.num_views) * reader.frozen.num_pooled
+    needed = data.num_unlabeled * (reader.bytes_per_image - (0 if is_frozen else of_views))
+    if needed > 0.8 * pixels.available_bytes():
+        raise BadInput(
+            f"{data.pool.root}: the features of its {data.num_unlabeled} images take {needed / 1e9:.0f} GB, more than "
+            "the memory. Train on a part of the crawl, ingested into a pool of its own; then score this pool with "
+            "that run."
+        )
 
 
 def _gather(store: FeatureStore, rows: Rows, on_tick: OnTick, *, with_views: bool) -> Views:

@@ -33,7 +33,7 @@ from models.rsmatch import RSMatch
 from pipelines.compute import devices
 from pipelines.errors import BadInput, Incompatible
 from pipelines.pool import pixels
-from pipelines.pool.features import FeatureReader
+from pipelines.pool.features import FeatureReader, FileStore
 from pipelines.pool.manifest import Pool, is_pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, model, quality, verdicts
@@ -43,7 +43,7 @@ from pipelines.train import photographs, plan, resume
 from pipelines.train.batches import generator
 from pipelines.train.config import Summary, TrainConfig
 from pipelines.train.data import Batches, Data
-from pipelines.train.monitor import Evaluation, MetricsLog, Watch, means
+from pipelines.train.monitor import Evaluation, MetricsLog, Stopwatch, Watch, means
 from pipelines.train.networks import build
 from pipelines.train.photographs import Prepared
 
@@ -107,11 +107,12 @@ def _train(config: TrainConfig, device: torch.device, on_tick: OnTick) -> Summar
 
 def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Training:
     started = time.monotonic()
-    planned = plan.make(config, Pool.open(config.pool), device)
+    pool = Pool.open(config.pool)
+    planned = plan.make(config, pool, device)
     config, reader = planned.config, planned.reader
     if planned.sentence:
         on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=planned.sentence))
-    data = Data.read(config, device, reader if config.network.frozen else None)
+    data = Data.read(config, device, FileStore(pool, reader) if reader and config.network.frozen else None)
     prepared = photographs.prepare(config, data, reader, device, on_tick) if reader is not None else None
     if prepared is not None:
         data = prepared.data
@@ -164,7 +165,7 @@ def _loop(training: _Training, on_tick: OnTick) -> float:
     """Train to the last step; returns the share of the time spent waiting for images."""
     config, method, sums, device = training.config, training.method, training.sums, training.device
     num_steps, machine = config.recipe.num_steps, config.machine
-    loading, started = _Stopwatch(), time.monotonic()
+    loading, started = Stopwatch(), time.monotonic()
     figures: dict[str, float] = {}
 
     def fetch_tiles(rows: Tensor) -> Tensor:
@@ -308,19 +309,6 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
     versions = {"torch": torch.__version__, "device": str(training.device), "ranks": ranks.world_size()}
     written = {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)}
     write_json(config.run / "run.json", written)
-
-
-class _Stopwatch:
-    """Adds up the seconds spent within it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.monotonic() - self._started
 
 
 @torch.no_grad()

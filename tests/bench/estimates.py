@@ -20,9 +20,9 @@ nothing, from A (if all of the pool were synthetic) to that formula.
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,51 +52,42 @@ def synthetic(shape: str, count: int, wanted: float, rng: np.random.Generator) -
     return scores + np.where(rng.random(count) < 0.5, shift, 0.0) if shape == "mixed" else scores + shift
 
 
-@dataclass
-class Tally:
-    """What came out of the runs of one row of the table."""
+class Outcome(NamedTuple):
+    """What came out of one case; nan where it has no synthetic image, and so no AUROC."""
 
-    holds: list[bool] = field(default_factory=list)
-    width: list[float] = field(default_factory=list)
-    off: list[float] = field(default_factory=list)
-    formula_off: list[float] = field(default_factory=list)
-    free_holds: list[bool] = field(default_factory=list)
-    free_width: list[float] = field(default_factory=list)
-    bound_holds: list[bool] = field(default_factory=list)
-    bound: list[float] = field(default_factory=list)
-    most_holds: list[bool] = field(default_factory=list)
+    holds: float
+    width: float
+    off: float
+    free_holds: float
+    free_width: float
+    formula_off: float
+    bound_holds: float
+    bound: float  # as a part of the share
+    most_holds: float
 
-    def add(self, scores_N: Tensor, scores_L: Tensor, scores_K: Tensor | None, share: float, true: float) -> None:
-        """Estimate once, and compare with the truth."""
-        bound = estimates.share_at_least(scores_N, scores_L)
-        self.bound_holds.append(bound <= share + 1e-9)
-        found = estimates.fit(scores_N, scores_L, scores_K)
-        assert found is not None
-        self.most_holds.append(found.share.high >= share)
-        if not share:
-            return  # without synthetic images there is no AUROC to be true
-        self.bound.append(bound / share)
-        self.holds.append(found.auroc.low <= true <= found.auroc.high)
-        self.width.append(found.auroc.high - found.auroc.low)
-        self.off.append(found.auroc.value - true)
-        excess = estimates.excess(scores_N, scores_L)
-        std = math.sqrt((1 / len(scores_N) + 1 / len(scores_L)) / 12)
-        low = max(0.5, 0.5 + excess - 1.96 * std)
-        high = min(1.0, 0.5 + (excess + 1.96 * std) / max(bound, 1e-9)) if excess + 1.96 * std > 0 else 0.5
-        self.free_holds.append(low <= true <= high)
-        self.free_width.append(high - low)
-        self.formula_off.append(min(1.0, max(0.5, 0.5 + excess / max(bound, 1e-9))) - true)
 
-    def cells(self) -> list[str]:
-        """The row's figures."""
-
-        def mean(values: list[float] | list[bool], digits: int = 2) -> str:
-            return f"{np.mean(values):.{digits}f}" if values else ""
-
-        return [
-            mean(self.holds), mean(self.width), mean(self.off), mean(self.free_holds), mean(self.free_width),
-            mean(self.formula_off), mean(self.bound_holds), mean(self.bound), mean(self.most_holds),
-        ]  # fmt: skip
+def outcome(scores_N: Tensor, scores_L: Tensor, scores_K: Tensor | None, share: float, true: float) -> Outcome:
+    """Estimate once, and compare with the truth."""
+    bound, found = estimates.share_at_least(scores_N, scores_L), estimates.fit(scores_N, scores_L, scores_K)
+    assert found is not None
+    bound_holds, most_holds = float(bound <= share + 1e-9), float(found.share.high >= share)
+    if not share:
+        return Outcome(*[math.nan] * 6, bound_holds, math.nan, most_holds)
+    excess = estimates.excess(scores_N, scores_L)
+    error = 1.96 * math.sqrt((1 / len(scores_N) + 1 / len(scores_L)) / 12)
+    low, high = (min(1.0, max(0.5, 0.5 + value)) for value in (excess - error, (excess + error) / max(bound, 1e-9)))
+    formula = min(1.0, max(0.5, 0.5 + excess / max(bound, 1e-9)))
+    return Outcome(
+        holds=float(found.auroc.low <= true <= found.auroc.high),
+        width=found.auroc.high - found.auroc.low,
+        off=found.auroc.value - true,
+        free_holds=float(low <= true <= high),
+        free_width=high - low,
+        formula_off=formula - true,
+        bound_holds=bound_holds,
+        bound=bound / share,
+        most_holds=most_holds,
+    )
 
 
 def runs(
@@ -130,17 +121,21 @@ def main() -> None:
     parser.add_argument("--known", type=int, nargs="+", default=[0, 20, 50])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    tallies: dict[tuple[str, str, str], Tally] = {}
+    found: dict[tuple[str, str, str], list[Outcome]] = {}
     for num_known in options.known:
         for names, *case in runs(options.seeds, num_known):
+            came = outcome(*case)
             for name in ("shape", "pool, labeled", "share", "AUROC", "known"):
-                tallies.setdefault((names["known"], name, names[name]), Tally()).add(*case)
+                found.setdefault((names["known"], name, names[name]), []).append(came)
     columns = [
         "known synthetic", "condition", "", "interval holds", "width", "middle off", "assuming nothing holds", "width",
         "formula off", "lower bound holds", "of the share", "upper end holds",
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join([*key, *tally.cells()])} |" for key, tally in tallies.items()]
+    for key, outcomes in found.items():
+        columns_CR = np.array(outcomes).T
+        means = [f"{np.nanmean(each):.2f}" if not np.isnan(each).all() else "" for each in columns_CR]
+        lines.append(f"| {' | '.join([*key, *means])} |")
     print("\n".join(lines))
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
