@@ -181,11 +181,11 @@ def _separations(scores_MW: Tensor, examples: Examples, counted_M: Tensor) -> Te
     labeled, pool = examples.labeled & counted_M, examples.pool & counted_M
     if not labeled.any() or not pool.any():
         return torch.full((scores_MW.shape[1],), 0.5, dtype=torch.float64, device=scores_MW.device)
-    found = torch.stack([auroc(scores_M[pool], scores_M[labeled]) for scores_M in scores_MW.T])
+    found = torch.stack([auroc(scores_M[pool], scores_M[labeled]) for scores_M in scores_MW.T.contiguous()])
     known = (examples.synthetic > 0) & counted_M
     if not known.any():
         return found
-    of_known = torch.stack([auroc(scores_M[known], scores_M[labeled]) for scores_M in scores_MW.T])
+    of_known = torch.stack([auroc(scores_M[known], scores_M[labeled]) for scores_M in scores_MW.T.contiguous()])
     share = known.sum() / (known.sum() + FEW_KNOWN)
     return (1 - share) * found + share * of_known
 

@@ -83,9 +83,10 @@ def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
         return Plan(resolved, sentence, None)
     reader = _reader(resolved, device)
     how = "frozen" if frozen else "trained end to end"
+    tiles = "one tile" if network.tiles == 1 else f"up to {network.tiles} tiles"
     facts = (
-        f"Images are {width}x{height} (median): {how}, {reader.frozen.size} px, up to {network.tiles} tiles at native "
-        "resolution and at a common scale."
+        f"Images are {width}x{height} (median): {how}, {reader.frozen.size} px, {tiles} at native resolution and at a "
+        "common scale."
     )
     return Plan(resolved, f"{sentence} {facts}" if sentence else f"Backbone {network.backbone}. {facts}", reader)
 
