@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,8 @@ def run(*arguments: str, cwd: Path) -> dict[str, Any]:
 
 
 def stored(home: Path) -> dict[Path, tuple[int, int]]:
-    """Files of features, with their inodes and times: a file that is written again has others."""
-    found = sorted((home / "pool" / "features").rglob("*.safetensors"))
+    """Files of features of the pool, with their inodes and times: a file that is written again has others."""
+    found = sorted((home / "pool" / "features").rglob("0*.safetensors"))
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
@@ -110,6 +113,83 @@ def test_an_image_has_the_same_score_wherever_it_lies(home: Path) -> None:
     row = digests(home).index(digests_of(4, synthetic=True)[3])
     alone = Scorer.load(home / "run", "cpu").score([photographs.jpeg(3, synthetic=True)]).prob_synthetic
     assert alone is not None and alone[0] == pytest.approx(scores(home)[0][row], abs=0.02)
+
+
+def test_known_synthetic_images_and_scores_from_outside_are_witnesses(home: Path) -> None:
+    _, truth = scores(home)
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{digest},{value}" for digest, value in zip(digests(home), truth + 0.3 * rng.normal(size=60), strict=True)
+    ]
+    (home / "other.csv").write_text("\n".join(("sha256,value", *lines)) + "\n")
+    before = stored(home)
+    given = ("--known-synthetic", "fakes", "--scores", "other=other.csv", "--run", "known")
+    run("train", "--labeled", "seed", *SMALL, *given, cwd=home)
+    assert stored(home) == before
+    quality = json.loads((home / "known" / "quality.json").read_text())
+    assert (quality["num_known"], quality["known_by"]) == (16, "given") and quality["known_auroc"] > 0.9
+    config = json.loads((home / "known" / "model" / "config.json").read_text())
+    assert config["witnesses"]["outside_other"] == 1
+    run("score", "--device", "cpu", "--run", "known", cwd=home)
+    assert auroc(*scores(home, "known")) > 0.9
+    row = digests(home).index(digests_of(4, synthetic=True)[3])
+    alone = Scorer.load(home / "known", "cpu").score([photographs.jpeg(3, synthetic=True)]).prob_synthetic
+    assert alone is not None and alone[0] == pytest.approx(scores(home, "known")[0][row], abs=0.02)
+    exported = run("export", "--run", "known", "--out", "other", "--where", "other < 0.5", "--keep", "all", cwd=home)
+    assert exported["kept"] == sum(float(line.split(",")[1]) < 0.5 for line in lines)
+
+
+def test_a_flat_folder_of_photographs_trains_the_panel_alone(home: Path, tmp_path: Path) -> None:
+    photographs.write(home / "photos", range(100, 124), synthetic=False)
+    before = stored(home)
+    run("train", "--labeled", "photos", *SMALL, "--run", "flat", cwd=home)
+    run("score", "--device", "cpu", "--run", "flat", cwd=home)
+    assert stored(home) == before and auroc(*scores(home, "flat")) > 0.9
+    assert not (home / "flat" / "model" / "classifier.pt2").exists()
+    summary = run("export", "--run", "flat", "--out", str(tmp_path / "clean"), cwd=home)
+    assert summary["per_class"] == {}
+
+
+def test_a_backbone_can_be_trained_end_to_end_without_a_gpu(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(
+        "[recipe]\nnum_steps = 3\nbatch_size = 4\nunlabeled_ratio = 1\n[network]\nimage_size = 64\ntiles = 1\n"
+    )
+    config = str(tmp_path / "short.toml")
+    flags = ("--labeled", "seed", "--config", config, "--no-frozen", "--device", "cpu", "--run", "trained")
+    run("train", *flags, cwd=home)
+    before = stored(home)
+    run("score", "--device", "cpu", "--run", "trained", cwd=home)
+    assert stored(home) == before  # the panel scores what training has stored
+    assert auroc(*scores(home, "trained")) > 0.8
+    saved = json.loads((home / "trained" / "model" / "config.json").read_text())
+    assert not saved["frozen"] and saved["is_pretrained"] and saved["witnesses"]
+    row = digests(home).index(digests_of(4, synthetic=True)[3])
+    alone = Scorer.load(home / "trained", "cpu").score([photographs.jpeg(3, synthetic=True)])
+    assert alone.prob_synthetic is not None and alone.probs is not None
+    assert alone.prob_synthetic[0] == pytest.approx(scores(home, "trained")[0][row], abs=0.02)
+
+
+def test_a_training_that_was_killed_resumes_to_the_same_bits(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(
+        "[recipe]\nnum_steps = 300\nbatch_size = 8\nunlabeled_ratio = 2\n[network]\nimage_size = 96\ntiles = 2\n"
+        "[machine]\ncheckpoint_every = 5\nlog_every = 10\n"
+    )
+    flags = ("train", "--labeled", "seed", "--config", str(tmp_path / "long.toml"), "--device", "cpu", "--run")
+    state = home / "killed" / "checkpoint" / "state.safetensors"
+    process = Process(("-m", "curate", *flags, "killed"), home)
+    end = time.monotonic() + TIMEOUT_S
+    while not state.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(TIMEOUT_S).returncode != 0
+    assert not (home / "killed" / "model").exists()
+    assert run(*flags, "killed", cwd=home)["resumed_at"] > 0
+    run(*flags, "whole", cwd=home)
+    for name in ("classifier", "detector"):
+        one, other = ((home / folder / "model" / f"{name}.safetensors").read_bytes() for folder in ("killed", "whole"))
+        assert one == other
+    one, other = ((home / folder / "metrics.jsonl").read_text() for folder in ("killed", "whole"))
+    assert one == other
 
 
 def test_report_export_and_verify_work_as_on_small_images(home: Path, tmp_path: Path) -> None:
