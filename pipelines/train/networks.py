@@ -70,8 +70,6 @@ def _classifier(config: TrainConfig, data: Data) -> Classifier:
         classifier = Classifier(network.backbone, max(1, len(data.classes)), config.decoder.image_size)
     except ValueError as error:
         raise BadInput(f"--backbone {network.backbone}: {error}. Use wrn-28-2, small or timm:NAME.") from None
-    if network.init_from and (network.weights or network.pretrained):
-        raise BadInput("--init-from already gives the backbone its weights. Leave out --weights and --pretrained.")
     if network.init_from:
         model.init_from(classifier, network.backbone, data.classes, network.init_from)
     elif network.weights or network.pretrained:

@@ -46,9 +46,12 @@ def recipe_of(config: TrainConfig) -> str | None:
 def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
     """Resolve what is `auto` or unset. Raises BadInput where the settings contradict each other."""
     network, sentence = config.network, None
+    if network.init_from and not network.frozen and (network.weights or network.pretrained):
+        raise BadInput("--init-from already gives the backbone its weights. Leave out --weights and --pretrained.")
     width, height = typical_size(pool)
     large = min(width, height) > SMALL
-    if network.backbone == "auto" and large and network.detector != "network":
+    reads = network.detector == "panel" or (network.detector == "auto" and (large or bool(network.frozen)))
+    if network.backbone == "auto" and reads:
         choice = weights.choose_backbone(device.type, weights.hub_reachable())
         size = network.image_size or choice.image_size
         network = network.model_copy(update={"backbone": choice.backbone, "image_size": size, "pretrained": True})
@@ -57,12 +60,12 @@ def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
         network = network.model_copy(update={"backbone": FROM_SCRATCH[0]})
     is_timm = network.backbone.startswith("timm:")
     if network.pretrained is None:
-        published = is_timm and large and not network.weights and not network.init_from
+        published = is_timm and (reads or (large and not network.init_from)) and not network.weights
         network = network.model_copy(update={"pretrained": published})
     can_read = is_timm and bool(network.pretrained or network.weights)
     detector = network.detector
     if detector == "auto":
-        detector = "panel" if large and can_read else "network"
+        detector = "panel" if reads and can_read else "network"
     if detector == "panel" and not can_read:
         raise BadInput(
             f"--detector panel: {network.backbone} has no pretrained weights to read features with. Use --backbone "

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from pipelines.images.photo import PhotoDecoder
 from pipelines.pool.manifest import Pool
 from pipelines.run.evaluation import auroc
 from pipelines.run.scorer import Scorer
@@ -113,6 +115,18 @@ def test_an_image_has_the_same_score_wherever_it_lies(home: Path) -> None:
     row = digests(home).index(digests_of(4, synthetic=True)[3])
     alone = Scorer.load(home / "run", "cpu").score([photographs.jpeg(3, synthetic=True)]).prob_synthetic
     assert alone is not None and alone[0] == pytest.approx(scores(home)[0][row], abs=0.02)
+
+
+def test_the_exported_program_gives_the_probabilities_of_the_scores(home: Path) -> None:
+    """Up to the precision of the stored features: a CPU may compute them as bfloat16."""
+    program = torch.export.load(home / "run" / "model" / "classifier.pt2").module()
+    scored, decoder = ScoredPool.open(home / "pool", home / "run"), PhotoDecoder(96, 1)
+    probs = pa.concat_tables(scored.rows(shard, ["probs"]) for shard in scored.shards)["probs"].to_pylist()
+    expected = [probs[digests(home).index(digest)] for digest in digests_of(12, synthetic=False)]
+    images = np.stack([decoder.decode("", photographs.jpeg(i, synthetic=False)).thumbnail for i in range(12)])
+    found = program(torch.from_numpy(images)).softmax(1)
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=5e-3)
+    assert (found[1::2, 1].mean() - found[::2, 1].mean()).item() > 0.01  # red and blue ones
 
 
 def test_known_synthetic_images_and_scores_from_outside_are_witnesses(home: Path) -> None:
