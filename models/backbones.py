@@ -181,7 +181,7 @@ def _converted(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str
         with warnings.catch_warnings():  # of what its ways of resizing make of PyTorch
             warnings.simplefilter("ignore")
             return convert(dict(weights), network)
-    except Exception:  # it indexes and reshapes what it believes to be there
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # of what it believes is there
         return None
 
 

@@ -4,6 +4,7 @@
 scale. `models.probe.Probe` takes features that a frozen backbone gave before. Methods train either.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Augmentation(Protocol):
         ...
 
 
-class TwoHeaded(nn.Module):
+class TwoHeaded(nn.Module, ABC):
     """Two linear heads over K classes on the same features: `real` predicts, `dummy` learns from synthetic images."""
 
     augmentation: Augmentation
@@ -42,9 +43,9 @@ class TwoHeaded(nn.Module):
     real: nn.Linear
     dummy: nn.Linear
 
+    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Features (B, D) before the heads, float32."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Heads:
         features = self.embed(images)

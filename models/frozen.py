@@ -8,12 +8,14 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.backbones import Standardize, backbone, inputs, load_weights
+
+Precision = Literal["bf16", "fp32"]
 
 REVISION = 1  # raised by each change after which equal weights give other features
 EARLY_AND_MIDDLE = (4, 8, 16)  # reductions of a pyramid's maps that count as such
@@ -60,7 +62,8 @@ class Frozen(nn.Module):
         self._autocast = autocast or nullcontext()
         self._blocks = _blocks(network)
         self._maps = self._choose_blocks() if self._blocks else self._choose_maps()
-        self.digest = _digest(f"{name} {self.size} {REVISION}", network)
+        self.precision: Precision = "bf16" if isinstance(self._autocast, torch.autocast) else "fp32"
+        self.digest = _digest(f"{name} {self.size} {self.precision} {REVISION}", network)
         self.num_low = self(torch.zeros(1, 3, self.size, self.size)).low.shape[1]
 
     def train(self, mode: bool = True) -> "Frozen":

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.estimates import excess
 from models.residual import FAR
 
 FOLDS = 5
@@ -57,7 +58,6 @@ class Panel(nn.Module):
     threshold: Tensor  # 0-d, of the standardized sum; a logit of 0
     votes: Tensor  # (K, W) float64, in the order of `widths`, from images of other folds
     moments: Tensor  # (K, 2) mean and standard deviation of the sum over the pool
-    separation: Tensor  # (W,) AUROC of the pool against unseen labeled real images, for each witness alone
 
     def __init__(self, widths: Mapping[str, int]) -> None:
         """Build an unfitted panel of witnesses, given by name and number of features F."""
@@ -70,7 +70,6 @@ class Panel(nn.Module):
         self.register_buffer("votes", torch.ones(FOLDS, len(self.widths), dtype=torch.float64))
         self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
-        self.register_buffer("separation", torch.full((len(self.widths),), 0.5, dtype=torch.float64))
 
     def forward(self, packed_MF: Tensor) -> Tensor:
         """Logits (M,) float32, positive for synthetic."""
@@ -105,12 +104,10 @@ class Panel(nn.Module):
         for name, part in zip(self.widths, parts, strict=True):
             self._fit_witness(name, part, fold_M, examples)
         scores_MW = self.alone(packed_MF)
-        everything_M = torch.ones_like(examples.pool)
-        self.separation.copy_(_separations(scores_MW, examples, everything_M))
         for k in range(FOLDS):
             # Not by images that will be scored with them: the panel would seem to separate better than it does.
             separation_W = _separations(scores_MW, examples, fold_M != k)
-            self.votes[k] = (separation_W - 0.5).clamp(min=LEAST_SEPARATION).pow(POWER)
+            self.votes[k] = separation_W.clamp(min=LEAST_SEPARATION).pow(POWER)
             of_pool = scores_MW[examples.pool] @ self.votes[k]
             self.moments[k] = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
 
@@ -173,25 +170,19 @@ def _standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
 
 
 def _separations(scores_MW: Tensor, examples: Examples, counted_M: Tensor) -> Tensor:
-    """AUROC (W,) of the pool against unseen labeled images, and of known synthetic images where there are some.
+    """How far (W,) the pool lies above unseen labeled images, and known synthetic images do where there are some.
 
     Only images of `counted_M` count. Known synthetic images are few and of few generators, but nothing dilutes them. So
     both count, these by how many.
     """
     labeled, pool = examples.labeled & counted_M, examples.pool & counted_M
-    if not labeled.any() or not pool.any():
-        return torch.full((scores_MW.shape[1],), 0.5, dtype=torch.float64, device=scores_MW.device)
-    found = torch.stack([auroc(scores_M[pool], scores_M[labeled]) for scores_M in scores_MW.T.contiguous()])
     known = (examples.synthetic > 0) & counted_M
-    if not known.any():
+    found = torch.zeros(scores_MW.shape[1], dtype=torch.float64, device=scores_MW.device)
+    if not labeled.any() or not pool.any():
         return found
-    of_known = torch.stack([auroc(scores_M[known], scores_M[labeled]) for scores_M in scores_MW.T.contiguous()])
-    share = known.sum() / (known.sum() + FEW_KNOWN)
-    return (1 - share) * found + share * of_known
-
-
-def auroc(higher_A: Tensor, lower_B: Tensor) -> Tensor:
-    """AUROC (0-d, float64) of scores that should be higher against scores that should be lower; ties count half."""
-    ordered = lower_B.sort().values
-    below = torch.searchsorted(ordered, higher_A) + torch.searchsorted(ordered, higher_A, right=True)
-    return below.double().mean() / (2 * len(lower_B))
+    share = known.sum().item() / (known.sum().item() + FEW_KNOWN)
+    for w, scores_M in enumerate(scores_MW.T.contiguous()):
+        found[w] = (1 - share) * excess(scores_M[pool], scores_M[labeled])
+        if share:
+            found[w] += share * excess(scores_M[known], scores_M[labeled])
+    return found

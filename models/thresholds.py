@@ -17,6 +17,17 @@ def confident_share(share: float) -> float:
     return min(max(share / 2, SYNTHETIC_BOUNDS[0]), SYNTHETIC_BOUNDS[1])
 
 
+def threshold_above(scores_N: Tensor, share: float) -> Tensor:
+    """Threshold (0-d) that leaves exactly a share of the scores above it, rounded to whole images.
+
+    It lies midway between two neighbors; below all scores for a share of 1, above all of them for 0.
+    """
+    above = round(share * len(scores_N))
+    ordered = scores_N.sort().values
+    bounds = torch.cat((ordered[:1] - 2, ordered, ordered[-1:] + 2))
+    return bounds[len(ordered) - above : len(ordered) - above + 2].mean()
+
+
 class Thresholds(nn.Module):
     """Thresholds that follow the pool's logits; all state is in buffers.
 
@@ -79,8 +90,4 @@ class Thresholds(nn.Module):
         """Set the detector's threshold so that exactly the estimated share of these logits of the pool is above it."""
         if self.share.isnan() or not self._follows:
             return
-        above = round(self.share.item() * len(logits_N))
-        # Midway between two neighbors; below all logits where everything is synthetic, above all where nothing is.
-        ordered = logits_N.sort().values
-        bounds = torch.cat((ordered[:1] - 2, ordered, ordered[-1:] + 2))
-        self.detector.copy_(bounds[len(ordered) - above : len(ordered) - above + 2].mean())
+        self.detector.copy_(threshold_above(logits_N, self.share.item()))

@@ -65,6 +65,14 @@ def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @cache
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What a command that succeeded printed for `--json`."""
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert isinstance(printed, dict)
+    return printed
+
+
 def _server() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from tests.warm import serve; serve()"]
     server = subprocess.Popen(

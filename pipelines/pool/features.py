@@ -4,9 +4,9 @@ pool/features/DIGEST/00000-000500.safetensors   float16 tensors of up to PART ro
     images (N, 1 + 2V, D)   pooled features of the thumbnail, of V weak views of it and of V strong ones
     tiles (N, F + 1)        what the witnesses see, and the fold of the image (`models.panel`)
 
-DIGEST stands for the network with its weights, its input size, and the numbers of tiles and views. The same network
-never reads an image twice: every training, score and index takes what is there. A file whose shard has changed is made
-again.
+DIGEST stands for the network with its weights, precision and input size, and the numbers of tiles and views. The same
+network never reads an image twice: every training, score and index takes what is there. A file whose shard has changed
+is made again.
 """
 
 import hashlib
@@ -61,9 +61,14 @@ class FeatureReader:
         return f"{self.frozen.digest}-{self.num_tiles}-{self.num_views}-{witnesses.REVISION}"
 
     @property
-    def bytes_per_image(self) -> int:
-        """What the features of an image take in memory and beside the pool."""
-        return 2 * ((1 + 2 * self.num_views) * self.frozen.num_pooled + sum(self.widths.values()) + 1)
+    def bytes_of_views(self) -> int:
+        """What the features of an image's views take, in memory and beside the pool."""
+        return 2 * (1 + 2 * self.num_views) * self.frozen.num_pooled
+
+    @property
+    def bytes_of_tiles(self) -> int:
+        """What an image's features for the witnesses take."""
+        return 2 * (sum(self.widths.values()) + 1)
 
     @property
     def widths(self) -> dict[str, int]:

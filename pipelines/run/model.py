@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from models.backbones import Standardize, backbone, inputs, load_weights
 from models.classifier import Classifier, TwoHeaded
 from models.detector import Detector
-from models.frozen import Frozen
+from models.frozen import Frozen, Precision
 from models.layout import WIDTH, layout
 from models.panel import Panel
 from models.probe import Probe
@@ -99,6 +99,7 @@ class ModelConfig:
     is_pretrained: bool = False  # whether the backbone started from pretrained weights
     frozen: bool = False  # whether the classifier is a probe on a frozen backbone (`models.probe`)
     witnesses: dict[str, int] | None = None  # of the panel that is the detector, with their numbers of features
+    precision: Precision = "fp32"  # in which the panel's features were computed, and are everywhere
     num_tiles: int = 4  # of an image that the panel sees, at each scale
     num_views: int = 2  # that the probe learned from
 
@@ -253,7 +254,9 @@ def load(run: Path, device: torch.device) -> Model:
             named = [name.removeprefix(WITNESS) for name in config.witnesses if name.startswith(WITNESS)]
             columns = outside.load(run).only(named)
             tensors = load_file(folder / "frozen.safetensors")
-            frozen = Frozen(config.backbone, tensors, config.image_size, devices.autocast("auto", device)).to(device)
+            frozen = Frozen(config.backbone, tensors, config.image_size, devices.autocast(config.precision, device)).to(
+                device
+            )
         digest = model_digest(run)
         assert digest is not None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, safetensors.SafetensorError) as error:

@@ -66,11 +66,6 @@ class NetworkConfig(BaseModel):
         """Whether the backbone starts from weights that were trained before."""
         return bool(self.weights or self.pretrained or self.init_from)
 
-    @property
-    def has_panel(self) -> bool:
-        """Whether a panel is the detector; known once `auto` is resolved."""
-        return self.detector == "panel"
-
 
 class MachineConfig(BaseModel):
     """Where to train, and how often to log; nothing here changes what is trained beyond rounding."""

@@ -5,6 +5,7 @@ The features of the pool are computed once and kept beside it (`pipelines.pool.f
 that the classifier is trained on.
 """
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from models.panel import Examples, Panel
 from models.routed import Prior
+from models.thresholds import threshold_above
+from pipelines.compute import devices
 from pipelines.errors import BadInput
 from pipelines.images.views import Views
 from pipelines.pool import known as known_images
@@ -44,6 +47,7 @@ class Prepared:
     images: pixels.InMemory | None  # features of the pool's rows; None where the backbone is trained on pixels
     panel: Panel
     judged: "Judged"
+    fingerprint: str  # of the known images and the scores from outside: a resume must find the same
 
     def alarms(self, config: TrainConfig) -> Iterator[str]:
         """What a person must know of the panel: confounds that it may have learned."""
@@ -82,7 +86,8 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
         labeled_set = marked.join(data.pool, of_files, config.run, files).examples
     of_rows = _gather(FeatureStore(data.pool, reader), training.rows, on_tick, with_views=is_frozen)
     columns = outside.read(data.pool, config.scores)
-    outside.store(config.run, columns, trained=True)
+    if devices.is_first():
+        outside.store(config.run, columns, trained=True)
     sha256 = training.rows.columns(["sha256"])["sha256"].to_pylist() if columns.values else []
     of_rows = Views(of_rows.images, columns.join(of_rows.tiles, sha256))
     of_labeled = columns.join(labeled_set.views.tiles, labeled_set.sha256)
@@ -96,17 +101,17 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     measures = torch.from_numpy(known.listed if given else known.declared_synthetic)
     weights = real_N.to(device), synthetic_N.to(device), measures.to(device)
     judged = judge(panel, Evidence(*features, *weights, unmarked, given))
+    fingerprint = _fingerprint(known, columns)
     if not is_frozen:
-        return Prepared(data, None, panel, judged)
+        return Prepared(data, None, panel, judged, fingerprint)
     examples = replace(training.examples, views=Views(training.examples.views.images, of_labeled))
     data = replace(data, training=replace(training, examples=examples))
-    return Prepared(data, pixels.InMemory(Views(of_rows.images.to(device), features[0])), panel, judged)
+    return Prepared(data, pixels.InMemory(Views(of_rows.images.to(device), features[0])), panel, judged, fingerprint)
 
 
 def _check_memory(data: Data, reader: FeatureReader, is_frozen: bool) -> None:
     """Raise BadInput where the features of the pool do not fit into memory."""
-    of_views = 2 * (1 + 2 * reader.num_views) * reader.frozen.num_pooled
-    needed = data.num_unlabeled * (reader.bytes_per_image - (0 if is_frozen else of_views))
+    needed = data.num_unlabeled * (reader.bytes_of_tiles + (reader.bytes_of_views if is_frozen else 0))
     if needed > 0.8 * pixels.available_bytes():
         raise BadInput(
             f"{data.pool.root}: the features of its {data.num_unlabeled} images take {needed / 1e9:.0f} GB, more than "
@@ -172,19 +177,22 @@ def judge(panel: Panel, evidence: Evidence) -> Judged:
         declared_share=float((synthetic_N > 0).double().mean()),
         cross_fitted=True,
     )
-    panel.threshold.fill_(_above(scores_N, measured.share_at_least))
+    panel.threshold.copy_(threshold_above(scores_N.double(), measured.share_at_least))
     held_out = (scores_L - panel.threshold).sigmoid().sort().values
     estimate = max(measured.share_at_least, measured.share_estimate or 0.0)
-    unsure_from = torch.tensor(_above(scores_N, estimate) - panel.threshold.item()).sigmoid().item()
+    unsure_from = (threshold_above(scores_N.double(), estimate) - panel.threshold).sigmoid().item()
     return Judged(scores_N, measured, tuple(held_out.tolist()), unsure_from)
 
 
-def _above(scores_N: Tensor, share: float) -> float:
-    """Threshold that leaves a share of the scores above it: midway between two neighbors, beyond all at the ends."""
-    count = round(share * len(scores_N))
-    ordered = scores_N.double().sort().values
-    bounds = torch.cat((ordered[:1] - 2, ordered, ordered[-1:] + 2))
-    return float(bounds[len(ordered) - count : len(ordered) - count + 2].mean())
+def _fingerprint(known: Known, columns: outside.Outside) -> str:
+    digest = hashlib.sha256()
+    for part in (known.declared_synthetic, known.declared_camera, known.listed, columns.digests):
+        digest.update(part.tobytes())
+    for file in known.files:
+        digest.update(file.sha256.encode())
+    for name, values in columns.values.items():
+        digest.update(name.encode() + values.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _weights(data: Data, known: Known) -> tuple[Tensor, Tensor]:

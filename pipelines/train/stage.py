@@ -128,6 +128,8 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
         on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=note))
     counts = {"images": [data.num_unlabeled, data.num_labeled], "marks": data.training.fingerprint}
     identity = config.identity | counts | {"classes": len(data.classes)}
+    if prepared is not None:
+        identity["known"] = prepared.fingerprint
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
     ranks.any_rank(False, device)  # all have read the checkpoint before rank 0 writes the next
     log = MetricsLog(config.run / "metrics.jsonl", keep_until=first) if devices.is_first() else None
@@ -297,6 +299,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
         residual_features=config.controls.residual_features,
         frozen=bool(config.network.frozen),
         witnesses=detector.widths if isinstance(detector, Panel) else None,
+        precision=training.reader.frozen.precision if training.reader is not None else "fp32",
         num_tiles=config.network.tiles,
         num_views=config.network.views,
         unsure_from=training.prepared.judged.unsure_from if training.prepared is not None else verdicts.SYNTHETIC_FROM,

@@ -21,7 +21,7 @@ from pipelines.run.evaluation import auroc
 from pipelines.run.scorer import Scorer
 from pipelines.run.scores import ScoredPool
 from tests import photographs
-from tests.warm import Process
+from tests.warm import Process, answer
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,7 @@ def patient(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run(*arguments: str, cwd: Path) -> dict[str, Any]:
-    done = patient(*arguments, "--json", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert isinstance(summary, dict)
-    return summary
+    return answer(patient(*arguments, "--json", cwd=cwd))
 
 
 def stored(home: Path) -> dict[Path, tuple[int, int]]:

@@ -18,7 +18,7 @@ from pipelines.run.scores import ScoredPool
 from tests.conftest import World
 from tests.curate.test_review_cli import Client, review
 from tests.pipelines.export.exports import read_plainly
-from tests.warm import curate
+from tests.warm import answer, curate
 
 pytestmark = pytest.mark.slow
 
@@ -36,11 +36,7 @@ log_every = 4
 
 
 def run(*arguments: str, cwd: Path) -> dict[str, Any]:
-    done = curate(*arguments, "--json", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert isinstance(summary, dict)
-    return summary
+    return answer(curate(*arguments, "--json", cwd=cwd))
 
 
 @pytest.fixture(scope="module")

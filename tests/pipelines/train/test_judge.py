@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.panel import Panel, auroc, fold_of
+from models.estimates import excess
+from models.panel import Panel, fold_of
 from pipelines.train.photographs import Evidence, Judged, judge
 
 WIDTHS = {"one": 8, "other": 8}
@@ -33,7 +34,7 @@ def evidence(shift: float = 1.5, num_known: int = 0) -> Evidence:
 def judged(given: Evidence) -> tuple[Judged, Panel, float]:
     panel = Panel(WIDTHS)
     found = judge(panel, given)
-    return found, panel, auroc(found.scores[:SYNTHETIC], found.scores[SYNTHETIC:]).item()
+    return found, panel, 0.5 + excess(found.scores[:SYNTHETIC], found.scores[SYNTHETIC:])
 
 
 @pytest.mark.parametrize("num_known", [0, 30])
@@ -78,7 +79,7 @@ def test_rows_that_are_known_teach_and_measure_only_where_they_may() -> None:
     marked, _, _ = judged(given)
     plain, _, _ = judged(evidence(shift=0.8))
     rest = [(found.scores[60:SYNTHETIC], found.scores[SYNTHETIC + 60 :]) for found in (plain, marked)]
-    assert auroc(*rest[1]) > auroc(*rest[0])
+    assert excess(*rest[1]) > excess(*rest[0])
     assert marked.quality.num_known == 0 and marked.quality.share_at_least >= 0.1
     declared = given._replace(measures=given.synthetic > 0, given=False)
     found, _, _ = judged(declared)
