@@ -104,6 +104,14 @@ def test_the_network_stays_as_it_is() -> None:
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_the_digest_names_the_precision() -> None:
+    name = "timm:test_resnet"
+    tensors = backbone(name)[0].state_dict()
+    full, half = Frozen(name, tensors), Frozen(name, tensors, autocast=torch.autocast("cpu", torch.bfloat16))
+    assert (full.precision, half.precision) == ("fp32", "bf16")
+    assert full.digest != half.digest
+
+
 def test_the_digest_names_network_size_and_weights() -> None:
     weights = random_network("timm:test_efficientnet").state_dict()
     digest = Frozen("timm:test_efficientnet", weights).digest
