@@ -64,7 +64,6 @@ def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return Process(("-m", "curate", *arguments), cwd, {"COLUMNS": "160"}).wait()
 
 
-@cache
 def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What a command that succeeded printed for `--json`."""
     assert done.returncode == 0, done.stderr
@@ -73,6 +72,7 @@ def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return printed
 
 
+@cache
 def _server() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from tests.warm import serve; serve()"]
     server = subprocess.Popen(
