@@ -69,6 +69,7 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     """
     training, is_frozen = data.training, bool(config.network.frozen)
     _check_memory(data, reader, is_frozen)
+    columns = outside.read(data.pool, config.scores)  # what is wrong with it is said before the features take minutes
     known = known_images.read(
         training.rows,
         folder=config.known_synthetic,
@@ -85,7 +86,6 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
         of_files = labeled.read(config.labeled, files)
         labeled_set = marked.join(data.pool, of_files, config.run, files).examples
     of_rows = _gather(FeatureStore(data.pool, reader), training.rows, on_tick, with_views=is_frozen)
-    columns = outside.read(data.pool, config.scores)
     if devices.is_first():
         outside.store(config.run, columns, trained=True)
     sha256 = training.rows.columns(["sha256"])["sha256"].to_pylist() if columns.values else []
