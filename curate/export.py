@@ -15,6 +15,7 @@ from pipelines.export import ExportConfig
     groups={
         "Data": ("out", "pool", "run", "shard_size"),
         "Selection": ("where", "keep", "min_confidence", "drop_near_duplicates", "radius", "per_class"),
+        "Labels": ("label_precision", "confidence_level", "unlabeled"),
         "Machine": ("jobs", "engine", "ray_address"),
     },
 )
@@ -33,6 +34,8 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         return
     facts: dict[str, int | float] = {"images of the pool": summary.pool, "kept": summary.kept}
     facts |= {f"dropped: {reason.replace('_', ' ')}": count for reason, count in summary.dropped.items()}
+    if summary.per_class:
+        facts["kept, with a label"] = summary.labeled
     facts |= {"shards": summary.shards, "MB of images": round(summary.num_bytes / 1e6, 1)}
     console.facts(f"Exported to {summary.out}", facts)
     if summary.per_class:
@@ -48,6 +51,8 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "images."
     )
     _warn(summary.warning)
+    if summary.labels:
+        console.note(f"The labels: {summary.labels}")
 
 
 def _warn(warning: str) -> None:

@@ -14,8 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.errors import Incompatible
+from pipelines.export import promise
 from pipelines.export.condition import Where
 from pipelines.export.config import ExportConfig
+from pipelines.export.promise import Promise
 from pipelines.progress import OnTick
 from pipelines.run.duplicates import Groups, best_first
 from pipelines.run.scores import ScoredPool
@@ -28,6 +30,7 @@ class Reason(StrEnum):
     REAL = "real"
     LOW_CONFIDENCE = "low_confidence"
     WHERE = "where"
+    UNSURE_LABEL = "unsure_label"  # whose label cannot be promised to be right, with --unlabeled drop
     NEAR_DUPLICATE = "near_duplicate"  # a better copy is exported
     OVER_PER_CLASS = "over_per_class"
 
@@ -95,10 +98,13 @@ class Selection:
     where: Where
     copies: Copies | None = None
     ranking: Ranking | None = None
+    promise: Promise | None = None  # of the labels
 
     def reasons(self, shard: str, rows: pa.Table) -> list[Reason | None]:
         """Reason to drop each row of a shard, None for rows to keep."""
         reasons = judge(rows, self.config, self.where.mask(rows))
+        if self.promise and self.config.unlabeled == "drop":
+            reasons[~self.promise.holds(rows) & (reasons == None)] = Reason.UNSURE_LABEL  # noqa: E711, elementwise
         if self.copies:
             redundant = self.copies.redundant(shard, rows["key"].to_pylist())
             reasons[redundant & (reasons == None)] = Reason.NEAR_DUPLICATE  # noqa: E711, elementwise
@@ -116,7 +122,7 @@ class Selection:
 
 def prepare(scored: ScoredPool, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
     """Prepare the choice that `config` asks for: one pass over all scores for near-duplicates, one for `per_class`."""
-    selection = Selection(config, where)
+    selection = Selection(config, where, promise=promise.make(config, scored.run))
     if config.drop_near_duplicates:
         selection = replace(selection, copies=_best_copies(scored, selection, on_tick))
     if config.per_class:

@@ -38,7 +38,7 @@ from pipelines.export.config import ExportConfig, Summary
 from pipelines.export.selection import Reason, Selection
 from pipelines.export.worker import KEPT_SCHEMA, Piece, Task, pack
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import quality
+from pipelines.run import labels, quality
 from pipelines.run.scores import ScoredPool
 from pipelines.storage.atomic import replacing, save_array, write_json
 from pipelines.storage.locations import Location
@@ -50,7 +50,8 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 
-OF_CLASSES = ("pseudo_label", "confidence", "probs")  # columns that are empty without classes
+# Columns that are empty without classes.
+OF_CLASSES = ("pseudo_label", "confidence", "probs", "raw_confidence", "typicality")
 
 _UIDS = np.dtype("u8,u8")
 
@@ -89,7 +90,12 @@ def _check_classes(scored: ScoredPool, config: ExportConfig) -> None:
     """Raise BadInput for an option about classes if the run has none."""
     if scored.classes:
         return
-    for option, given in (("--min-confidence", config.min_confidence > 0), ("--per-class", config.per_class)):
+    given_options = (
+        ("--min-confidence", config.min_confidence > 0),
+        ("--label-precision", config.label_precision),
+        ("--per-class", config.per_class),
+    )
+    for option, given in given_options:
         if given:
             raise BadInput(
                 f"{option}: {config.run} was trained on images without classes, so there are no pseudo-labels. Leave "
@@ -115,7 +121,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
             first = rows if first is None else first
             words = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in rows["uid"].to_pylist()]
             uids.append(np.array(words, dtype=_UIDS))
-            per_class.update(rows["pseudo_label"].to_pylist())
+            per_class.update(rows["pseudo_label"].drop_null().to_pylist())
             num_kept, num_shards, num_bytes = num_kept + rows.num_rows, num_shards + 1, num_bytes + task.num_bytes
             counts = {
                 "count": rows.num_rows, "successes": rows.num_rows, "failed_to_download": 0, "failed_to_resize": 0
@@ -127,7 +133,7 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
         readback.check(work / "00000.tar", first)
     with replacing(work / "uids.npy") as path:
         save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *uids])))
-    told = quality.load(config.run)
+    told, of_labels = quality.load(config.run), labels.load(config.run) if scored.classes else None
     summary = Summary(
         out=str(config.out),
         pool=scored.pool.num_images,
@@ -137,6 +143,8 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
         shards=num_shards,
         num_bytes=num_bytes,
         warning=quality.warning(told) if scored.model.get("has_detector", True) else "",
+        labeled=per_class.total(),
+        labels=_said_of_labels(chosen, of_labels) if scored.classes else "",
     )
     assert summary.kept + sum(summary.dropped.values()) == summary.pool
     write_json(
@@ -148,9 +156,19 @@ def _write(scored: ScoredPool, config: ExportConfig, chosen: Selection, work: Lo
             "classes": scored.classes,
             "summary": asdict(summary),
             "quality": {**asdict(told), "statements": told.statements} if told is not None else None,
+            "labels": {**asdict(of_labels), "statements": of_labels.statements} if of_labels is not None else None,
         },
     )
     return summary
+
+
+def _said_of_labels(chosen: Selection, found: labels.Labels | None) -> str:
+    """What is promised of the labels, or else how often they are right."""
+    if chosen.promise is not None:
+        return chosen.promise.sentence
+    if found is None:
+        return labels.UNMEASURED
+    return f"{found.brief} of real images of the classes (95 % confidence). {found.warning}".strip()
 
 
 def _plan(
@@ -172,6 +190,7 @@ def _plan(
         ]
         dropped_table.write_table(pa.Table.from_pylist(refused, schema=DROPPED_SCHEMA))
         dropped.update(row["reason"] for row in refused)
+        rows = chosen.promise.applied(rows) if chosen.promise is not None else rows
         kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.int64)
         while len(kept):
             room = shard_size - sum(piece.rows.num_rows for piece in pieces)

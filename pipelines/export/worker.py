@@ -25,7 +25,7 @@ KEPT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # of the export
-        pa.field("cls", pa.int32()),  # index of the pseudo-label among the model's classes; null without classes
+        pa.field("cls", pa.int32()),  # index of the pseudo-label among the model's classes; null without a label
         pa.field("pseudo_label", pa.string()),  # this and the next, too
         pa.field("confidence", pa.float32()),
         pa.field("prob_synthetic", pa.float32()),  # null without a detector
@@ -37,8 +37,8 @@ KEPT_SCHEMA = pa.schema(
 )
 
 _DESCRIBED = (
-    "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "marked", "declared", "declared_by",
-    "source", "member",
+    "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "raw_confidence", "typicality", "marked",
+    "declared", "declared_by", "source", "member",
 )  # fmt: skip
 # UTF-32 comes first: its BOM begins with that of UTF-16.
 _BOMS = (
@@ -92,7 +92,7 @@ def pack(pool: Location, work: Location, classes: tuple[str, ...], task: Task) -
     with replacing(work / f"{task.shard}.tar") as path, ShardWriter(path) as tar:
         for row, sample in _samples(Pool(pool), task):
             index = class_index.get(row["pseudo_label"])
-            if index is None and (classes or row["pseudo_label"] is not None):
+            if index is None and row["pseudo_label"] is not None:
                 what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
                 raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
             for suffix, content in _members(row, sample, index).items():
