@@ -166,7 +166,7 @@ def marks(draw: Draw, count: int) -> dict[str, float]:
     pool, before = draw.pool, draw.labeled
     embeddings = draw.images[pool, 0].float().numpy()
     chosen: dict[str, Sequence[int]] = {
-        "ordered": order.to_label(of_pool.probs.numpy(), lambda: [embeddings])[:count].tolist(),
+        "ordered": order.to_label(order.margin_doubt(of_pool.probs.numpy()), lambda: [embeddings])[:count].tolist(),
         "random": torch.randperm(len(pool), generator=rng)[:count].tolist(),
         "random again": torch.randperm(len(pool), generator=rng)[:count].tolist(),
     }
