@@ -6,7 +6,7 @@
 input. Their features (the image, a weak and a strong view) are computed once. No image is synthetic, as the figures are
 about real images. A seed draws labeled images, trains and cross-fits by the code of `curate train`, and judges what
 would be said of the others, the pool. With `--others 2` two of the ten classes are in the pool alone: a fifth of it is
-of none of the labeled classes. With `--marks 100` it compares labels in the order of `curate review --order labels` with
+of none of the labeled classes. With `--marks 100` it compares labels in the order of `review --order labels` with
 as many random ones. It prints a line of JSON for each seed, then the means.
 """
 

@@ -79,7 +79,7 @@ def test_a_true_confidence_has_no_error_in_its_interval_and_a_wrong_one_has() ->
 
 
 def promised(num: int, precision: float, seed: int) -> tuple[float | None, Tensor]:
-    """Limit by `num` labeled images whose confidence says half of the truth, and the precision above each confidence."""
+    """Limit by `num` labeled images, and which of them are right: the more, the higher the confidence."""
     rng = torch.Generator().manual_seed(seed)
     confidence = torch.rand(num, generator=rng)
     right = torch.rand(num, generator=rng) < 0.6 + 0.4 * confidence
