@@ -24,7 +24,7 @@ from safetensors.torch import load as loaded
 from safetensors.torch import save as saved
 from torch import Generator, Tensor
 
-from models import augment, witnesses
+from models import augment, ranks, witnesses
 from models.frozen import Frozen
 from models.panel import fold_of
 from models.ranks import Rng
@@ -118,7 +118,7 @@ class FeatureReader:
         packed = _half(torch.cat((*seen.values(), fold[:, None].to(device)), 1))
         if self.gives_pixels:
             return Views(thumbnails.cpu(), packed)
-        rng = Rng(Generator(device).manual_seed(zlib.crc32(data[0])))
+        rng = Rng(Generator(device).manual_seed(zlib.crc32(data[0])), is_shared=False)
         views = [of_image.pooled]
         for view in (augment.weak, augment.strong):
             views += [self.frozen(view(thumbnails, rng)).pooled for _ in range(self.num_views)]
@@ -158,17 +158,35 @@ class FeatureStore:
     def shard(self, number: int, on_tick: OnTick = ignore) -> Views:
         """Features of all images of the `number`-th shard, in the order of its manifest."""
         rows, parts = Rows.of_shard(self.pool, number), [self._empty()]
-        for start in range(0, len(rows), PART):
-            chosen = range(start, min(start + PART, len(rows)))
-            path = self._location(self.pool.shards[number], start)
-            digest = self.pool.digest(self.pool.shards[number])
-            views = _stored(path, digest)
-            if views is None:
-                views = self._computed(rows, chosen, on_tick)
-                _write(path, digest, views)
+        for chosen in _parts(len(rows)):
+            parts.append(self._part(rows, number, chosen, on_tick))
             on_tick(Tick(done=chosen.stop, total=len(rows), unit="images"))
-            parts.append(views)
         return Views(torch.cat([part.images for part in parts]), torch.cat([part.tiles for part in parts]))
+
+    def compute_own(self, on_tick: OnTick = ignore) -> None:
+        """Compute this rank's part of the features that are not there yet; then wait for the other ranks.
+
+        On one machine, or with a file system that the ranks share, no feature is computed twice.
+        """
+        if ranks.world_size() == 1:
+            return
+        turn = 0
+        for number in range(len(self.pool.shards)):
+            rows = Rows.of_shard(self.pool, number)
+            for chosen in _parts(len(rows)):
+                if turn % ranks.world_size() == ranks.rank():
+                    self._part(rows, number, chosen, on_tick)
+                turn += 1
+        ranks.any_rank(False, next(self.reader.frozen.parameters()).device)
+
+    def _part(self, rows: Rows, number: int, chosen: range, on_tick: OnTick) -> Views:
+        shard = self.pool.shards[number]
+        path, digest = self._location(shard, chosen.start), self.pool.digest(shard)
+        views = _stored(path, digest)
+        if views is None:
+            views = self._computed(rows, chosen, on_tick)
+            _write(path, digest, views)
+        return views
 
     def _computed(self, rows: Rows, chosen: range, on_tick: OnTick) -> Views:
         keys, start = rows.key[chosen.start : chosen.stop].tolist(), chosen.start
@@ -204,6 +222,11 @@ class FeatureStore:
         width = sum(self.reader.widths.values()) + 1
         images = torch.empty((0, 1 + 2 * self.reader.num_views, self.reader.frozen.num_pooled), dtype=torch.float16)
         return Views(images, torch.empty((0, width), dtype=torch.float16))
+
+
+def _parts(num_rows: int) -> Iterator[range]:
+    for start in range(0, num_rows, PART):
+        yield range(start, min(start + PART, num_rows))
 
 
 def _stored(path: Location, digest: str) -> Views | None:
