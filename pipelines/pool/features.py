@@ -40,6 +40,7 @@ from pipelines.storage.locations import Location
 FOLDER = "features"
 BATCH = 8  # photographs that the network sees at once, with all their tiles
 PART = 500  # images whose files are in memory at a time; a killed command loses the features of no more
+ENOUGH_SECONDS = 5.0  # of reading tell how long the rest will take
 LARGEST = 65_000.0  # float16 ends at 65,504
 
 
@@ -148,6 +149,26 @@ def _half(values: Tensor) -> Tensor:
     return values.clamp(-LARGEST, LARGEST).half().cpu()
 
 
+@dataclass
+class Wait:
+    """How long the features that are missing, given as ranges of rows, will take."""
+
+    missing: Sequence[range]
+    is_told: bool = False
+
+    def sentence(self, done: int, seconds: float) -> str:
+        """The sentence, once, as soon as `seconds` for the missing ones among `done` rows tell; else nothing."""
+        if self.is_told or seconds < ENOUGH_SECONDS:
+            return ""
+        read = sum(max(0, min(done, part.stop) - part.start) for part in self.missing)
+        total = sum(len(part) for part in self.missing)
+        if not 0 < read < total:
+            return ""
+        self.is_told = True
+        minutes = max(1, round(seconds / read * total / 60))
+        return f"Reading {total} images takes about {minutes} min, once for each pool."
+
+
 @dataclass(frozen=True)
 class FeatureStore:
     """Features of a pool's shards, read from beside the pool, or computed and written there."""
@@ -200,20 +221,27 @@ class FeatureStore:
 
     def shards(self, on_tick: OnTick = ignore) -> Iterator[tuple[int, Views]]:
         """Number and features of every shard, one at a time; says how long it will take as soon as it can tell."""
-        before, started, told = 0, time.monotonic(), False
+        before, started, wait = 0, time.monotonic(), Wait(self._missing())
 
         def on_shard(tick: Tick) -> None:
-            nonlocal told
-            done, total, info = before + tick.done, self.pool.num_images, ""
-            taken = time.monotonic() - started
-            if not told and taken > 5 and 0 < done < total:
-                minutes, told = taken / done * total / 60, True
-                info = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
-            on_tick(Tick(done=done, total=total, unit="images", info=info))
+            done = before + tick.done
+            info = wait.sentence(done, time.monotonic() - started)
+            on_tick(Tick(done=done, total=self.pool.num_images, unit="images", info=info))
 
         for number, count in enumerate(self.pool.counts):
             yield number, self.shard(number, on_shard)
             before += count
+
+    def _missing(self) -> list[range]:
+        """Rows of the pool whose features have no file yet."""
+        stored = set(locations.names(self.pool.root / FOLDER / self.reader.digest))
+        missing, before = [], 0
+        for shard, count in zip(self.pool.shards, self.pool.counts, strict=True):
+            for part in _parts(count):
+                if self._location(shard, part.start).name not in stored:
+                    missing.append(range(before + part.start, before + part.stop))
+            before += count
+        return missing
 
     def _location(self, shard: str, start: int) -> Location:
         return self.pool.root / FOLDER / self.reader.digest / f"{shard}-{start:06d}.safetensors"
