@@ -77,7 +77,7 @@ def cross_fitted(config: TrainConfig, data: Data, pool: Views, prior: Prior, on_
     for fold in range(FOLDS):
         hidden_L = fold_L == fold
         if hidden_L.any():
-            logits_LK[hidden_L] = _without(config, data, examples, hidden_L, (pool, prior), on_tick)
+            logits_LK[hidden_L] = judged_without(config, data, examples, hidden_L, (pool, prior), on_tick)
     embeddings_LD = examples.views.images[:, 0].float().cpu()
     # A person's marks choose images by what the model says of them: they are no random sample.
     unmarked = slice(0, data.num_labeled - data.training.num_labeled_by_marks)
@@ -91,7 +91,7 @@ def cross_fitted(config: TrainConfig, data: Data, pool: Views, prior: Prior, on_
     )
 
 
-def _without(
+def judged_without(
     config: TrainConfig,
     data: Data,
     examples: Labeled,
