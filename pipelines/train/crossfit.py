@@ -106,7 +106,8 @@ def judged_without(
     seen, unlabeled = views.images[~hidden_L], torch.cat((pool.images, views.images[hidden_L]))
     classifier = fitted(config, data, (seen, classes[~hidden_L]), unlabeled, prior._replace(scores=scores), on_tick)
     with torch.no_grad():
-        return classifier(views.images[hidden_L]).real.float().cpu()
+        logits: Tensor = classifier(views.images[hidden_L]).real.float().cpu()
+    return logits
 
 
 def fitted(
