@@ -45,8 +45,8 @@ def evidence(
     prepared: Prepared | None,
     on_tick: OnTick,
 ) -> Evidence | None:
-    """Judge labeled images by classifiers that have not seen them; None without classes, or of too few images."""
-    if not data.classes:
+    """Judge labeled images by classifiers that have not seen them; None without classes or of too few images."""
+    if not data.classes or (config.network.frozen and config.needs_truth):  # an oracle routes no labeled image
         return None
     if prepared is not None and prepared.images is not None:
         found = cross_fitted(config, data, prepared.images.views, prepared.prior, on_tick)
