@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.calibration import Calibration
 from pipelines.images.photo import PhotoDecoder
 from pipelines.pool.manifest import Pool
 from pipelines.run.evaluation import auroc
@@ -134,7 +135,8 @@ def test_the_exported_program_gives_the_probabilities_of_the_scores(home: Path) 
     probs = pa.concat_tables(scored.rows(shard, ["probs"]) for shard in scored.shards)["probs"].to_pylist()
     expected = [probs[digests(home).index(digest)] for digest in digests_of(12, synthetic=False)]
     images = np.stack([decoder.decode("", photographs.jpeg(i, synthetic=False)).thumbnail for i in range(12)])
-    found = program(torch.from_numpy(images)).softmax(1)
+    config = json.loads((home / "run" / "model" / "config.json").read_text())
+    found = Calibration(config["temperature"], config["uniform"]).probs(program(torch.from_numpy(images)))
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=5e-3)
     assert (found[1::2, 1].mean() - found[::2, 1].mean()).item() > 0.01  # red and blue ones
 

@@ -19,8 +19,8 @@ def test_a_uid_is_the_crawls_own_where_it_has_one() -> None:
 def test_the_crawls_metadata_are_not_lost_whatever_they_are() -> None:
     row = {
         "key": "000000001", "prob_synthetic": 0.25, "synthetic": False, "pseudo_label": "disc", "confidence": 0.5,
-
-            "raw_confidence": 0.75, "typicality": 0.5, "marked": None, "declared": None, "declared_by": None, "source": "crawl", "member": "a.jpg",
+        "raw_confidence": 0.75, "typicality": 0.5, "marked": None, "declared": None, "declared_by": None,
+        "source": "crawl", "member": "a.jpg",
     }  # fmt: skip
 
     def others(metadata: bytes | None) -> dict[str, Any]:
