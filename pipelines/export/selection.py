@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,9 @@ import pyarrow as pa
 from pipelines.errors import Incompatible
 from pipelines.export.condition import Where
 from pipelines.export.config import ExportConfig
+from pipelines.export.rows import Rows
 from pipelines.progress import OnTick
 from pipelines.run.duplicates import Groups, best_first
-from pipelines.run.scores import ScoredPool
 
 
 class Reason(StrEnum):
@@ -74,6 +75,13 @@ class Ranking:
         return (-confidence, key) <= self._best[label][-1]
 
 
+class Match(NamedTuple):
+    """What an image is a copy of: the key of the image that stays or the name of a held-out one, and how."""
+
+    match: str
+    how: str
+
+
 @dataclass(frozen=True)
 class Copies:
     """Groups of near-duplicates, and the key of the best image of each group among those that may be kept."""
@@ -86,6 +94,10 @@ class Copies:
         numbers = self.groups.of(shard).tolist()
         return np.array([self.best.get(n, k) != k for n, k in zip(numbers, key, strict=True)], dtype=bool)
 
+    def match(self, shard: str, row: int) -> Match:
+        """The better image of a row that is redundant."""
+        return Match(self.best[int(self.groups.of(shard)[row])], "near")
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -95,6 +107,12 @@ class Selection:
     where: Where
     copies: Copies | None = None
     ranking: Ranking | None = None
+
+    def match(self, shard: str, row: int, reason: Reason) -> Match | None:
+        """What a dropped row of a shard is a copy of, if that is why it is dropped."""
+        if reason is Reason.NEAR_DUPLICATE and self.copies:
+            return self.copies.match(shard, row)
+        return None
 
     def reasons(self, shard: str, rows: pa.Table) -> list[Reason | None]:
         """Reason to drop each row of a shard, None for rows to keep."""
@@ -114,34 +132,34 @@ class Selection:
         return rows.filter(pa.array([reason is None for reason in self.reasons(shard, rows)], pa.bool_()))
 
 
-def prepare(scored: ScoredPool, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
+def prepare(rows: Rows, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
     """Prepare the choice that `config` asks for: one pass over all scores for near-duplicates, one for `per_class`."""
     selection = Selection(config, where)
     if config.drop_near_duplicates:
-        selection = replace(selection, copies=_best_copies(scored, selection, on_tick))
+        selection = replace(selection, copies=_best_copies(rows, selection, on_tick))
     if config.per_class:
-        selection = replace(selection, ranking=_ranking(scored, config.per_class, selection))
+        selection = replace(selection, ranking=_ranking(rows, config.per_class, selection))
     return selection
 
 
-def _best_copies(scored: ScoredPool, selection: Selection, on_tick: OnTick) -> Copies:
+def _best_copies(rows: Rows, selection: Selection, on_tick: OnTick) -> Copies:
     """Find the best image of each group of near-duplicates, in one pass over all scores."""
-    groups = Groups.find(scored, selection.config.radius, selection.config.max_distance, on_tick)
+    groups = Groups.find(rows.scored, selection.config.radius, selection.config.max_distance, on_tick)
     best: dict[int, tuple[int, int, str]] = {}
-    for shard in scored.shards:
+    for shard in rows.pool.shards:
         numbers = pa.array(groups.of(shard))
-        rows = selection.kept(shard, scored.rows(shard).append_column("group", numbers))
-        for row in rows.select(["group", "key", "width", "height", "num_bytes"]).to_pylist():
+        found = selection.kept(shard, rows.of(shard).append_column("group", numbers))
+        for row in found.select(["group", "key", "width", "height", "num_bytes"]).to_pylist():
             number = row["group"]
             if number >= 0:
                 best[number] = min(best.get(number, best_first(row)), best_first(row))
     return Copies(groups, {number: key for number, (_, _, key) in best.items()})
 
 
-def _ranking(scored: ScoredPool, limit: int, selection: Selection) -> Ranking:
+def _ranking(rows: Rows, limit: int, selection: Selection) -> Ranking:
     """Find the most confident rows of each class, in one pass over all scores."""
     ranking = Ranking(limit)
-    for shard in scored.shards:
-        kept = selection.kept(shard, scored.rows(shard))
+    for shard in rows.pool.shards:
+        kept = selection.kept(shard, rows.of(shard))
         ranking.add(*(kept[name].to_pylist() for name in ("pseudo_label", "confidence", "key")))
     return ranking
