@@ -14,7 +14,17 @@ from pipelines.export import ExportConfig
     ExportConfig,
     groups={
         "Data": ("out", "pool", "run", "format", "shard_size"),
-        "Selection": ("where", "keep", "min_confidence", "drop_near_duplicates", "radius", "per_class"),
+        "Selection": (
+            "where",
+            "keep",
+            "min_confidence",
+            "drop_near_duplicates",
+            "turned",
+            "radius",
+            "semantic_duplicates",
+            "exclude",
+            "per_class",
+        ),
         "Machine": ("jobs", "engine", "ray_address"),
     },
 )

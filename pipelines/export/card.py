@@ -1,6 +1,6 @@
 """The README.md of an export, a dataset card: what is in it, how far to trust it, and the lines that load it.
 
-The block at its head tells Hugging Face which files are the data. It has no date, so that equal exports are equal bytes.
+The block at its head tells Hugging Face which files are the data. There is no date: equal exports are equal bytes.
 """
 
 import html

@@ -34,6 +34,19 @@ class ExportConfig(BaseModel):
     drop_near_duplicates: bool = Field(
         default=False, description="Of each group of near-duplicates, keep only the best copy that other options allow."
     )
+    turned: bool = settings.turned()
+    semantic_duplicates: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of images whose embeddings are closer than this (1 - cosine, 0 to 1), keep only the best copy: "
+        "SemDeDup. Try 0.05, and look at dropped.parquet.",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Folder, .tar or .parquet of held-out images, such as a test set: drop what is an exact or near "
+        "copy of one. Can be given several times.",
+    )
     radius: int = settings.radius()
     max_distance: float = settings.max_distance()
     per_class: int | None = Field(

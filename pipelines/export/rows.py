@@ -45,6 +45,8 @@ class Rows:
             )
         scored.check()
         rows = cls(scored)
+        if config.semantic_duplicates and not rows.has_scores:
+            raise BadInput(f"--semantic-duplicates: {rows.why_empty}, so there are no embeddings. Run `curate score`.")
         for option, given in (("--min-confidence", config.min_confidence > 0), ("--per-class", config.per_class)):
             if given and not rows.classes:
                 raise BadInput(f"{option}: {rows.why_empty}, so there are no pseudo-labels. Leave out {option}.")

@@ -116,11 +116,11 @@ class Shape:
         children = Counter(path[:-1] for path in found)
         types = dict[Path, str]()
         for path, kinds in found.items():
-            kind = self._type(kinds)
-            if kind == "object" and children[path] > MAX_FIELDS:
-                kind = "text"
-            if kind and (kind != "object" or children[path]):  # an empty object has no type
-                types[path] = kind
+            written = self._type(kinds)
+            if written == "object" and children[path] > MAX_FIELDS:
+                written = "text"
+            if written and (written != "object" or children[path]):  # an empty object has no type
+                types[path] = written
         return {
             path: kind
             for path, kind in types.items()

@@ -240,7 +240,7 @@ def _refused(rows: Rows, chosen: Selection, shard: str, found: pa.Table, reasons
     for i, (key, reason) in enumerate(zip(found["key"].to_pylist(), reasons, strict=True)):
         if reason is not None:
             refused.append({"key": key, "reason": reason.value})
-            if match := chosen.match(shard, i, reason):
+            if match := chosen.match(shard, i, key, reason):
                 refused[-1] |= match._asdict()
                 copies.append(i)
     texts = captions(rows.pool, shard, found, np.array(copies, dtype=np.int64))

@@ -126,12 +126,12 @@ def test_energon_prepares_and_lints_it(clean: Path) -> None:
 def test_open_clip_trains_on_every_image(clean: Path) -> None:
     pytest.importorskip("open_clip_train", reason="open_clip is not installed")
     code = f"""
-import functools, json, types
+import functools, json, types, torch
 from open_clip_train import data  # made for webdataset up to 0.2.86, whose reader marks no end of a shard
 data.tar_file_expander = functools.partial(data.tar_file_expander, eof_value=None)
 args = types.SimpleNamespace(train_data="{clean}/{{00000..00002}}.tar", train_num_samples={mixed.NUM}, batch_size=4,
     workers=1, world_size=1, seed=0, dataset_resampled=False, train_data_upsampling_factors=None)
-found = data.get_wds_dataset(args, lambda image: __import__("torch").tensor(image.size), True, tokenizer=lambda text: [text])
+found = data.get_wds_dataset(args, lambda image: torch.tensor(image.size), True, tokenizer=lambda text: [text])
 print(json.dumps(sorted(text for sizes, texts in found.dataloader for text in texts)))
 """
     texts = printed(code, clean.parent)
