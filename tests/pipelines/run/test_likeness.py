@@ -81,4 +81,4 @@ def test_a_turned_look_and_a_turned_hash_are_those_of_the_turned_picture() -> No
         turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turn & 3)))
         assert look(turned).likeness(straight.turned(turn)) > 0.97
         (guessed,) = turned_hashes(np.array([phash(np.asarray(image))], dtype=np.uint64), turn)
-        assert (int(guessed) ^ phash(np.asarray(turned))).bit_count() <= 4
+        assert (int(guessed) ^ phash(np.asarray(turned))).bit_count() <= 8
