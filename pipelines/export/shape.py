@@ -114,17 +114,17 @@ class Shape:
                 path: kinds for path, kinds in found.items() if path[0] == OURS
             }
         children = Counter(path[:-1] for path in found)
-        types = dict[Path, str]()
-        for path, kinds in found.items():
-            written = self._type(kinds)
-            if written == "object" and children[path] > MAX_FIELDS:
-                written = "text"
-            if written and (written != "object" or children[path]):  # an empty object has no type
-                types[path] = written
+        types = {path: self._type(kinds) for path, kinds in found.items()}
+        written = set[Path]()
+        for path in sorted(types, key=len, reverse=True):  # what is within an object comes before it
+            if types[path] == "object" and children[path] > MAX_FIELDS:
+                types[path] = "text"
+            if types[path] and (types[path] != "object" or path in written):
+                written |= {path, path[:-1]}
         return {
             path: kind
             for path, kind in types.items()
-            if all(types.get(path[:i]) == "object" for i in range(1, len(path)))
+            if kind and path in written and all(types[path[:i]] == "object" for i in range(1, len(path)))
         }
 
     def _type(self, kinds: Counter[str]) -> str | None:

@@ -1,12 +1,12 @@
-"""How many planted copies of test images `curate export --exclude` and `inspect --near-duplicates` find, and how rightly.
+"""How many planted copies of test images are found, by `curate export --exclude` and by near-duplicates.
 
     python tests/bench/leaks.py DATA [POOL] [TEST] [PLANTED]
 
-DATA holds cifar10-train.parquet and cifar10-test.parquet. A pool of POOL training images (20,000) gets copies of PLANTED
-(200) of TEST (2,000) test images, a fifth of each kind: exact, resized to 24 pixels, JPEG of quality 60, cropped by 5 %
-at a random place, mirrored. CIFAR-10 has real copies between its halves (Barz and Denzler 2020 count 3.3 % of the test
-images with one in the training set), so what else is found is written to leaks.html, beside what it matched, to be
-judged by eye.
+DATA holds cifar10-train.parquet and cifar10-test.parquet. A pool of POOL training images (20,000) gets copies of
+PLANTED (200) of TEST (2,000) test images, a fifth of each kind: exact, resized to 24 pixels, JPEG of quality 60,
+cropped by 5 % at a random place, mirrored. CIFAR-10 has real copies between its halves (Barz and Denzler 2020 count
+3.3 % of the test images with one in the training set), so what else is found is written to leaks.html, beside what it
+matched, to be judged by eye.
 """
 
 import base64
