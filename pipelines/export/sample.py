@@ -67,10 +67,16 @@ def describe(crawled: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, OURS: ours}
 
 
-def caption_of(text: bytes | None, crawled: Any) -> str:
-    """The caption of an image: its .txt, else a field of its JSON (the first text of a list); empty without."""
+def caption_of(row: Mapping[str, Any], text: bytes | None, crawled: Any) -> str:
+    """The caption of an image; empty without.
+
+    That is its .txt, else that of the manifest if it has such a column, else a field of its JSON (the first text of a
+    list).
+    """
     if text is not None and (caption := _text(text)).strip():
         return caption
+    if (known := row.get("caption")) and isinstance(known, str):
+        return known
     if not isinstance(crawled, dict):
         return ""
     named = {name.lower(): value for name, value in reversed(crawled.items())}
@@ -106,7 +112,7 @@ def members(
     """Members of an exported sample by suffix: the image, its class, caption and metadata, the crawl's other files."""
     crawled = parsed(sample.get("json"))
     own_class = {} if class_index is None else {"cls": str(class_index).encode()}
-    caption = {"txt": encoded(caption_of(sample.get("txt"), crawled))} if shape.with_captions else {}
+    caption = {"txt": encoded(caption_of(row, sample.get("txt"), crawled))} if shape.with_captions else {}
     beside = others_of(sample, row["format"], class_index is not None)
     others = {name: content for name, content in beside.items() if name in shape.common}
     text = to_json(shape.conform(describe(crawled, row)), indent=None)

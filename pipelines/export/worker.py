@@ -40,6 +40,7 @@ KEPT_SCHEMA = pa.schema(
     ]
 )
 
+NO_LABEL = -1  # class index of an image without a label where others have one: all samples have the same members
 _TO_THE_END = -1
 
 
@@ -84,7 +85,7 @@ def survey(pool: Location, with_classes: bool, task: Task) -> Shape:
     shape = Shape()
     for row, sample in _samples(Pool(pool), task, with_images=False):
         crawled = parsed(sample.get("json"))
-        has_caption = bool(caption_of(sample.get("txt"), crawled))
+        has_caption = bool(caption_of(row, sample.get("txt"), crawled))
         shape.survey(describe(crawled, row), others_of(sample, row["format"], with_classes), has_caption)
     return shape
 
@@ -94,7 +95,7 @@ def captions(pool: Pool, shard: str, rows: pa.Table, taken: npt.NDArray[np.int64
     if not len(taken):
         return []
     found = _samples(pool, Task(0, (Piece.of(shard, rows, taken),), 0), with_images=False)
-    return [caption_of(sample.get("txt"), parsed(sample.get("json"))) for _, sample in found]
+    return [caption_of(row, sample.get("txt"), parsed(sample.get("json"))) for row, sample in found]
 
 
 class Packed(NamedTuple):
@@ -118,9 +119,11 @@ def pack(
         with ParquetShard(path, classes, shape) if as_parquet else TarShard(path) as shard:
             for row, sample in _samples(Pool(pool), task):
                 index = class_index.get(row["pseudo_label"])
-                if index is None and (classes or row["pseudo_label"] is not None):
+                if index is None and row["pseudo_label"] is not None:
                     what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
                     raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
+                if index is None and classes:
+                    index = NO_LABEL
                 found = members(row, sample, index, shape)
                 uid = uid_of(parsed(sample.get("json")), row["sha256"])
                 label = int(found["cls"]) if "cls" in found else None
