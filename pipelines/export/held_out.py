@@ -30,16 +30,18 @@ from pipelines.export.rows import Rows
 from pipelines.images.check import foreign_images
 from pipelines.images.formats import sniff
 from pipelines.images.phash import SIDE, phash
+from pipelines.images.rejects import Reject
 from pipelines.images.thumbnails import upright
 from pipelines.progress import OnTick, Tick
 from pipelines.run.duplicates import MIN_BITS, Hashes, Looks, Positions, hashes
 from pipelines.run.likeness import ALIKE, Look
-from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
+from pipelines.storage.tar import read_tar
 
 RADIUS = 8  # bits between a hash of the pool and one of the twenty of a held-out image
 
 _CROPPED = 0.05  # of a side
 _MAX_BYTES = 1 << 28  # of a held-out image
+_MAX_PIXELS = 1 << 28
 _QUERIES_AT_ONCE = 4096
 _PAIRS_AT_ONCE = 4096
 _MIRRORED = 4  # number of the mirror image among the turns of a look
@@ -126,13 +128,14 @@ def _as_bytes(hash_N: Hashes) -> npt.NDArray[np.uint8]:
 
 def _read(sources: Sequence[str], on_tick: OnTick) -> _HeldOut:
     names, looks, sha256 = list[str](), list[Look | None](), dict[str, int]()
-    hashed, owner = list[int](), list[int]()
+    hashed, owner, undecoded = list[int](), list[int](), 0
     with foreign_images():
         for source in sources:
             before = len(names)
             for name, content in _images(Path(source).expanduser(), source):
                 sha256.setdefault(hashlib.sha256(content).hexdigest(), len(names))
                 picture = _decoded(content)
+                undecoded += picture is None
                 looks.append(Look.at(picture) if picture else None)
                 if picture and looks[-1]:
                     mine = {each for each in _hashes(picture) if each.bit_count() >= MIN_BITS}
@@ -143,13 +146,20 @@ def _read(sources: Sequence[str], on_tick: OnTick) -> _HeldOut:
                     on_tick(Tick(done=len(names), total=None, unit="held-out images"))
             if len(names) == before:
                 raise BadInput(f"--exclude {source}: holds no image. Name a folder, a .tar or a .parquet of images.")
-    on_tick(Tick(done=len(names), total=len(names), unit="held-out images"))
+    note = (
+        f"{undecoded:,} of {len(names):,} held-out images cannot be decoded: only exact copies of them are found."
+        if undecoded
+        else ""
+    )
+    on_tick(Tick(done=len(names), total=len(names), unit="held-out images", note=note))
     return _HeldOut(names, looks, sha256, np.array(hashed, dtype=np.uint64), np.array(owner, dtype=np.int64))
 
 
 def _decoded(content: bytes) -> Image.Image | None:
     try:
         with Image.open(io.BytesIO(content)) as opened:
+            if opened.width * opened.height > _MAX_PIXELS:
+                return None
             opened.draft("L", (512, 512))
             return upright(opened).convert("L")
     except MemoryError:
@@ -173,25 +183,30 @@ def _hashes(picture: Image.Image) -> Iterator[int]:
 
 
 def _images(path: Path, source: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and bytes of each image in a folder, a tar, a parquet file or an image file."""
+    """Yield the name and bytes of each image in a folder, a tar, a parquet file or an image file.
+
+    What cannot be read of a tar has no bytes.
+    """
     try:
         if path.is_dir():
             for folder, folders, files in os.walk(path):
-                folders.sort()
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
                 for name in sorted(files):
-                    if not name.startswith("."):
+                    if not name.startswith(".") and (Path(folder) / name).is_file():  # no pipe, no link to nowhere
                         yield from _images(Path(folder) / name, source)
         elif path.suffix.lower() == ".tar":
             with path.open("rb") as stream:
-                for member in read_tar(stream, MAX_MEMBER_BYTES):
-                    if isinstance(member.content, bytes) and sniff(member.content):
-                        yield f"{path}:{member.name}", member.content
+                for member in read_tar(stream, _MAX_BYTES):
+                    if isinstance(member.content, Reject):
+                        yield f"{_printable(path)}:{member.name}", b""
+                    elif sniff(member.content):
+                        yield f"{_printable(path)}:{member.name}", member.content
         elif path.suffix.lower() == ".parquet":
             yield from _parquet(path)
         elif path.stat().st_size <= _MAX_BYTES:
             content = path.read_bytes()
             if sniff(content):
-                yield str(path), content
+                yield _printable(path), content
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"--exclude {source}: {path} cannot be read ({why(error)}).") from None
 
@@ -206,8 +221,13 @@ def _parquet(path: Path) -> Iterator[tuple[str, bytes]]:
                 for value in values:
                     content = value.get("bytes") if isinstance(value, dict) else value
                     if isinstance(content, bytes) and sniff(content):
-                        yield f"{path}:{row}", content
+                        yield f"{_printable(path)}:{row}", content
                 row += 1
+
+
+def _printable(path: Path) -> str:
+    """A path as text that can be stored, whatever its bytes are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -1,6 +1,7 @@
 """An export without the copies of a test set, and without what the network sees as one."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from pipelines import export, ingest
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
+from pipelines.progress import Tick
 from tests.pipelines.export.exports import settings, write_scores
 
 HELD_OUT = 12
@@ -97,6 +99,24 @@ def test_the_test_set_may_be_a_tar_or_parquet(home: Path, tmp_path: Path) -> Non
         found = dropped(out, home / "pool")
         assert len(found) == 10
         assert found["copy-1.jpg"][0] == f"{tmp_path}/{first}"
+
+
+def test_held_out_images_that_cannot_be_decoded_are_told_and_have_exact_copies_only(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    whole = (home / "test" / "disc" / "00.jpg").read_bytes()
+    (folder / os.fsdecode(b"\xe9.jpg")).write_bytes(whole)
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 4] + b"\xff\xd9")
+    (folder / "header.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    os.mkfifo(folder / "pipe.jpg")
+    ticks = list[Tick]()
+    config = settings(tmp_path / "out", home / "pool", tmp_path / "run", keep="all", exclude=(str(folder),))
+    export.run(config, ticks.append)
+    assert dropped(tmp_path / "out", home / "pool") == {
+        "copy-0.jpg": (f"{tmp_path}/caf\\xe9/\\xe9.jpg", "exact", "caption 0")
+    }
+    (note,) = [tick.note for tick in ticks if tick.note]
+    assert note.endswith("of 3 held-out images cannot be decoded: only exact copies of them are found.")
 
 
 def test_a_source_without_images_is_refused(home: Path, tmp_path: Path) -> None:
