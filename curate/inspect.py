@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     InspectConfig,
     DisagreementConfig,
     DuplicatesConfig,
-    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "html")},
+    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "turned", "html")},
     names={"neighbors": "--neighbors -k"},
 )
 def inspect(
@@ -62,7 +62,12 @@ def inspect(
     asked = {"KEY|IMAGE": bool(queries), "--disagreement": disagreement, "--near-duplicates": near_duplicates}
     if sum(asked.values()) != 1:
         raise typer.BadParameter(f"give one of {', '.join(asked)}.")
-    applies = {"neighbors": not near_duplicates, "top": not queries, "radius": near_duplicates}
+    applies = {
+        "neighbors": not near_duplicates,
+        "top": not queries,
+        "radius": near_duplicates,
+        "turned": near_duplicates,
+    }
     for path, does in applies.items():
         if path in flags and not does:
             mode = next(name for name in asked if asked[name])

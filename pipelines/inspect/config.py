@@ -54,5 +54,6 @@ class DuplicatesConfig(BaseModel):
     run: LocalFolder = settings.run()
     radius: int = settings.radius()
     max_distance: float = settings.max_distance()
+    turned: bool = settings.turned()
     top: int = _top()
     html: Path | None = _html()
