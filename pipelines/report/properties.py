@@ -7,7 +7,6 @@
 A property of a file that lacks it is None, such as the JPEG quality of a PNG.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, JpegImagePlugin
 
+from pipelines.images.appearance import flat, with_image
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
@@ -89,10 +89,13 @@ def look(content: bytes) -> dict[str, Any]:
 
     Call within `foreign_images`; the bytes must be those of an image that can be decoded.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        found = {"JPEG quality": _jpeg_quality(image), "chroma subsampling": _subsampling(image)}
-        image.draft("RGB", (_DECODED_SIDE, _DECODED_SIDE))
-        pixels_HWC = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return with_image(content, _look)
+
+
+def _look(image: Image.Image) -> dict[str, Any]:
+    found = {"JPEG quality": _jpeg_quality(image), "chroma subsampling": _subsampling(image)}
+    image.draft("RGB", (_DECODED_SIDE, _DECODED_SIDE))
+    pixels_HWC = np.asarray(flat(image, "RGB"), dtype=np.int16)
     spread = float((pixels_HWC.max(2) - pixels_HWC.min(2)).mean())
     return found | {"greyness": "grey" if spread < GREY else "color"}
 
