@@ -31,7 +31,7 @@ from pipelines.images.check import foreign_images
 from pipelines.images.encode import encode
 from pipelines.images.rejects import Reject
 from pipelines.ingest.sources import image_column
-from pipelines.pool.labeled import SUFFIXES
+from pipelines.pool.labeled_files import SUFFIXES
 from pipelines.storage.shards import read_spans
 from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
 

@@ -99,7 +99,8 @@ def flat(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
 def orientation(image: Image.Image) -> int:
     """EXIF's orientation of an opened image, 1 to 8; 1, upright, where EXIF says nothing or is broken.
 
-    Also 1 for a TIFF, because Pillow turns it upright while it decodes it. A PNG is decoded: EXIF may follow its pixels.
+    Also 1 for a TIFF, because Pillow turns it upright while it decodes it. A PNG is decoded, as EXIF may follow its
+    pixels.
     """
     if isinstance(image, TiffImageFile):
         return 1

@@ -80,7 +80,7 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
         raise  # a problem of this machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         reason = Reason.TRUNCATED if is_truncated(format_, content) or "truncated" in str(error) else Reason.CORRUPT
-        return Reject(reason, _in_a_line(f"{format_}: {error}"))
+        return Reject(reason, in_a_line(f"{format_}: {error}"))
 
 
 def _examine(
@@ -214,7 +214,7 @@ def _decode_and_hash(image: Image.Image) -> int:
     return phash(pixels_HW, (height / scale, width / scale), orientation(image))
 
 
-def _in_a_line(text: str) -> str:
+def in_a_line(text: str) -> str:
     """Flatten and shorten a decoder's message, which may quote bytes of the file or addresses of objects in memory."""
     text = _OBJECT.sub("", text)
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:200]

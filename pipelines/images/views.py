@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipelines.errors import CorruptShard
 from pipelines.images.appearance import as_seen
-from pipelines.images.check import foreign_images
+from pipelines.images.check import foreign_images, in_a_line
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -89,8 +89,9 @@ def picture(key: str, data: bytes) -> Image.Image:
     except MemoryError:
         raise  # a problem of this machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        reason = in_a_line(str(error))
         raise CorruptShard(
-            f"image {key} cannot be decoded ({error}); ingest the crawl again, which rejects such files."
+            f"image {key} cannot be decoded ({reason}); ingest the crawl again, which rejects such files."
         ) from None
 
 

@@ -9,7 +9,6 @@ A property of a file that lacks it is None, such as the JPEG quality of a PNG.
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from PIL import Image, JpegImagePlugin
 
 from pipelines.images.appearance import flat, with_image
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
+from pipelines.pool.labeled_files import File
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
 from pipelines.report.survey import read_rows
@@ -56,7 +56,7 @@ def of_files(pool: Pool, rows: pa.Table, on_tick: OnTick) -> dict[str, list[Any]
     return {name: [found[name] for found in opened] for name in OPENED}
 
 
-def of_labeled(paths: Sequence[Path]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def of_labeled(paths: Sequence[File]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Bytes and properties of those files of a labeled set that are readable images; they have no source or domain."""
     for path in paths:
         try:

@@ -29,6 +29,7 @@ from pipelines.run import domains, quality
 from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
+    from pipelines.pool.labeled_files import File
     from pipelines.run.scorer import Scorer
 
 SAMPLE = 20_000  # images of the pool that are audited
@@ -87,7 +88,7 @@ def _scorer(scored: ScoredPool, device: Literal["auto", "cuda", "cpu"]) -> "Scor
     return scorer if scorer.model.config.has_detector else None
 
 
-def _labeled_files(config: ReportConfig) -> tuple[list[Path] | None, str]:
+def _labeled_files(config: ReportConfig) -> tuple[list["File"] | None, str]:
     """At most `confounds.LABELED` files of the labeled set; or None and the reason if it is missing."""
     from pipelines.pool import labeled  # imported here, as above
 
@@ -104,7 +105,7 @@ def _labeled_files(config: ReportConfig) -> tuple[list[Path] | None, str]:
             raise
         return None, f"The labeled set is not where training read it, so it is not compared with the pool ({error})"
     # Sorted by a hash of the name, so that all classes are among the first.
-    return sorted(paths, key=lambda path: (zlib.crc32(os.fsencode(path.name)), path))[: confounds.LABELED], ""
+    return sorted(paths, key=lambda path: (zlib.crc32(os.fsencode(path.name)), str(path)))[: confounds.LABELED], ""
 
 
 def _next(config: ReportConfig, has_scores: bool) -> str:

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -215,6 +216,15 @@ def save(
     with replacing(folder / "README.md") as temporary:
         temporary.write_text(_readme(config), encoding="utf-8")
     write_json(folder / "config.json", asdict(config))
+
+
+def list_classes(path: Path, classes: Sequence[str]) -> None:
+    """Write the class names, one a line, by number from 0; without classes there is no such file."""
+    if not classes:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
 
 
 def _readme(config: ModelConfig) -> str:
