@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def _what_it_has(source: Path, named: Sequence[tuple[File, str | None]], found: 
         paths = [path for path, _ in named if isinstance(path, Path)]
         inside = {path.relative_to(source).parts[1] for path in paths if path.parent.parent != source}
         if len(inside) > 1:
-            only += f" (for the classes in it, give --labeled {source / found[0]})"
+            only += f" (for the classes in it, give --labeled {quote(str(source / found[0]))})"
     return only
 
 

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -174,7 +175,7 @@ def _refuse_splits(source: Path, images: Mapping[Path, Sequence[Path]]) -> None:
         names = ", ".join(folder.name for folder in parts)
         raise BadInput(
             f"{source} holds {names}: the parts of a data set, not its classes. Give one of them, such as --labeled "
-            f"{source}/{parts[0].name}."
+            f"{quote(str(parts[0]))}."
         )
 
 
@@ -211,7 +212,7 @@ def _listed(source: Path) -> Found:
     if column is None:
         # Paths are relative to the list, so that a labeled set can be moved as a whole.
         paths = _texts(source, table, PATH_COLUMNS, problems)
-        files: list[File | None] = [None if path is None else source.parent / Path(path).expanduser() for path in paths]
+        files: list[File | None] = [None if path is None else source.parent / path for path in paths]
     else:
         files = list(_embedded(source, table[column], problems))
     if not files:

@@ -12,6 +12,7 @@ re-encoded, and a content security policy lets no script run but the page's own.
 """
 
 import os
+import shlex
 import time
 import zlib
 from pathlib import Path
@@ -109,7 +110,7 @@ def _labeled_files(config: ReportConfig) -> tuple[list["File"] | None, str]:
 
 
 def _next(config: ReportConfig, has_scores: bool) -> str:
-    options = f"--pool {config.pool} --run {config.run}"
+    options = shlex.join(("--pool", str(config.pool), "--run", str(config.run)))
     if has_scores:
         return f"curate inspect KEY {options}, or curate export --out clean/ {options}"
     if (config.run / "model" / "config.json").exists():

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import safetensors
@@ -249,7 +250,9 @@ def load(run: Path, device: torch.device) -> Model:
     """Load run/model/; MissingArtifact where training has not finished."""
     folder = run / "model"
     if not (folder / "config.json").is_file():
-        raise MissingArtifact(f"{run} holds no trained model. Run `curate train --labeled SEED --run {run}` first.")
+        raise MissingArtifact(
+            f"{run} holds no trained model. Run `curate train --labeled SEED --run {quote(str(run))}` first."
+        )
     try:
         values = json.loads((folder / "config.json").read_bytes())
         lists = {name: tuple(value) for name, value in dict(values).items() if isinstance(value, list)}
