@@ -74,8 +74,8 @@ def _in_utf8(path: Path) -> Path:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise BadInput(
-            f"{shown}: is not a name in UTF-8, or the locale of this terminal is not. Rename the folder, name a link to "
-            "it, or set LC_ALL=C.UTF-8."
+            f"{shown}: is not a name in UTF-8, or the locale is not. Rename the folder, name a link to it, "
+            "or set LC_ALL=C.UTF-8."
         ) from None
     return path
 
