@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pattern", default="", help="only lines whose title has this")
     given = parser.parse_args()
+    devices.keep_freed_memory(torch.device("cpu"))
     sets = {(name, "as-is"): load(name, "as-is", given.work) for name in ("matched", "wild")}
     torch.set_num_threads(1)
     print(
