@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 from pipelines.errors import BadInput, why
 from pipelines.images.formats import FORMATS, describe_other, sniff
@@ -158,8 +159,7 @@ def _folders(source: Path) -> Found:
 
 
 def _holds_none(source: Path) -> str:
-    parquet = next(iter(sorted(source.rglob("*.parquet"))), None)
-    if parquet:
+    if parquet := next((path for path in sorted(source.rglob("*.parquet")) if _is_of_images(path)), None):
         return f"{source} holds no image, but parquet files. Give one of them, such as {parquet}."
     return (
         f"{source} holds no image ({', '.join(sorted(SUFFIXES))}). Put real images into it, best in one folder per "
@@ -277,6 +277,13 @@ def _holds_images(column: pa.Field) -> bool:
         return bool(column.type.get_field_index("bytes") >= 0)
     is_bytes = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
     return is_bytes and column.name not in _NOT_BYTES and column.name not in LABEL_COLUMNS
+
+
+def _is_of_images(path: Path) -> bool:
+    try:
+        return any(map(_holds_images, pq.read_schema(path)))
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _embedded(source: Path, column: pa.ChunkedArray, problems: list[str]) -> Iterator[File | None]:

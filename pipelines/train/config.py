@@ -93,8 +93,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labeled: Path = Field(
-        description="Real images: a folder per class, a CSV or parquet file of path and label, or a parquet file of the "
-        "images. Without classes the detector alone is trained."
+        description="Real images: a folder per class, a CSV or parquet file of path and label, or a parquet file of "
+        "the images. Without classes the detector alone is trained."
     )
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run("Folder to write the model to.")

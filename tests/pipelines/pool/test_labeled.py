@@ -317,7 +317,8 @@ def test_what_is_wrong_with_a_parquet_of_images_never_shows_their_bytes(tmp_path
 
 def test_a_folder_of_parquet_files_names_one_of_them(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({"label": [1]}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(pa.table({"key": ["1"]}), tmp_path / "data" / "dropped.parquet")
+    pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(
         BadInput, match=r"holds no image, but parquet files\. Give one .*/train-00000-of-00001.parquet\."
     ):
