@@ -77,5 +77,6 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
     if not summary.images:
         console.note(f"No image was kept; {settings.pool}/rejects has the reason for each.")
         return
-    pool = "" if settings.pool == Path("pool") else f" --pool {settings.pool}"
-    console.note(f"Next: curate train --labeled DIR{pool}, where DIR has a folder of labeled real images per class")
+    pool = {} if settings.pool == Path("pool") else {"pool": settings.pool}
+    train = console.command("train", labeled="DIR", **pool)
+    console.note(f"Next: {train}, where DIR has a folder of labeled real images per class")

@@ -92,7 +92,7 @@ def _queries(flags: Flags, config: str | None, json: bool) -> None:
     for inspection in summary.inspections:
         show(inspection)
     console.note(_index(summary.index, summary.neighbors_are_layout))
-    _next(settings.html, f"see the images, or curate export --out clean/ {_locations(settings)}")
+    _next(settings.html, f"see the images, or {_export(settings)}")
 
 
 def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
@@ -125,7 +125,8 @@ def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
     rows = _without_empty(rows, "label", "other label")
     console.table(f"How many of {settings.neighbors} nearest neighbors have another {what}", rows)
     console.note(_index(summary.index, summary.neighbors_are_layout))
-    _next(settings.html, f"see them with their neighbors, or curate inspect KEY {_locations(settings)}")
+    look = console.command("inspect", "KEY", pool=settings.pool, run=settings.run)
+    _next(settings.html, f"see them with their neighbors, or {look}")
 
 
 def _near_duplicates(flags: Flags, config: str | None, json: bool) -> None:
@@ -147,7 +148,7 @@ def _near_duplicates(flags: Flags, config: str | None, json: bool) -> None:
     console.table("Largest groups", [_group(group) for group in summary.groups])
     if not summary.confirmed:
         console.note("Some shards have no scores; their images were compared only by perceptual hash.")
-    _next(settings.html, f"see the groups, or curate export --drop-near-duplicates --out clean/ {_locations(settings)}")
+    _next(settings.html, f"see the groups, or {_export(settings, '--drop-near-duplicates')}")
 
 
 def _group(group: "Sequence[Copy]") -> dict[str, Any]:
@@ -162,8 +163,8 @@ def _group(group: "Sequence[Copy]") -> dict[str, Any]:
     }
 
 
-def _locations(settings: InspectConfig | DisagreementConfig | DuplicatesConfig) -> str:
-    return f"--pool {settings.pool} --run {settings.run}"
+def _export(settings: InspectConfig | DuplicatesConfig, *arguments: str) -> str:
+    return console.command("export", *arguments, out="clean/", pool=settings.pool, run=settings.run)
 
 
 def _next(html: Path | None, else_to: str) -> None:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from shlex import quote
 from typing import Any
 
 import pyarrow as pa
@@ -88,7 +89,9 @@ class Pool:
         """Open an ingested pool. MissingArtifact if there is none, or it holds no image."""
         pool = cls(root)
         if not pool.shards:
-            raise MissingArtifact(f"{root} has no finished shard: run `curate ingest CRAWL --pool {root}` first.")
+            raise MissingArtifact(
+                f"{root} has no finished shard: run `curate ingest CRAWL --pool {quote(str(root))}` first."
+            )
         if not pool.num_images:
             raise MissingArtifact(
                 f"{root} holds no image: all were rejected. {root}/rejects/ lists the reasons. Ingest another crawl."

@@ -44,7 +44,7 @@ def locate(text: str | Path | UPath) -> Location:
         raise ValueError("Input is no path")
     path_or_url = without_file_scheme(str(text))
     if "://" not in path_or_url:
-        return Path(path_or_url)
+        return _in_utf8(Path(path_or_url))
     with explained(path_or_url):
         # Without a cache of listings: it would hide what other machines write.
         return UPath(path_or_url.rstrip("/"), use_listings_cache=False)
@@ -64,6 +64,19 @@ def _local(path: Path) -> Path:
             f"--run {url}: is not on a disk. A run must be on a local disk or a shared file system; only --pool, and "
             "--out of export, may be URLs."
         )
+    return _in_utf8(path)
+
+
+def _in_utf8(path: Path) -> Path:
+    """Raise BadInput for a folder that Arrow could not name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise BadInput(
+            f"{shown}: is not a name in UTF-8, or the locale is not. Rename the folder, name a link to it, "
+            "or set LC_ALL=C.UTF-8."
+        ) from None
     return path
 
 

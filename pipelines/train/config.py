@@ -93,8 +93,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labeled: Path = Field(
-        description="Real images: a folder per class, or a CSV or parquet file of path and label. Without classes the "
-        "detector alone is trained."
+        description="Real images: a folder per class, a CSV or parquet file of path and label, or a parquet file of "
+        "the images. Without classes the detector alone is trained."
     )
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run("Folder to write the model to.")
@@ -145,9 +145,12 @@ class TrainConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, by key: the settings that change the numbers."""
+        """What a checkpoint must agree with, by key: the settings that change the numbers.
+
+        Pool and labeled set are not among them, because they may be moved; see `pipelines.train.data.Data.identity`.
+        """
         free_of_machine = {"checkpoint_every", "device", "memory", "evaluate_every"}
-        free: dict[str, Any] = {"resume": True, "run": True, "validation": True, "truth": True}
+        free: dict[str, Any] = dict.fromkeys(("labeled", "pool", "resume", "run", "validation", "truth"), True)
         return self.model_dump(mode="json", exclude=free | {"machine": free_of_machine})
 
 
