@@ -75,7 +75,9 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     origins = [scored.origin(shard) for shard in scored.shards]
     with (
         folder.opened(config.out) as work,
-        closing(Where("true" if config.where is None else config.where, scored.schema, without, why)) as where,
+        closing(
+            Where("true" if config.where is None else config.where, scored.schema, without, why, scored.pool)
+        ) as where,
     ):
         chosen = selection.prepare(scored, config, where, on_tick)
         folder.clear(work)

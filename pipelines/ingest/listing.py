@@ -13,6 +13,7 @@ from pipelines.errors import BadInput, why
 from pipelines.storage.locations import driver_hint, without_file_scheme
 
 _STAMPS = ("ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created")
+_DIGEST = re.compile(r"\"?[0-9a-f]{32}(-\d+)?\"?")  # MD5, as an S3 store's ETag
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _BUFFER_BYTES = 1 << 20
 _PROBE_BYTES = 16 << 10
@@ -83,11 +84,15 @@ def _look_up_local(path: Path) -> Entry:
 
 
 def fingerprint(entry: Entry) -> str:
-    """Tell the content of a file, by its size, its stamp and some of its bytes; not by its path.
+    """Tell the content of a file by its size, its stamp and some of its bytes, not by its path.
 
-    A file of a store is not opened: a request for each would take too long.
+    A file of a store is not opened: a request for each would take too long. There its path counts, unless the stamp is
+    a digest of the content.
     """
-    return f"{entry.num_bytes}-{entry.stamp}" + ("" if "://" in entry.path else f"-{_probe(entry.path)}")
+    size_and_time = f"{entry.num_bytes}-{entry.stamp}"
+    if "://" not in entry.path:
+        return f"{size_and_time}-{_probe(entry.path)}"
+    return size_and_time if _DIGEST.fullmatch(entry.stamp) else f"{size_and_time}-{shown(entry.path)}"
 
 
 def _probe(path: str) -> str:

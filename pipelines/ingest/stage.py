@@ -169,7 +169,8 @@ def _find(config: IngestConfig, known: Known) -> Iterator[Find]:
 def _other_options(config: IngestConfig) -> Iterator[str]:
     """Say which options would now judge or read differently what was ingested before."""
     now = config.model_dump(mode="json")
-    for ingest in _ingests(config.pool)[-1:]:
+    earlier = [ingest for ingest in _ingests(config.pool) if ingest.get("summary", {}).get("shards")]
+    for ingest in earlier[-1:]:
         before = ingest.get("config", {})
         changed = [name for name in _JUDGED_BY if before.get(name, now[name]) != now[name]]
         if changed:

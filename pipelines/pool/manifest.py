@@ -56,6 +56,10 @@ POOL_SCHEMA = pa.schema(
     ]
 )
 
+CRAWL_COLUMNS = (
+    "crawl_key", "url", "domain", "caption", "uid", "original_width", "original_height", "similarity",
+)  # fmt: skip
+
 REJECT_SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
