@@ -47,10 +47,12 @@ def beside(found: list[tuple[str, str, bytes]]) -> dict[str, bytes]:
     A kohya `.caption` is the image's `.txt` if it has no other.
     """
     taken: dict[str, bytes] = {}
-    for name, suffix, content in found:
+    for name, suffix, content in sorted(found, key=lambda sidecar: len(sidecar[0])) if len(found) > 1 else found:
         if suffix in taken:  # photo.txt and photo.jpg.txt
             suffix = name.partition(".")[2].lower()
-        taken.setdefault(suffix, content)
+        if suffix in taken:
+            suffix = f"{len(taken)}.{suffix}"
+        taken[suffix] = content
     if "caption" in taken and "txt" not in taken:
         taken["txt"] = taken.pop("caption")
     return taken

@@ -153,14 +153,14 @@ def _queries(config: InspectConfig, scored: ScoredPool) -> Iterator[_Query]:
     """All queries in the given order; those from outside the pool are embedded together."""
     others = [text for text in config.queries if not _is_key(text, scored)]
     named = names.find([text for text in others if not Path(text).exists()], scored)
-    files = {text: _files(text, scored) for text in others if text not in named}
+    files = {text: _files(text, scored) for text in others if text not in named and not _KEY.fullmatch(text)}
     outside = iter(_from_outside([file for found in files.values() for file in found], scored))
     for text in config.queries:
         if text in files:
             yield from (next(outside) for _ in files.pop(text))
         elif text in named:
             yield _from_pool(named[text], scored)
-        elif text not in others:
+        elif _KEY.fullmatch(text):
             yield _from_pool(text, scored)
 
 
@@ -197,8 +197,8 @@ def _files(text: str, scored: ScoredPool) -> list[tuple[Path, bytes, Accepted]]:
     path = Path(text)
     if not path.exists():
         raise BadInput(
-            f"{text} is neither a file, nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000), nor "
-            "the name of an image in the crawl."
+            f"{text} is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000), and "
+            "no image has this name in the crawl."
         )
     found = []
     with foreign_images():

@@ -1,4 +1,4 @@
-"""Finds images of a pool by their names in the crawl: the member's whole name, its last part, or that without suffix."""
+"""Finds images of a pool by their names in the crawl: the member's name, its last part, or that without suffix."""
 
 from collections.abc import Sequence
 

@@ -186,7 +186,7 @@ class Pool:
         A column that the shard lacks is null.
         """
         names = POOL_SCHEMA.names if columns is None else list(columns)
-        table = read_parquet(self.root / f"{shard}.parquet", names)
+        table = read_parquet(self.root / f"{shard}.parquet", names, may_lack=True)
         is_whole = table.column_names == names and set(names) <= set(POOL_SCHEMA.names)
         return table if is_whole else self._completed(table, names)
 
@@ -218,10 +218,13 @@ def _parsed(path: Location, content: bytes) -> dict[str, Any]:
     return stats
 
 
-def read_parquet(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a parquet file of ours. CorruptShard if it is missing or truncated."""
+def read_parquet(path: Location, columns: Sequence[str] | None = None, *, may_lack: bool = False) -> pa.Table:
+    """Read a parquet file of ours. CorruptShard if it is missing or truncated, or lacks a column that it must have."""
     try:
         file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
+        if columns is not None and may_lack:
+            there = pq.read_schema(file).names
+            columns = [name for name in columns if name in there]
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
     except FileNotFoundError:
         raise CorruptShard(f"{path} is missing, although its shard has a done file. Make the shard again.") from None
