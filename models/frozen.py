@@ -84,6 +84,24 @@ class Frozen(nn.Module):
                 pooled = network.forward_head(final) if self._is_one_pass else network(standardized)
         return Features(torch.cat([_over_positions(each) for each in maps], 1), pooled.float())
 
+    @torch.no_grad()
+    def low(self, images_BCHW: Tensor) -> Tensor:
+        """The low features alone, (B, L) float32: as `forward` gives them, without the layers above the last map."""
+        with self._autocast:
+            standardized = self.standardize(images_BCHW)
+            if self._blocks:
+                network, maps = cast(Any, self.network), []
+                current = network.bn1(network.conv_stem(standardized))
+                for block in self._blocks[: self._maps[-1] + 1]:
+                    current = block(current)
+                    maps.append(current)
+                maps = [maps[i] for i in self._maps]
+            else:
+                maps = cast(Any, self.network).forward_intermediates(
+                    standardized, indices=self._maps, stop_early=True, intermediates_only=True
+                )
+        return torch.cat([_over_positions(each) for each in maps], 1)
+
     def _through_blocks(self, standardized_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps at the end of each group of blocks, and the pooled features."""
         maps: list[Tensor] = []

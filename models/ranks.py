@@ -22,12 +22,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among those that train together, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def own(batch_B: Tensor) -> Tensor:
     """Own part of a global batch, whose size the number of ranks must divide."""
     if world_size() == 1:
         return batch_B
     size = len(batch_B) // world_size()
-    return batch_B[dist.get_rank() * size : (dist.get_rank() + 1) * size]
+    return batch_B[rank() * size : (rank() + 1) * size]
 
 
 def gather(part_B: Tensor) -> Tensor:
@@ -93,16 +98,22 @@ class _Sum(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Rng:
-    """Random numbers for the images of this rank's part of a batch."""
+    """Random numbers for images: for this rank's part of a batch, or for a batch that is not shared with others."""
 
     generator: Generator
+    is_shared: bool = True
 
     def uniform(self, count: int) -> Tensor:
         """(count,) float32 in [0, 1)."""
-        size = count * world_size()
-        return own(torch.rand(size, generator=self.generator, device=self.generator.device))
+        return self._own(torch.rand(self._size(count), generator=self.generator, device=self.generator.device))
 
     def integers(self, low: int, high: int, count: int) -> Tensor:
         """(count,) int64 in [low, high)."""
-        size = (count * world_size(),)
-        return own(torch.randint(low, high, size, generator=self.generator, device=self.generator.device))
+        size, device = (self._size(count),), self.generator.device
+        return self._own(torch.randint(low, high, size, generator=self.generator, device=device))
+
+    def _size(self, count: int) -> int:
+        return count * world_size() if self.is_shared else count
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return own(drawn) if self.is_shared else drawn

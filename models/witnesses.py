@@ -24,7 +24,7 @@ from torch import Tensor
 from models import residual
 from models.frozen import Features, Frozen
 
-REVISION = 1  # raised by each change after which equal images have other features
+REVISION = 2  # raised by each change after which equal images have other features
 RESIDUAL_GAIN, DIRECTIONS_GAIN, CHROMA_GAIN = 6.0, 4.0, 12.0
 MIDDLE = 128.0
 SCALES = ("native", "common")
@@ -53,9 +53,9 @@ def read(
         levels, owner = tiles[scale].float(), owners[scale]
         of_tiles = {
             "statistics": residual.features(levels),
-            "residual": frozen(amplified_residual(levels)).low,
-            "directions": frozen(directions(levels)).low,
-            "chroma": frozen(chroma_residual(levels)).low,
+            "residual": frozen.low(amplified_residual(levels)),
+            "directions": frozen.low(directions(levels)),
+            "chroma": frozen.low(chroma_residual(levels)),
         }
         found |= {f"{scale}_{name}": _means(values, owner, count) for name, values in of_tiles.items()}
     found["common_content"] = _means(frozen(tiles["common"]).everything, owners["common"], count)

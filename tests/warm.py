@@ -15,6 +15,7 @@ import runpy
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,21 @@ class Process:
 def python(*arguments: str, cwd: Path = ROOT, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ...` or `python -c CODE ...` to its end."""
     return Process(arguments, cwd).wait(timeout_s)
+
+
+def ranks(arguments: Sequence[str], count: int, cwd: Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a command as `count` ranks of one group, with the environment that torchrun gives; their outputs joined."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [Process(arguments, cwd, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+    done = [rank.wait(timeout_s) for rank in started]
+    return subprocess.CompletedProcess(
+        arguments,
+        max((rank.returncode for rank in done), key=abs),
+        "".join(rank.stdout for rank in done),
+        "".join(rank.stderr for rank in done),
+    )
 
 
 def curate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -37,10 +37,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Make the C library keep freed memory, for training steps that allocate the same sizes again and again.
+    """Make the C library keep freed memory, for work that allocates the same sizes again and again.
 
-    glibc returns large blocks to the system at once, and gets them back as pages that the system must clear first:
-    about a tenth of a step on a CPU (docs/benchmarks.md). Peak memory does not grow. With other C libraries, or on a
+    glibc returns large blocks to the system at once, and gets them back as pages that the system must clear first: on a
+    CPU a tenth of a training step, and nearly half of the time that a network takes to read images
+    (docs/benchmarks.md). Peak memory does not grow. With other C libraries, or on a
     GPU, this does nothing.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":

@@ -78,14 +78,18 @@ def _common(opened: Image.Image) -> Image.Image:
 
 
 def _grid(height: int, width: int, size: int, most: int) -> tuple[int, int]:
-    """Rows and columns of the grid: as many cells as are wanted, in the shape of the image, or as fit."""
-    rows, columns = math.ceil(height / size), math.ceil(width / size)
-    while rows * columns > most:
-        if rows > 1 and (rows * width >= columns * height or columns == 1):
-            rows -= 1
-        else:
-            columns -= 1
-    return rows, columns
+    """Rows and columns of the grid: as many cells as are wanted or as fit, and of these the squarest."""
+    grids = [
+        (rows, columns)
+        for rows in range(1, min(math.ceil(height / size), most) + 1)
+        for columns in range(1, min(math.ceil(width / size), most // rows) + 1)
+    ]
+
+    def stretched(grid: tuple[int, int]) -> float:
+        rows, columns = grid
+        return abs(math.log(height * columns / (rows * width)))
+
+    return min(grids, key=lambda grid: (-grid[0] * grid[1], stretched(grid)))
 
 
 def _start(length: int, size: int, cell: int, cells: int, random: np.random.Generator) -> int:

@@ -24,7 +24,7 @@ from safetensors.torch import load as loaded
 from safetensors.torch import save as saved
 from torch import Generator, Tensor
 
-from models import augment, witnesses
+from models import augment, ranks, witnesses
 from models.frozen import Frozen
 from models.panel import fold_of
 from models.ranks import Rng
@@ -40,6 +40,7 @@ from pipelines.storage.locations import Location
 FOLDER = "features"
 BATCH = 8  # photographs that the network sees at once, with all their tiles
 PART = 500  # images whose files are in memory at a time; a killed command loses the features of no more
+ENOUGH_SECONDS = 5.0  # of reading tell how long the rest will take
 LARGEST = 65_000.0  # float16 ends at 65,504
 
 
@@ -118,7 +119,7 @@ class FeatureReader:
         packed = _half(torch.cat((*seen.values(), fold[:, None].to(device)), 1))
         if self.gives_pixels:
             return Views(thumbnails.cpu(), packed)
-        rng = Rng(Generator(device).manual_seed(zlib.crc32(data[0])))
+        rng = Rng(Generator(device).manual_seed(zlib.crc32(data[0])), is_shared=False)
         views = [of_image.pooled]
         for view in (augment.weak, augment.strong):
             views += [self.frozen(view(thumbnails, rng)).pooled for _ in range(self.num_views)]
@@ -148,6 +149,26 @@ def _half(values: Tensor) -> Tensor:
     return values.clamp(-LARGEST, LARGEST).half().cpu()
 
 
+@dataclass
+class Wait:
+    """How long the features that are missing, given as ranges of rows, will take."""
+
+    missing: Sequence[range]
+    is_told: bool = False
+
+    def sentence(self, done: int, seconds: float) -> str:
+        """The sentence, once, as soon as `seconds` for the missing ones among `done` rows tell; else nothing."""
+        if self.is_told or seconds < ENOUGH_SECONDS:
+            return ""
+        read = sum(max(0, min(done, part.stop) - part.start) for part in self.missing)
+        total = sum(len(part) for part in self.missing)
+        if not 0 < read < total:
+            return ""
+        self.is_told = True
+        minutes = max(1, round(seconds / read * total / 60))
+        return f"Reading {total} images takes about {minutes} min, once for each pool."
+
+
 @dataclass(frozen=True)
 class FeatureStore:
     """Features of a pool's shards, read from beside the pool, or computed and written there."""
@@ -158,17 +179,35 @@ class FeatureStore:
     def shard(self, number: int, on_tick: OnTick = ignore) -> Views:
         """Features of all images of the `number`-th shard, in the order of its manifest."""
         rows, parts = Rows.of_shard(self.pool, number), [self._empty()]
-        for start in range(0, len(rows), PART):
-            chosen = range(start, min(start + PART, len(rows)))
-            path = self._location(self.pool.shards[number], start)
-            digest = self.pool.digest(self.pool.shards[number])
-            views = _stored(path, digest)
-            if views is None:
-                views = self._computed(rows, chosen, on_tick)
-                _write(path, digest, views)
+        for chosen in _parts(len(rows)):
+            parts.append(self._part(rows, number, chosen, on_tick))
             on_tick(Tick(done=chosen.stop, total=len(rows), unit="images"))
-            parts.append(views)
         return Views(torch.cat([part.images for part in parts]), torch.cat([part.tiles for part in parts]))
+
+    def compute_own(self, on_tick: OnTick = ignore) -> None:
+        """Compute this rank's part of the features that are not there yet; then wait for the other ranks.
+
+        On one machine, or with a file system that the ranks share, no feature is computed twice.
+        """
+        if ranks.world_size() == 1:
+            return
+        turn = 0
+        for number in range(len(self.pool.shards)):
+            rows = Rows.of_shard(self.pool, number)
+            for chosen in _parts(len(rows)):
+                if turn % ranks.world_size() == ranks.rank():
+                    self._part(rows, number, chosen, on_tick)
+                turn += 1
+        ranks.any_rank(False, next(self.reader.frozen.parameters()).device)
+
+    def _part(self, rows: Rows, number: int, chosen: range, on_tick: OnTick) -> Views:
+        shard = self.pool.shards[number]
+        path, digest = self._location(shard, chosen.start), self.pool.digest(shard)
+        views = _stored(path, digest)
+        if views is None:
+            views = self._computed(rows, chosen, on_tick)
+            _write(path, digest, views)
+        return views
 
     def _computed(self, rows: Rows, chosen: range, on_tick: OnTick) -> Views:
         keys, start = rows.key[chosen.start : chosen.stop].tolist(), chosen.start
@@ -182,20 +221,27 @@ class FeatureStore:
 
     def shards(self, on_tick: OnTick = ignore) -> Iterator[tuple[int, Views]]:
         """Number and features of every shard, one at a time; says how long it will take as soon as it can tell."""
-        before, started, told = 0, time.monotonic(), False
+        before, started, wait = 0, time.monotonic(), Wait(self._missing())
 
         def on_shard(tick: Tick) -> None:
-            nonlocal told
-            done, total, info = before + tick.done, self.pool.num_images, ""
-            taken = time.monotonic() - started
-            if not told and taken > 5 and 0 < done < total:
-                minutes, told = taken / done * total / 60, True
-                info = f"Reading {total} images takes about {max(1, round(minutes))} min, once for each pool."
-            on_tick(Tick(done=done, total=total, unit="images", info=info))
+            done = before + tick.done
+            info = wait.sentence(done, time.monotonic() - started)
+            on_tick(Tick(done=done, total=self.pool.num_images, unit="images", info=info))
 
         for number, count in enumerate(self.pool.counts):
             yield number, self.shard(number, on_shard)
             before += count
+
+    def _missing(self) -> list[range]:
+        """Rows of the pool whose features have no file yet."""
+        stored = set(locations.names(self.pool.root / FOLDER / self.reader.digest))
+        missing, before = [], 0
+        for shard, count in zip(self.pool.shards, self.pool.counts, strict=True):
+            for part in _parts(count):
+                if self._location(shard, part.start).name not in stored:
+                    missing.append(range(before + part.start, before + part.stop))
+            before += count
+        return missing
 
     def _location(self, shard: str, start: int) -> Location:
         return self.pool.root / FOLDER / self.reader.digest / f"{shard}-{start:06d}.safetensors"
@@ -204,6 +250,11 @@ class FeatureStore:
         width = sum(self.reader.widths.values()) + 1
         images = torch.empty((0, 1 + 2 * self.reader.num_views, self.reader.frozen.num_pooled), dtype=torch.float16)
         return Views(images, torch.empty((0, width), dtype=torch.float16))
+
+
+def _parts(num_rows: int) -> Iterator[range]:
+    for start in range(0, num_rows, PART):
+        yield range(start, min(start + PART, num_rows))
 
 
 def _stored(path: Location, digest: str) -> Views | None:

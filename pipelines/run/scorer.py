@@ -39,6 +39,7 @@ class Scorer:
 
     def __init__(self, trained: model.Model, device: torch.device, thresholds: verdicts.Thresholds) -> None:
         self.model, self.thresholds, self.device = trained, thresholds, device
+        devices.keep_freed_memory(device)
         self._threads = ThreadPoolExecutor(max(2, torch.get_num_threads()))
 
     @classmethod

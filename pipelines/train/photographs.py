@@ -85,7 +85,9 @@ def prepare(config: TrainConfig, data: Data, reader: FeatureReader, device: torc
     else:
         of_files = labeled.read(config.labeled, files)
         labeled_set = marked.join(data.pool, of_files, config.run, files).examples
-    of_rows = _gather(FeatureStore(data.pool, reader), training.rows, on_tick, with_views=is_frozen)
+    store = FeatureStore(data.pool, reader)
+    store.compute_own(on_tick)
+    of_rows = _gather(store, training.rows, on_tick, with_views=is_frozen)
     if devices.is_first():
         outside.store(config.run, columns, trained=True)
     sha256 = training.rows.columns(["sha256"])["sha256"].to_pylist() if columns.values else []

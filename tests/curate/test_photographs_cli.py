@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipelines.images.photo import PhotoDecoder
 from pipelines.pool.manifest import Pool
 from pipelines.run.evaluation import auroc
 from pipelines.run.scorer import Scorer
 from pipelines.run.scores import ScoredPool
-from tests import photographs
+from tests import photographs, warm
 from tests.warm import Process, answer
 
 pytestmark = pytest.mark.slow
@@ -105,6 +106,19 @@ def test_a_second_training_computes_no_features_of_the_pool(home: Path) -> None:
     for name in ("detector", "frozen"):  # nothing in them is drawn
         one, other = ((home / folder / "model" / f"{name}.safetensors").read_bytes() for folder in ("run", "again"))
         assert one == other
+
+
+def test_two_ranks_share_the_reading_and_come_to_the_same_panel(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "pool", tmp_path / "pool", ignore=shutil.ignore_patterns("features"))
+    train = ("-m", "curate", "train", "--labeled", str(home / "seed"), *SMALL, "--json")
+    done = warm.ranks(train, 2, tmp_path, TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = stored(tmp_path), stored(home)
+    assert [path.name for path in ours] == [path.name for path in theirs] and len(ours) == 2
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(ours, theirs, strict=True))
+    panel, alone = (load_file(at / "run" / "model" / "detector.safetensors") for at in (tmp_path, home))
+    for name, value in alone.items():
+        torch.testing.assert_close(panel[name], value)
 
 
 def test_an_image_has_the_same_score_wherever_it_lies(home: Path) -> None:

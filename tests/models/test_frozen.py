@@ -81,6 +81,7 @@ def test_an_image_has_the_same_features_alone_and_in_a_batch(name: str, size: in
         torch.testing.assert_close(alone.low[0], together.low[i], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(alone.pooled[0], together.pooled[i], rtol=1e-3, atol=1e-4)
     assert torch.equal(again.low, together.low) and torch.equal(again.pooled, together.pooled)
+    assert torch.equal(frozen.low(batch), together.low)
     assert together.low.shape == (4, frozen.num_low) and together.pooled.shape == (4, frozen.num_pooled)
     assert not torch.allclose(together.low[0], together.low[1])
 

@@ -14,7 +14,7 @@ from models.frozen import Frozen
 from pipelines import ingest
 from pipelines.errors import CorruptShard
 from pipelines.images.views import Views
-from pipelines.pool.features import FeatureReader, FeatureStore, FileStore
+from pipelines.pool.features import FeatureReader, FeatureStore, FileStore, Wait
 from pipelines.pool.manifest import Pool
 from pipelines.progress import Tick
 from tests import photographs
@@ -79,6 +79,15 @@ def test_what_was_read_once_is_not_read_again(pool: Pool, reader: FeatureReader)
         assert views.tiles.shape[1] == sum(reader.widths.values()) + 1
         assert views.images.isfinite().all() and views.tiles.isfinite().all()
     assert_equal(read(FeatureStore(pool, refusing(reader))), first)
+
+
+def test_the_wait_is_told_once_for_the_images_that_are_missing() -> None:
+    wait = Wait([range(500, 1000), range(1000, 1200)])
+    assert wait.sentence(400, 60.0) == ""  # these were stored
+    assert wait.sentence(600, 4.0) == ""
+    assert wait.sentence(570, 60.0) == "Reading 700 images takes about 10 min, once for each pool."
+    assert wait.sentence(600, 60.0) == ""
+    assert Wait([]).sentence(10, 60.0) == Wait([range(10)]).sentence(10, 60.0) == ""
 
 
 def test_other_tiles_or_views_are_other_features(pool: Pool, reader: FeatureReader) -> None:

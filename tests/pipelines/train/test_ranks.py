@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,10 +18,10 @@ from pipelines.errors import BadInput
 from pipelines.report.history import toml
 from pipelines.storage import locks
 from pipelines.train import TrainConfig
+from tests import warm
 from tests.conftest import World
 from tests.pipelines.train import runs
 from tests.pipelines.train.runs import metrics
-from tests.warm import Process
 
 # fp32 and small steps: sums in another order are not equal to the bit, and training makes such differences grow.
 SETTINGS: dict[str, Any] = {
@@ -54,20 +53,7 @@ def torchrun(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[s
 
 def forks(settings: TrainConfig, count: int) -> subprocess.CompletedProcess[str]:
     """Start the same processes as forks: torchrun starts three fresh interpreters."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        Process(command(settings), settings.run.parent, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
-    done = [rank.wait(300) for rank in ranks]
-    return subprocess.CompletedProcess(
-        command(settings),
-        max((rank.returncode for rank in done), key=abs),
-        "".join(rank.stdout for rank in done),
-        "".join(rank.stderr for rank in done),
-    )
+    return warm.ranks(command(settings), count, settings.run.parent)
 
 
 @pytest.mark.parametrize(("detector_init", "start"), [("features", torchrun), ("random", forks)])
