@@ -233,7 +233,7 @@ def test_a_page_that_cannot_be_written_is_said_in_a_sentence(pool: Path, run: Pa
 def test_an_image_is_found_by_its_name_in_the_crawl(pool: Path, run: Path) -> None:
     rows = Pool.open(pool).rows("00000").to_pylist()
     for name in (rows[3]["member"], rows[3]["crawl_key"]):
-        (found,) = look(pool, run, name).inspections
+        (found,) = look(pool, run, name)
         if name in {row["key"] for row in rows}:
             assert found.query.key == name  # a key of the pool comes first
         else:
