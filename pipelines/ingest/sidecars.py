@@ -47,7 +47,9 @@ def beside(found: list[tuple[str, str, bytes]]) -> dict[str, bytes]:
     A kohya `.caption` is the image's `.txt` if it has no other.
     """
     taken: dict[str, bytes] = {}
-    for name, suffix, content in sorted(found, key=lambda sidecar: len(sidecar[0])) if len(found) > 1 else found:
+    if len({suffix for _, suffix, _ in found}) < len(found):
+        found = sorted(found, key=lambda sidecar: len(sidecar[0]))
+    for name, suffix, content in found:
         if suffix in taken:  # photo.txt and photo.jpg.txt
             suffix = name.partition(".")[2].lower()
         if suffix in taken:
