@@ -16,7 +16,7 @@ from pipelines.ingest import IngestConfig
 @options(
     IngestConfig,
     groups={
-        "Data": ("pool", "shard_size"),
+        "Data": ("pool", "shard_size", "image_column", "caption_column"),
         "Limits": ("min_side", "max_pixels"),
         "Machine": ("jobs", "engine", "ray_address"),
     },
@@ -55,6 +55,7 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
         "read": summary.read,
         "kept": summary.kept,
         "rejected": summary.read - summary.kept,
+        "in the pool already": summary.again,
         "shards added": summary.shards,
         "shards ingested before": summary.skipped,
         "images in the pool": summary.images,

@@ -31,7 +31,7 @@ def inspect(
     queries: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY|IMAGE",
+            metavar="KEY|IMAGE|NAME",
             help=InspectConfig.model_fields["queries"].description,
             show_default=False,
         ),
@@ -59,7 +59,7 @@ def inspect(
 
     Neighbors are the images of the pool that the model finds most similar.
     """
-    asked = {"KEY|IMAGE": bool(queries), "--disagreement": disagreement, "--near-duplicates": near_duplicates}
+    asked = {"KEY|IMAGE|NAME": bool(queries), "--disagreement": disagreement, "--near-duplicates": near_duplicates}
     if sum(asked.values()) != 1:
         raise typer.BadParameter(f"give one of {', '.join(asked)}.")
     applies = {
@@ -198,10 +198,16 @@ def show(inspection: "Inspection") -> None:
         agree = count - inspection.other_label
         facts["label"] = f"{query.pseudo_label}: {query.confidence:.3f} confident; {agree} of {count} neighbors agree"
     facts["declares"] = query.declared or "nothing"
+    facts |= {_CRAWL.get(name, name): value for name, value in query.crawl.items()}
     if query.marked:
         facts["marked"] = query.marked
     console.facts(query.name, facts)
     console.table(f"Nearest neighbors of {query.name}", _rows(inspection.neighbors))
+
+
+_CRAWL = {
+    "crawl_key": "name in the crawl", "original_width": "original width", "original_height": "original height",
+}  # fmt: skip
 
 
 def _verdict(item: "Item") -> str:

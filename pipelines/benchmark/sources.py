@@ -30,7 +30,7 @@ from pipelines.images.appearance import as_seen
 from pipelines.images.check import foreign_images
 from pipelines.images.encode import encode
 from pipelines.images.rejects import Reject
-from pipelines.ingest.sources import image_column
+from pipelines.ingest.columns import image_columns
 from pipelines.pool.labeled_files import SUFFIXES
 from pipelines.storage.shards import read_spans
 from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
@@ -223,7 +223,7 @@ def _read_parquet(file: Path) -> tuple[pa.ChunkedArray, list[str]]:
     """Image bytes (N,) and class names (N,) of one parquet file."""
     try:
         schema = pq.read_schema(file)
-        image = image_column(schema)
+        image = next(iter(image_columns(schema)), None)
         label = next((name for name in CLASS_COLUMNS if name in schema.names), None)
         if image is None:
             raise BadInput(f"{file} has no column of image bytes, only {', '.join(schema.names)}. Add one.")

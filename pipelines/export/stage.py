@@ -79,7 +79,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
     with (
         folder.opened(config.out) as work,
         closing(
-            Where("true" if config.where is None else config.where, rows.schema, rows.empty, rows.why_empty)
+            Where("true" if config.where is None else config.where, rows.schema, rows.empty, rows.why_empty, rows.pool)
         ) as where,
     ):
         chosen = selection.prepare(rows, config, where, on_tick)

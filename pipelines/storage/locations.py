@@ -16,6 +16,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, BinaryIO, TypeAlias
+from urllib.parse import unquote
 
 import fsspec
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
@@ -27,6 +28,7 @@ Location: TypeAlias = Path | UPath
 Range: TypeAlias = tuple[Location, int, int]  # file, offset, number of bytes
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # one slash, because a Path merges two into one
+_EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}  # of curate, by the scheme that needs it
 _BUFFER_BYTES = 1 << 20
 _FETCHED_BYTES = 64 << 20  # in memory at once
 _MAX_GAP = 64 << 10  # bytes between two ranges that are cheaper to read than a second request
@@ -52,9 +54,11 @@ def locate(text: str | Path | UPath) -> Location:
 
 def without_file_scheme(source: str) -> str:
     """Turn a file:// URL into a path, for which no driver is needed; return anything else unchanged."""
-    if source.startswith(("file://", "local://")):
-        return str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
-    return source
+    if not source.startswith(("file://", "local://")):
+        return source
+    path = str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
+    plain = unquote(path)  # my%20photos, as `Path.as_uri` writes it, unless that is what the folder is called
+    return path if os.path.lexists(path) and not os.path.lexists(plain) else plain
 
 
 def _local(path: Path) -> Path:
@@ -103,7 +107,8 @@ def explained(where: object) -> Iterator[None]:
 
 def driver_hint(error: Exception, where: object) -> str:
     """Addition to a message about `where`: which extra to install if its driver is missing, else nothing."""
-    return "; install curate[s3]" if isinstance(error, ImportError) and str(where).startswith("s3:") else ""
+    extra = _EXTRAS.get(str(where).partition(":")[0].lower())
+    return f"; pip install 'curate[{extra}]'" if isinstance(error, ImportError) and extra else ""
 
 
 # Reading
