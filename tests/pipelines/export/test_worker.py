@@ -49,7 +49,7 @@ def test_sidecars_of_every_kind_are_carried_and_our_class_replaces_none(tmp_path
     assert sample["jpg"] == PICTURE
     assert sample["cls"].decode() in "01234"
     assert sample["crawl.cls"] == b"7"
-    assert sample["caption"] == b"hi"
+    assert sample["txt"] == b"hi"  # of the same file as a caption of kohya
     assert json.loads(sample["json"])["crawl"] == [3]
 
 
