@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # With what they need themselves. Images of PyTorch for data science hold these; `--there` says otherwise.
 THERE = (
     "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "pytest", "safetensors", "huggingface-hub", "fsspec",
-    "jinja2", "rich", "typer", "typing-extensions",
+    "jinja2", "rich", "typer",
 )  # fmt: skip
 NOT_USED = ("duckdb", "faiss-cpu", "starlette", "uvicorn", "webdataset")  # by export, review and index alone
 GLIBC = (5, 12, 17, 24, 27, 28, 31, 34, 35, 39)  # 2.N, of the tags of wheels
