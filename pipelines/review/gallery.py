@@ -329,7 +329,7 @@ class Gallery:
         return np.asarray(np.argsort(by, kind="stable"), dtype=np.int32)
 
     def _suggested(self) -> Rows:
-        doubt = order.uncertainty(self.prob, self.threshold) if self.has_detector else 1 - self.confidence
+        doubt = order.uncertainty(self.prob, self.scored.real_below) if self.has_detector else 1 - self.confidence
         if self.neighborhood is not None:
             doubt = doubt + np.float32(order.DISAGREEMENT) * self.neighborhood.other_label
         groups = order.clusters(lambda: (self.scored.embeddings(shard) for shard in self.scored.shards), len(self))

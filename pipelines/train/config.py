@@ -101,7 +101,7 @@ class TrainConfig(BaseModel):
     validation: Path | None = Field(default=None, description="Labeled images that measure accuracy during training.")
     truth: Path | None = Field(default=None, description="Known truth to report against; only controls train on it.")
     known_synthetic: Path | None = Field(
-        default=None, description="Folder of images that are known to be synthetic; a few dozen help the panel much."
+        default=None, description="Folder of images that are known to be synthetic; a few dozen help the panel much, those of many generators most."
     )
     ignore_declared: bool = Field(
         default=False, description="Learn nothing from what image files declare about their origin."

@@ -145,7 +145,7 @@ def run(images: ImageSet, setting: Setting, seed: int) -> dict[str, float]:
 
     panel, judged = judged_by_panel()
     if setting.marks:
-        doubt = order.uncertainty((judged.scores - panel.threshold).sigmoid().numpy(), verdicts.SYNTHETIC_FROM)
+        doubt = order.uncertainty((judged.scores - panel.threshold).sigmoid().numpy(), judged.unsure_from)
         embeddings = images.embeddings[pool]
         for row in order.order(doubt, order.clusters(lambda: [embeddings], len(pool)))[: setting.marks].tolist():
             real[row], synthetic[row] = float(not truth[row]), float(truth[row])
