@@ -53,6 +53,7 @@ from models.rsmatch import DETECTOR_SETTLES, RSMatch
 NUM_RANDOM_IMAGES = 10_000
 LINUX_RESET = Path("/proc/self/clear_refs")  # "5" resets the peak of the process's memory
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # of a CPU, that decide how fast it trains
+CAPABILITIES = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # of newer versions
 PROFILED_STEPS = 5
 PROFILED_ROWS = 30
 
@@ -312,16 +313,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     """What `precision = "auto"` of `curate train` asks; that module needs more than this one may."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return bool(CAPABILITIES.get("amx_bf16") or CAPABILITIES.get("avx512_bf16"))
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    capabilities = torch.cpu.get_capabilities()
     machine: dict[str, Any] = {} if device.type == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
     return machine | {
-        "cpu": capabilities["cpu_name"],
-        "features": " ".join(name for name in FEATURES if capabilities.get(name)),
+        "cpu": CAPABILITIES.get("cpu_name"),
+        "features": " ".join(name for name in FEATURES if CAPABILITIES.get(name)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
