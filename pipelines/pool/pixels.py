@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.images.check import foreign_images
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick
@@ -41,18 +42,18 @@ class InMemory:
     """All pixels as uint8 on the training device."""
 
     def __init__(self, views: Views) -> None:
-        self._views = views
+        self.views = views
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self.views)
 
     def tiles(self, rows: Tensor) -> Tensor:
-        return self._views.tiles.index_select(0, rows)
+        return self.views.tiles.index_select(0, rows)
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
         for rows in batches:
-            on_device = rows.to(self._views.images.device, non_blocking=True)
-            yield self._views.map(partial(torch.index_select, dim=0, index=on_device))
+            on_device = rows.to(self.views.images.device, non_blocking=True)
+            yield self.views.map(partial(torch.index_select, dim=0, index=on_device))
 
 
 class Streamed:
@@ -75,6 +76,7 @@ class Streamed:
         numbers = rows.tolist()
         return self._decoder.batch([str(self._rows.key[i]) for i in numbers], self._rows.read(numbers), self._decoding)
 
+    @foreign_images()
     def tiles(self, rows: Tensor) -> Tensor:
         numbers = rows.tolist()
         keys = [str(self._rows.key[i]) for i in numbers]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import BadInput
-from pipelines.pool.manifest import shard_of
+from pipelines.pool.manifest import CRAWL_COLUMNS, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.review import order
 from pipelines.run import marks
@@ -39,7 +39,7 @@ _VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "skip")
 _NONE = -1
 
 Rows = npt.NDArray[np.int32]
-Order = Literal["suggested", "synthetic", "real", "threshold", "other_label", "other_verdict", "pool"]
+Order = Literal["suggested", "labels", "synthetic", "real", "threshold", "other_label", "other_verdict", "pool"]
 
 
 class Filter(BaseModel):
@@ -279,12 +279,19 @@ class Gallery:
             **self.describe(row),
             "outside": {name: facts.pop(name) for name in outside},
             **facts,
+            "crawl": self._crawl(shard, in_shard),
             "probs": [{"label": name, "prob": round(prob, 4)} for prob, name in best],
             "neighbors": [
                 {**self.describe(other), "distance": round(distance or 0.0, 4)}
                 for other, distance in [pair for pair in others if pair[0] != row][:neighbors]
             ],
         }
+
+    def _crawl(self, shard: str, row: int) -> dict[str, Any]:
+        """What the crawl says of an image, by column of the manifest."""
+        pool = self.scored.pool
+        (said,) = pool.rows(shard, [*CRAWL_COLUMNS, *pool.facts.names]).slice(row, 1).to_pylist()
+        return {name: value for name, value in said.items() if value is not None}
 
     def _passed(self, wanted: Filter) -> npt.NDArray[np.bool_]:
         """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""
@@ -314,6 +321,8 @@ class Gallery:
         match name:
             case "suggested":
                 return self._suggested()
+            case "labels" if self.classes:
+                return self._to_label()
             case "synthetic":
                 by = -self.prob
             case "real":
@@ -327,6 +336,14 @@ class Gallery:
             case _:
                 by = np.zeros(len(self), dtype=np.float32)
         return np.asarray(np.argsort(by, kind="stable"), dtype=np.int32)
+
+    def _to_label(self) -> Rows:
+        """Images whose label helps most; those that are called synthetic, which are not labeled, come last."""
+        shards = self.scored.shards
+        probs = (np.stack(self.scored.rows(shard, ["probs"])["probs"].to_numpy()) for shard in shards)
+        doubt = np.concatenate([order.margin_doubt(each) for each in probs])
+        rows = order.to_label(doubt, lambda: (self.scored.embeddings(shard) for shard in shards))
+        return np.concatenate((rows[~self.synthetic[rows]], rows[self.synthetic[rows]]))
 
     def _suggested(self) -> Rows:
         doubt = order.uncertainty(self.prob, self.scored.real_below) if self.has_detector else 1 - self.confidence

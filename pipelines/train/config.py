@@ -13,6 +13,7 @@ from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
     from pipelines.images.views import Decoder
+    from pipelines.run.labels import Labels
     from pipelines.run.quality import Quality
 
 
@@ -93,15 +94,16 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labeled: Path = Field(
-        description="Real images: a folder per class, or a CSV or parquet file of path and label. Without classes the "
-        "detector alone is trained."
+        description="Real images: a folder per class, a CSV or parquet file of path and label, or a parquet file of "
+        "the images. Without classes the detector alone is trained."
     )
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run("Folder to write the model to.")
     validation: Path | None = Field(default=None, description="Labeled images that measure accuracy during training.")
     truth: Path | None = Field(default=None, description="Known truth to report against; only controls train on it.")
     known_synthetic: Path | None = Field(
-        default=None, description="Folder of images that are known to be synthetic; a few dozen help the panel much, those of many generators most."
+        default=None,
+        description="Folder of images that are known to be synthetic; a few dozen help, of many generators.",
     )
     ignore_declared: bool = Field(
         default=False, description="Learn nothing from what image files declare about their origin."
@@ -144,9 +146,12 @@ class TrainConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, by key: the settings that change the numbers."""
+        """What a checkpoint must agree with, by key: the settings that change the numbers.
+
+        Pool and labeled set are not among them, because they may be moved; see `pipelines.train.data.Data.identity`.
+        """
         free_of_machine = {"checkpoint_every", "device", "memory", "evaluate_every"}
-        free: dict[str, Any] = {"resume": True, "run": True, "validation": True, "truth": True}
+        free: dict[str, Any] = dict.fromkeys(("labeled", "pool", "resume", "run", "validation", "truth"), True)
         return self.model_dump(mode="json", exclude=free | {"machine": free_of_machine})
 
 
@@ -164,6 +169,7 @@ class Summary:
     estimated_share: float | None  # of the pool that is synthetic; None without a bootstrapped detector
     estimated_interval: tuple[float, float] | None  # 95 % confidence
     quality: "Quality | None"  # of the detector, and the bounds of the share; None without a detector
+    labels: "Labels | None"  # how often they are right; None without classes, and where too few are held out
     waiting_share: float  # of the steps' time, spent waiting for images to be read and decoded
     resumed_at: int
     metrics: dict[str, Any]  # the last ones

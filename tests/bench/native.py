@@ -31,7 +31,7 @@ from pipelines.ingest import IngestConfig
 from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
 from pipelines.review import order
-from pipelines.run import evaluation, verdicts, weights
+from pipelines.run import evaluation, weights
 from pipelines.train.photographs import DECLARED_CAMERA, DECLARED_SYNTHETIC, Evidence, Judged, judge
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
