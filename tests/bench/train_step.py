@@ -117,7 +117,7 @@ def ours(
         network.to(device).to(memory_format=torch.channels_last)
     method = methods.build(recipe, controls, classifier, detector, autocast, num_images=len(data.images))
     if compiled != "off":
-        how = {"cuda-graphs": {"mode": "reduce-overhead"}, "traced": {"backend": "aot_eager"}}
+        how = {"cuda-graphs": {"mode": "reduce-overhead"}, "traced": {"backend": "eager"}}
         for network in (classifier, detector):
             network.compile(**how.get(compiled, {}))
     if compiled == "traced":
