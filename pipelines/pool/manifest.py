@@ -14,11 +14,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from upath import UPath
 
 from pipelines.errors import CorruptShard, MissingArtifact, why
 from pipelines.storage import locations
@@ -153,7 +153,7 @@ def _parsed(path: Location, content: bytes) -> dict[str, Any]:
 def read_parquet(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a parquet file of ours. CorruptShard if it is missing or truncated."""
     try:
-        file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
+        file = path if isinstance(path, Path) else pa.BufferReader(locations.read(path))
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
     except FileNotFoundError:
         raise CorruptShard(f"{path} is missing, although its shard has a done file. Make the shard again.") from None
