@@ -51,10 +51,9 @@ def measure(pool: Pool, rows: pa.Table, scorer: "Scorer", on_tick: OnTick) -> tu
                 with Image.open(io.BytesIO(content)) as opened:
                     pictures.append(upright(opened).convert("RGB"))
         for name, change in changes.items():
-            scores = scorer.score([change(picture) for picture in pictures])
-            assert scores.prob_synthetic is not None and scores.synthetic is not None
-            flips[name] += int((scores.synthetic != verdict[part]).sum())
-            moves[name] += float(np.abs(scores.prob_synthetic - probs[part]).sum())
+            changed = scorer.prob_synthetic([change(picture) for picture in pictures])
+            flips[name] += int(((changed >= scorer.thresholds.synthetic_from) != verdict[part]).sum())
+            moves[name] += float(np.abs(changed - probs[part]).sum())
         done += len(pictures)
         on_tick(Tick(done=done, total=rows.num_rows, unit="images changed"))
     return tuple(
