@@ -4,6 +4,7 @@ import signal
 import sys
 import traceback
 from importlib import import_module
+from io import TextIOWrapper
 from threading import Event
 from types import FrameType
 from typing import Annotated, Any
@@ -77,6 +78,8 @@ _INTERRUPTED = "Interrupted. Run the same command again to resume."
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 an error of the user, 2 usage, 130 interrupted, 70 a bug."""
     interrupted = Event()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names can be any bytes
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupted.set()

@@ -90,4 +90,4 @@ def train(
     console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts | summary.metrics)
     for statement in summary.quality.statements if summary.quality else ():
         console.note(statement)
-    console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")
+    console.note(f"Next: {console.command('score', pool=settings.pool, run=settings.run)}")

@@ -2,14 +2,18 @@
 
 A *witness* is a group of features of an image (`models.witnesses`) with a linear score. It is fitted to the labeled
 real images on one side and the pool on the other (positive-unlabeled learning): where part of the pool is synthetic,
-the direction in which the pool differs from the real images is that of the synthetic ones. No witness is strong. Their
-errors differ, so their sum ranks far better than the best of them (docs/benchmarks.md).
+the direction in which the pool differs from the real images is that of the synthetic ones. Where some synthetic images
+are known, each witness has a second score, fitted to them instead of the pool. No score is strong. Their errors differ,
+so their sum ranks far better than the best of them (docs/benchmarks.md).
+
+Scores vote by how well they separate the pool from the real images, whatever they were fitted to. So known images of
+the generators that the pool is of count much, and those of others, which mislead, count little.
 
 Every score is cross-fitted: an image belongs to one of `FOLDS` folds by the digest of its file, and is scored by models
 that have seen no image of its fold. So the scores of the labeled images are those of unseen real images, an image
 has the same score wherever it lies, and comparing pool and labeled images says how well the panel separates.
 
-Shape suffixes: M images, F features, K folds, W witnesses.
+Shape suffixes: M images, F features, K folds, W scores: of all witnesses by the pool, then by known images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +26,8 @@ from models.estimates import excess
 from models.residual import FAR
 
 FOLDS = 5
-KNOWN = 0.85  # weight of many known synthetic images against the pool
-FEW_KNOWN = 10.0  # known synthetic images that have half of this weight
-LEAST_SEPARATION = 0.01  # of a witness, above chance: none is left out altogether
-POWER = 2.0  # of the separation in a witness's vote
+LEAST_SEPARATION = 0.01  # of a score, above chance: none is left out altogether
+POWER = 2.0  # of the separation in a vote
 WIDE = 1_000  # features from which a witness takes the penalty of wide ones
 PENALTY, WIDE_PENALTY = 0.3, 10.0  # ridge, in units of the standardized features' variance
 
@@ -38,7 +40,7 @@ def fold_of(sha256: Sequence[str]) -> Tensor:
 class Examples(NamedTuple):
     """What M images teach the panel.
 
-    An image of the pool is evidence of the synthetic side, since nobody knows what it is. Known images weigh more.
+    An image of the pool that nobody knows to be real is evidence of the synthetic side.
     """
 
     pool: Tensor  # (M,) bool, images of the pool
@@ -48,7 +50,7 @@ class Examples(NamedTuple):
 
 
 class Panel(nn.Module):
-    """Linear scores of W witnesses in K folds, and their votes; all state is in buffers.
+    """Linear scores of witnesses in K folds, and their votes; all state is in buffers.
 
     The sum is standardized: over the pool that it was fitted to, its mean is 0 and its standard deviation 1. Images
     come as the features of all witnesses side by side and, last, their fold: (M, F + 1), as `pipelines.pool.features`
@@ -56,18 +58,19 @@ class Panel(nn.Module):
     """
 
     threshold: Tensor  # 0-d, of the standardized sum; a logit of 0
-    votes: Tensor  # (K, W) float64, in the order of `widths`, from images of other folds
+    votes: Tensor  # (K, W) float64, from images of other folds
     moments: Tensor  # (K, 2) mean and standard deviation of the sum over the pool
 
     def __init__(self, widths: Mapping[str, int]) -> None:
         """Build an unfitted panel of witnesses, given by name and number of features F."""
         super().__init__()
         self.widths = dict(widths)
-        for name, width in self.widths.items():
+        self._names = [*self.widths, *(f"{name}_by_known" for name in self.widths)]
+        for name, width in zip(self._names, 2 * list(self.widths.values()), strict=True):
             for part, value in (("mean", 0.0), ("std", 1.0), ("weight", 0.0)):
                 self.register_buffer(f"{name}_{part}", torch.full((FOLDS, width), value, dtype=torch.float64))
             self.register_buffer(f"{name}_moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
-        self.register_buffer("votes", torch.ones(FOLDS, len(self.widths), dtype=torch.float64))
+        self.register_buffer("votes", torch.ones(FOLDS, len(self._names), dtype=torch.float64))
         self.register_buffer("threshold", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("moments", torch.tensor([[0.0, 1.0]] * FOLDS, dtype=torch.float64))
 
@@ -83,11 +86,16 @@ class Panel(nn.Module):
         return standardized.float()
 
     def alone(self, packed_MF: Tensor) -> Tensor:
-        """Scores (M, W) float64 of each witness, standardized over the pool."""
+        """Each score (M, W) float64, standardized over the pool; 0 for those by known images where there are none."""
         fold_M = packed_MF[:, -1].long()
-        parts = torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1)
-        scored = [self._score(name, part, fold_M) for name, part in zip(self.widths, parts, strict=True)]
+        scored = [
+            self._score(name, part, fold_M) for name, part in zip(self._names, self._parts(packed_MF), strict=True)
+        ]
         return torch.stack(scored, dim=1)
+
+    def _parts(self, packed_MF: Tensor) -> list[Tensor]:
+        """The features (M, F) of each score."""
+        return 2 * list(torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1))
 
     def _score(self, name: str, features_MF: Tensor, fold_M: Tensor) -> Tensor:
         scores_M = torch.zeros(len(features_MF), dtype=torch.float64, device=features_MF.device)
@@ -98,11 +106,14 @@ class Panel(nn.Module):
         return scores_M
 
     def fit(self, packed_MF: Tensor, examples: Examples) -> None:
-        """Fit all witnesses and their votes."""
-        fold_M = packed_MF[:, -1].long()
-        parts = torch.split(packed_MF[:, :-1], list(self.widths.values()), dim=1)
-        for name, part in zip(self.widths, parts, strict=True):
-            self._fit_witness(name, part, fold_M, examples)
+        """Fit all scores and their votes."""
+        fold_M, num_witnesses = packed_MF[:, -1].long(), len(self.widths)
+        pool_M, known_M = examples.pool.double() * (examples.real == 0), examples.synthetic
+        sides = num_witnesses * [pool_M if pool_M.any() else examples.pool.double()] + num_witnesses * [known_M]
+        has_known = bool(known_M.any())
+        for name, part, synthetic_M in zip(self._names, self._parts(packed_MF), sides, strict=True):
+            if synthetic_M is not known_M or has_known:
+                self._fit_score(name, part, fold_M, examples, synthetic_M)
         scores_MW = self.alone(packed_MF)
         for k in range(FOLDS):
             # Not by images that will be scored with them: the panel would seem to separate better than it does.
@@ -111,9 +122,11 @@ class Panel(nn.Module):
             of_pool = scores_MW[examples.pool] @ self.votes[k]
             self.moments[k] = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
 
-    def _fit_witness(self, name: str, features_MF: Tensor, fold_M: Tensor, examples: Examples) -> None:
+    def _fit_score(
+        self, name: str, features_MF: Tensor, fold_M: Tensor, examples: Examples, synthetic_M: Tensor
+    ) -> None:
         penalty = WIDE_PENALTY if features_MF.shape[1] >= WIDE else PENALTY
-        real_M, synthetic_M = _sides(examples)
+        real_M, synthetic_M = (side / (2 * side.sum()) for side in (examples.real, synthetic_M))
         buffers = [self.get_buffer(f"{name}_{part}") for part in ("mean", "std", "weight", "moments")]
         for k in range(FOLDS):
             others = (fold_M != k).double()
@@ -125,18 +138,6 @@ class Panel(nn.Module):
             moments = torch.stack((of_pool.mean(), of_pool.std(correction=0).clamp(min=1e-9)))
             for buffer, value in zip(buffers, (*fitted, moments), strict=True):
                 buffer[k].copy_(value)
-
-
-def _sides(examples: Examples) -> tuple[Tensor, Tensor]:
-    """Weights (M,) as real and as synthetic example; each side sums to one half."""
-    known = examples.synthetic.sum()
-    share = KNOWN * known / (known + FEW_KNOWN)
-    # Images that are known to be something are no longer evidence as a part of the pool.
-    unknown_M = examples.pool.double() * (examples.synthetic == 0) * (examples.real == 0)
-    if not unknown_M.any():
-        unknown_M = examples.pool.double()
-    synthetic_M = (1 - share) * unknown_M / unknown_M.sum() + share * examples.synthetic / known.clamp(min=1e-9)
-    return examples.real / (2 * examples.real.sum()), synthetic_M / (2 * synthetic_M.sum())
 
 
 def _ridge(features_MF: Tensor, real_M: Tensor, synthetic_M: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,19 +171,10 @@ def _standardized(features_MF: Tensor, mean_F: Tensor, std_F: Tensor) -> Tensor:
 
 
 def _separations(scores_MW: Tensor, examples: Examples, counted_M: Tensor) -> Tensor:
-    """How far (W,) the pool lies above unseen labeled images, and known synthetic images do where there are some.
-
-    Only images of `counted_M` count. Known synthetic images are few and of few generators, but nothing dilutes them. So
-    both count, these by how many.
-    """
+    """How far (W,) the pool lies above unseen labeled images, by the images of `counted_M`."""
     labeled, pool = examples.labeled & counted_M, examples.pool & counted_M
-    known = (examples.synthetic > 0) & counted_M
     found = torch.zeros(scores_MW.shape[1], dtype=torch.float64, device=scores_MW.device)
-    if not labeled.any() or not pool.any():
-        return found
-    share = known.sum().item() / (known.sum().item() + FEW_KNOWN)
-    for w, scores_M in enumerate(scores_MW.T.contiguous()):
-        found[w] = (1 - share) * excess(scores_M[pool], scores_M[labeled])
-        if share:
-            found[w] += share * excess(scores_M[known], scores_M[labeled])
+    if labeled.any() and pool.any():
+        for w, scores_M in enumerate(scores_MW.T.contiguous()):
+            found[w] = excess(scores_M[pool], scores_M[labeled])
     return found

@@ -17,7 +17,10 @@ from pipelines.storage.atomic import sync, write_json
 from pipelines.storage.locations import Location
 
 _BEGUN = ".export.partial"  # in a store, as long as the export there is incomplete
-_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json|\.export\.partial")
+_OURS = re.compile(
+    r"\d+\.(tar|parquet)|\d+_stats\.json|(kept|dropped)\.parquet|uids\.npy|(run|croissant)\.json|classes\.txt|README\.md"
+    r"|\.export\.partial"
+)
 
 
 @contextmanager

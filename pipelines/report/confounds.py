@@ -15,11 +15,11 @@ In: a sample of a scored pool and the labeled set's files. Out: values, which `p
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipelines.pool.labeled_files import File
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.report import properties, stability
@@ -70,7 +70,7 @@ class Labeled:
 def audit(
     pool: Pool,
     sample: pa.Table,
-    labeled: Sequence[Path] | None,
+    labeled: Sequence[File] | None,
     scorer: "Scorer | None",
     on_tick: OnTick = ignore,
 ) -> Audit:
@@ -104,7 +104,7 @@ def audit(
     )
 
 
-def read_labeled(paths: Sequence[Path], scorer: "Scorer | None", on_tick: OnTick) -> Labeled:
+def read_labeled(paths: Sequence[File], scorer: "Scorer | None", on_tick: OnTick) -> Labeled:
     """Properties and scores of the labeled set's files; files that are no longer readable images are noted."""
     values = defaultdict[str, list[Any]](list)
     probs: list[float] = []

@@ -8,7 +8,9 @@ images are ranked by doubt, and similar images take turns, after Cluster-Margin 
     tiers      images by decreasing doubt, split into tiers of about ten times what a person marks in one session
     turns      within a tier first the most doubtful image of each group, then the second of each, and so on
 
-Uncertainty is that of the detector's verdict, which a mark corrects: 1 at its threshold and 0 where it is certain.
+Uncertainty is that of the detector, which a mark corrects: 1 where verdicts cease to be "real", so where the estimated
+share of the pool lies above, and 0 far from there. A panel calls fewer images synthetic, the proven share. Images at
+that threshold are nearly all synthetic; 50 marks around it teach the panel less than random ones (docs/log.md).
 Disagreement is the share of an image's nearest neighbors with another pseudo-label. If it is high, a label corrects the
 classifier, and a wrong pseudo-label would put the image into the wrong sub-queue of the detector. Neighbors with
 another verdict are a poor sign, because embeddings encode what an image shows, not how it was made: if they are used

@@ -123,6 +123,11 @@ class ScoredPool:
         return verdicts.load(self.run).synthetic_from
 
     @property
+    def real_below(self) -> float:
+        """Lowest probability at which the scores do not call an image real."""
+        return verdicts.load(self.run).real_below
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the model's outputs; empty without classes."""
         return tuple(self.model["classes"])

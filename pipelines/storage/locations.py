@@ -16,6 +16,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeAlias
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
 
@@ -30,6 +31,7 @@ else:  # importing upath, and fsspec with it, takes half as long as all else tha
 Range: TypeAlias = tuple[Location, int, int]  # file, offset, number of bytes
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # one slash, because a Path merges two into one
+_EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}  # of curate, by the scheme that needs it
 _BUFFER_BYTES = 1 << 20
 _FETCHED_BYTES = 64 << 20  # in memory at once
 _MAX_GAP = 64 << 10  # bytes between two ranges that are cheaper to read than a second request
@@ -44,7 +46,7 @@ def locate(text: "str | Path | UPath") -> Location:
     if isinstance(text, str | Path):
         path_or_url = without_file_scheme(str(text))
         if "://" not in path_or_url:
-            return Path(path_or_url)
+            return _in_utf8(Path(path_or_url))
     from upath import UPath
 
     if isinstance(text, UPath):
@@ -58,11 +60,13 @@ def locate(text: "str | Path | UPath") -> Location:
 
 def without_file_scheme(source: str) -> str:
     """Turn a file:// URL into a path, for which no driver is needed; return anything else unchanged."""
-    if source.startswith(("file://", "local://")):
-        import fsspec
+    if not source.startswith(("file://", "local://")):
+        return source
+    import fsspec
 
-        return str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
-    return source
+    path = str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
+    plain = unquote(path)  # my%20photos, as `Path.as_uri` writes it, unless that is what the folder is called
+    return path if os.path.lexists(path) and not os.path.lexists(plain) else plain
 
 
 def _local(path: Path) -> Path:
@@ -72,6 +76,19 @@ def _local(path: Path) -> Path:
             f"--run {url}: is not on a disk. A run must be on a local disk or a shared file system; only --pool, and "
             "--out of export, may be URLs."
         )
+    return _in_utf8(path)
+
+
+def _in_utf8(path: Path) -> Path:
+    """Raise BadInput for a folder that Arrow could not name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise BadInput(
+            f"{shown}: is not a name in UTF-8, or the locale is not. Rename the folder, name a link to it, "
+            "or set LC_ALL=C.UTF-8."
+        ) from None
     return path
 
 
@@ -98,7 +115,8 @@ def explained(where: object) -> Iterator[None]:
 
 def driver_hint(error: Exception, where: object) -> str:
     """Addition to a message about `where`: which extra to install if its driver is missing, else nothing."""
-    return "; install curate[s3]" if isinstance(error, ImportError) and str(where).startswith("s3:") else ""
+    extra = _EXTRAS.get(str(where).partition(":")[0].lower())
+    return f"; pip install 'curate[{extra}]'" if isinstance(error, ImportError) and extra else ""
 
 
 # Reading

@@ -31,7 +31,7 @@ from pipelines.ingest import IngestConfig
 from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
 from pipelines.review import order
-from pipelines.run import evaluation, verdicts, weights
+from pipelines.run import evaluation, weights
 from pipelines.train.photographs import DECLARED_CAMERA, DECLARED_SYNTHETIC, Evidence, Judged, judge
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -145,7 +145,7 @@ def run(images: ImageSet, setting: Setting, seed: int) -> dict[str, float]:
 
     panel, judged = judged_by_panel()
     if setting.marks:
-        doubt = order.uncertainty((judged.scores - panel.threshold).sigmoid().numpy(), verdicts.SYNTHETIC_FROM)
+        doubt = order.uncertainty((judged.scores - panel.threshold).sigmoid().numpy(), judged.unsure_from)
         embeddings = images.embeddings[pool]
         for row in order.order(doubt, order.clusters(lambda: [embeddings], len(pool)))[: setting.marks].tolist():
             real[row], synthetic[row] = float(not truth[row]), float(truth[row])

@@ -4,6 +4,7 @@ After a wanted change: `python tests/curate/test_options.py > tests/curate/optio
 `python -m curate.reference > docs/configuration.md`.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from curate import app, reference
 from curate.config import resolve
 from curate.options import Command, ConfigFile, Flags, Json, options, settings_of
 from pipelines.errors import BadInput
+from pipelines.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 COMMANDS: dict[str, Any] = {name: app.load(name) for name in app.COMMANDS}
@@ -130,6 +132,26 @@ def test_the_help_shows_each_default_once_and_by_group(invoke: Any) -> None:
     assert "--strict Strict. --num-steps <int> Training steps. [default: 100]" in text
     assert "--resume / --no-resume Resume. [default: resume]" in text
     assert text.count("[default: 100]") == 1
+
+
+def test_a_path_that_begins_with_the_home_folder_is_expanded_wherever_it_stands(
+    invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert invoke("--out=~/o") == {"out": tmp_path / "o"}  # which a shell leaves as it is
+    assert invoke("--out=~nobody-is-called-so/o") == {"out": Path("~nobody-is-called-so/o")}
+    (tmp_path / "file.toml").write_text('labeled = "~/seed"\npool = "~/pool"\nrun = "~/a~b"\nseed = 1\n')
+    config = resolve(TrainConfig, {}, "~/file.toml")
+    assert (config.labeled, config.pool, config.run) == (tmp_path / "seed", tmp_path / "pool", tmp_path / "a~b")
+    (tmp_path / "file.toml").write_text('labeled = "x~/seed"\npool = "s3://bucket/~pool"\n')
+    config = resolve(TrainConfig, {}, "~/file.toml")
+    assert (str(config.labeled), str(config.pool)) == ("x~/seed", "s3://bucket/~pool")
+
+
+@pytest.mark.parametrize("option", ["pool", "run"])
+def test_a_folder_whose_name_is_not_utf8_is_one_sentence(option: str) -> None:
+    with pytest.raises(BadInput, match=r"^p\\xf6l: is not a name in UTF-8, or the locale is not\. Rename"):
+        resolve(TrainConfig, {"labeled": Path("seed"), option: os.fsdecode(b"p\xf6l")})
 
 
 def test_a_flag_wins_over_the_table_of_its_group_in_the_file(tmp_path: Path) -> None:

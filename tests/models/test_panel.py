@@ -163,6 +163,27 @@ def test_known_synthetic_images_help() -> None:
     assert aurocs[1] > aurocs[0] + 0.02
 
 
+def test_known_images_that_are_like_none_of_the_pool_hardly_mislead() -> None:
+    """Such as those of one generator beside a pool of others: here they differ where no image of the pool does."""
+    packed, examples, synthetic = world(50)
+    known = examples.synthetic > 0
+    packed[known, 0] -= SHIFT["strong"]
+    packed[known, 10] += 3.0  # of the witness that is noise
+    found = fitted(packed, examples)
+    scores = found.score(packed)[examples.pool]
+    plain, without, _ = world()
+    expected = fitted(plain, without).score(plain)[without.pool]
+    assert auroc(scores[synthetic], scores[~synthetic]) > auroc(expected[synthetic], expected[~synthetic]) - 0.02
+    by_known = found.alone(packed)[:, len(WIDTHS) + 2]
+    assert auroc(by_known[known], by_known[examples.labeled]) > 0.9  # it does tell the known ones
+    assert (found.votes[:, len(WIDTHS) + 2] < found.votes[:, 0] / 10).all()
+
+
+def test_without_known_images_their_scores_are_silent() -> None:
+    packed, examples, _ = world()
+    assert (fitted(packed, examples).alone(packed)[:, len(WIDTHS) :] == 0).all()
+
+
 def test_an_image_of_the_pool_that_is_known_is_evidence_of_what_it_is() -> None:
     packed, examples, synthetic = world()
     pool = examples.pool.nonzero().squeeze(1)
