@@ -25,6 +25,7 @@ from pipelines.export import ExportConfig
             "exclude",
             "per_class",
         ),
+        "Labels": ("label_precision", "confidence_level", "unlabeled"),
         "Machine": ("jobs", "engine", "ray_address"),
     },
 )
@@ -44,6 +45,8 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     facts: dict[str, int | float] = {"images of the pool": summary.pool, "kept": summary.kept}
     facts |= {f"dropped: {reason.replace('_', ' ')}": count for reason, count in summary.dropped.items()}
     facts |= {"captions": summary.captions} if summary.captions else {}
+    if summary.per_class:
+        facts["kept, with a label"] = summary.labeled
     facts |= {"shards": summary.shards, "MB of images": round(summary.num_bytes / 1e6, 1)}
     console.facts(f"Exported to {summary.out}", facts)
     if summary.per_class:
@@ -54,6 +57,8 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         return
     console.note(f"Next: {summary.out}/README.md has the lines that load it; kept.parquet lists the images.")
     _warn(summary.warning)
+    if summary.labels:
+        console.note(f"The labels: {summary.labels}")
 
 
 def _warn(warning: str) -> None:

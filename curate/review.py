@@ -14,7 +14,7 @@ from pipelines import review as stage
 from pipelines.review import ReviewConfig
 
 
-@options(ReviewConfig, groups={"Data": ("pool", "run"), "Page": ("port",)})
+@options(ReviewConfig, groups={"Data": ("pool", "run"), "Page": ("order", "port")})
 def review(
     flags: Flags,
     open_browser: Annotated[

@@ -8,6 +8,7 @@ from curate.config import resolve
 from curate.options import ConfigFile, Flags, Json, options
 from pipelines import score as stage
 from pipelines.errors import BadInput
+from pipelines.run import labels
 from pipelines.score import ScoreConfig
 
 
@@ -41,11 +42,14 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         **{f"{name}, images": count for name, count in (summary.verdicts or {}).items()},
         **(summary.declared.lines if summary.declared else {}),
         **{f"{name}, images with a value": count for name, count in summary.outside.items()},
+        "labels": summary.labels.brief if summary.labels else "unknown",
         "mean confidence": "no classes" if summary.mean_confidence is None else summary.mean_confidence,
         "seconds": summary.seconds,
     }
     console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
     for statement in summary.quality.statements if summary.quality else ():
+        console.note(statement)
+    for statement in summary.labels.statements if summary.labels else ():
         console.note(statement)
     if summary.thresholds:
         console.note(summary.thresholds.statement)
@@ -59,6 +63,8 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         return
     look, write = console.command("inspect", "KEY", **locations), console.command("export", out="clean/", **locations)
     console.note(f"Next: {look}, or {write}")
+    if warning := labels.warning(summary.labels, bool(summary.pseudo_labels)):
+        console.note(f"Warning: {warning}")
 
 
 def _show(domains: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from curate.config import resolve
 from curate.options import GENERAL, Flags, Json, options
 from pipelines import train as stage
 from pipelines.errors import BadInput
+from pipelines.run import labels
 from pipelines.train import TrainConfig
 
 
@@ -83,6 +84,7 @@ def train(
         "labeled images": summary.num_labeled,
         "labeled also in the pool": summary.labeled_in_pool,
         "detector": "none" if summary.quality is None else summary.quality.brief,
+        "labels": "unknown" if summary.labels is None else summary.labels.brief,
         **{f"marked: {what}": count for what, count in summary.marked.items()},
         "classes": ", ".join(summary.classes) or "none: the detector alone was trained",
         "seconds": summary.seconds,
@@ -90,4 +92,8 @@ def train(
     console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts | summary.metrics)
     for statement in summary.quality.statements if summary.quality else ():
         console.note(statement)
+    for statement in summary.labels.statements if summary.labels else ():
+        console.note(statement)
     console.note(f"Next: {console.command('score', pool=settings.pool, run=settings.run)}")
+    if warning := labels.warning(summary.labels, bool(summary.classes)):
+        console.note(f"Warning: {warning}")

@@ -53,6 +53,13 @@ class Recipe(BaseModel):
         lt=1,
         description="Share of the labeled images kept from the detector, to calibrate it.",
     )
+    calibration_share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Share of the labeled images of each class kept from the classifier, to measure how often its "
+        "labels are right; a frozen backbone's classifier is measured by all of them, and learns from all.",
+    )
     queue_length: int = Field(default=256, ge=1, le=10**6, description="Entries of the synthetic queue per class (L).")
     queue_classes: int | None = Field(
         default=None,

@@ -185,8 +185,9 @@ def _trust(facts: Facts) -> Iterable[str]:
     if facts.summary.per_class:
         yield (
             "Labels (`.cls`, `pseudo_label`) are a model's, or a person's where `curate.marked` is not empty. "
-            "`confidence` is the model's own, not a measured precision."
+            "-1 stands for none."
         )
+        yield _safe(facts.summary.labels)
     elif facts.has_labels:
         yield "Labels (`.cls`) are the crawl's own."
 

@@ -31,6 +31,20 @@ class ExportConfig(BaseModel):
     min_confidence: float = Field(
         default=0.0, ge=0, le=1, description="Drop images whose pseudo-label is less probable than this, 0 to 1."
     )
+    label_precision: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Label only images whose labels are promised to be right this often, such as 0.95: the limit of "
+        "the confidence is tested on labeled images that the classifier has not seen.",
+    )
+    confidence_level: float = Field(
+        default=0.9, gt=0, lt=1, description="Probability with which the promise of label_precision holds."
+    )
+    unlabeled: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="With label_precision, keep the images below the limit, with -1 as their class, or drop them.",
+    )
     drop_near_duplicates: bool = Field(
         default=False, description="Of each group of near-duplicates, keep only the best copy that other options allow."
     )
@@ -75,3 +89,5 @@ class Summary:
     captions: int  # kept images that have one
     left_out: dict[str, int]  # kept images by suffix of a file beside them that not all of them have
     warning: str  # what to know of the detector before deleting what was dropped; empty if nothing
+    labeled: int  # of the kept images, those with a label
+    labels: str  # how often their labels are right, or what is promised of them; empty without classes

@@ -11,7 +11,6 @@ value that begins like an image. Memory holds their hashes and looks, about 9 kB
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ from PIL import Image, ImageOps
 
 from pipelines.errors import BadInput, why
 from pipelines.export.rows import Rows
+from pipelines.images.appearance import as_seen, with_image
 from pipelines.images.check import foreign_images
 from pipelines.images.formats import sniff
 from pipelines.images.phash import SIDE, phash
 from pipelines.images.rejects import Reject
-from pipelines.images.thumbnails import upright
 from pipelines.progress import OnTick, Tick
 from pipelines.run.duplicates import MIN_BITS, Hashes, Looks, Positions, hashes
 from pipelines.run.likeness import ALIKE, Look
@@ -157,11 +156,9 @@ def _read(sources: Sequence[str], on_tick: OnTick) -> _HeldOut:
 
 def _decoded(content: bytes) -> Image.Image | None:
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.width * opened.height > _MAX_PIXELS:
-                return None
-            opened.draft("L", (512, 512))
-            return upright(opened).convert("L")
+        if with_image(content, lambda opened: opened.width * opened.height) > _MAX_PIXELS:
+            return None
+        return as_seen(content, 512).convert("L")
     except MemoryError:
         raise  # a problem of this machine, not of the image
     except Exception:  # Pillow's decoders raise almost anything on damaged bytes

@@ -15,7 +15,8 @@ from pipelines.pool.manifest import POOL_SCHEMA, Pool
 from pipelines.run import marks
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 
-OF_CLASSES = ("pseudo_label", "confidence", "probs")  # columns that are empty without classes
+# Columns that are empty without classes.
+OF_CLASSES = ("pseudo_label", "confidence", "probs", "raw_confidence", "typicality")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ class Rows:
         rows = cls(scored)
         if config.semantic_duplicates and not rows.has_scores:
             raise BadInput(f"--semantic-duplicates: {rows.why_empty}, so there are no embeddings. Run `curate score`.")
-        for option, given in (("--min-confidence", config.min_confidence > 0), ("--per-class", config.per_class)):
+        of_classes = (
+            ("--min-confidence", config.min_confidence > 0),
+            ("--label-precision", config.label_precision),
+            ("--per-class", config.per_class),
+        )
+        for option, given in of_classes:
             if given and not rows.classes:
                 raise BadInput(f"{option}: {rows.why_empty}, so there are no pseudo-labels. Leave out {option}.")
         return rows

@@ -18,7 +18,7 @@ IMAGE = "jpg"  # suffix of every image, whatever its format: readers want one, a
 
 _DESCRIBED = (
     "key", "format", "width", "height", "prob_synthetic", "synthetic", "verdict", "pseudo_label", "confidence",
-    "marked", "declared", "declared_by", "source", "member",
+    "raw_confidence", "typicality", "marked", "declared", "declared_by", "source", "member",
 )  # fmt: skip
 _CAPTIONS = ("caption", "text", "txt", "alt_text", "alt")  # fields that may hold the caption, in any case
 # UTF-32 comes first: its BOM begins with that of UTF-16.

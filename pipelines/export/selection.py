@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.errors import Incompatible
-from pipelines.export import held_out, semantic
+from pipelines.export import held_out, promise, semantic
 from pipelines.export.condition import Where
 from pipelines.export.config import ExportConfig
 from pipelines.export.held_out import Match
+from pipelines.export.promise import Promise
 from pipelines.export.rows import Rows
 from pipelines.progress import OnTick
 from pipelines.run.duplicates import Groups, best_first
@@ -31,6 +32,7 @@ class Reason(StrEnum):
     REAL = "real"
     LOW_CONFIDENCE = "low_confidence"
     WHERE = "where"
+    UNSURE_LABEL = "unsure_label"  # whose label cannot be promised to be right, with --unlabeled drop
     NEAR_DUPLICATE = "near_duplicate"  # a better copy is exported
     SEMANTIC_DUPLICATE = "semantic_duplicate"  # likewise
     OVER_PER_CLASS = "over_per_class"
@@ -105,6 +107,7 @@ class Selection:
     copies: Copies | None = None
     semantic: Mapping[str, Match] = field(default_factory=dict)  # by key
     ranking: Ranking | None = None
+    promise: Promise | None = None  # of the labels
 
     def match(self, shard: str, row: int, key: str, reason: Reason) -> Match | None:
         """What a dropped row of a shard is a copy of, if that is why it is dropped."""
@@ -119,6 +122,8 @@ class Selection:
         reasons = judge(rows, self.config, self.where.mask(rows))
         if self.held_out:
             reasons[_among(rows, self.held_out)] = Reason.HELD_OUT
+        if self.promise and self.config.unlabeled == "drop":
+            reasons[~self.promise.holds(rows) & (reasons == None)] = Reason.UNSURE_LABEL  # noqa: E711, elementwise
         if self.copies:
             redundant = self.copies.redundant(shard, rows["key"].to_pylist())
             reasons[redundant & (reasons == None)] = Reason.NEAR_DUPLICATE  # noqa: E711, elementwise
@@ -143,7 +148,7 @@ def _among(rows: pa.Table, keys: Mapping[str, Match]) -> npt.NDArray[np.bool_]:
 
 def prepare(rows: Rows, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
     """Prepare the choice that `config` asks for: one pass over all scores for near-duplicates, one for `per_class`."""
-    selection = Selection(config, where)
+    selection = Selection(config, where, promise=promise.make(config, rows.scored.run))
     if config.exclude:
         selection = replace(selection, held_out=held_out.find(rows, config.exclude, on_tick))
     if config.drop_near_duplicates:

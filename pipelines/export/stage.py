@@ -48,7 +48,7 @@ from pipelines.export.selection import Reason, Selection
 from pipelines.export.shape import Shape
 from pipelines.export.worker import KEPT_SCHEMA, Packed, Piece, Task, captions, pack, survey
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import quality
+from pipelines.run import labels, quality
 from pipelines.storage import locations
 from pipelines.storage.atomic import replacing, save_array, write_json
 from pipelines.storage.locations import Location
@@ -89,7 +89,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
         shape = _survey(rows, config, chosen, workers, on_tick)
         folder.clear(work)
         written = _write(rows, config, chosen, shape, workers, work, on_tick)
-        summary = _finish(rows, config, shape, written, work)
+        summary = _finish(rows, config, chosen, shape, written, work)
         if origins != rows.origins:
             raise Incompatible(f"{config.run}/scores changed during the export. Run the same command again.")
     return summary
@@ -112,7 +112,7 @@ class _Written:
         rows = packed.rows
         words = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in rows["uid"].to_pylist()]
         self.uids.append(np.array(words, dtype=_UIDS))
-        self.per_class.update(rows["pseudo_label"].to_pylist())
+        self.per_class.update(rows["pseudo_label"].drop_null().to_pylist())
         self.formats.update(rows["format"].to_pylist())
         self.kept, self.num_bytes = self.kept + rows.num_rows, self.num_bytes + task.num_bytes
         self.files.append((name, packed.sha256))
@@ -167,11 +167,14 @@ def _write(
     return written
 
 
-def _finish(rows: Rows, config: ExportConfig, shape: Shape, written: _Written, work: Location) -> Summary:
+def _finish(
+    rows: Rows, config: ExportConfig, chosen: Selection, shape: Shape, written: _Written, work: Location
+) -> Summary:
     """Write what describes the export as a whole, and `run.json` last."""
     with replacing(work / "uids.npy") as path:
         save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *written.uids])))
     told = quality.load(config.run) if rows.has_scores else None
+    of_labels = labels.load(config.run) if rows.classes else None
     summary = Summary(
         out=str(config.out),
         pool=rows.pool.num_images,
@@ -183,6 +186,8 @@ def _finish(rows: Rows, config: ExportConfig, shape: Shape, written: _Written, w
         captions=shape.num_captions,
         left_out=shape.left_out,
         warning=quality.warning(told) if rows.has_detector else "",
+        labeled=written.per_class.total(),
+        labels=_said_of_labels(chosen, of_labels) if rows.classes else "",
     )
     assert summary.kept + sum(summary.dropped.values()) == summary.pool
     if rows.classes:
@@ -201,6 +206,7 @@ def _finish(rows: Rows, config: ExportConfig, shape: Shape, written: _Written, w
             "classes": rows.classes,
             "summary": asdict(summary),
             "quality": {**asdict(told), "statements": told.statements} if told is not None else None,
+            "labels": {**asdict(of_labels), "statements": of_labels.statements} if of_labels is not None else None,
         },
     )
     return summary
@@ -209,6 +215,15 @@ def _finish(rows: Rows, config: ExportConfig, shape: Shape, written: _Written, w
 def _write_text(path: Location, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _said_of_labels(chosen: Selection, found: labels.Labels | None) -> str:
+    """What is promised of the labels, or else how often they are right."""
+    if chosen.promise is not None:
+        return chosen.promise.sentence
+    if found is None:
+        return labels.UNMEASURED
+    return f"{found.brief} of real images of the classes (95 % confidence). {found.warning}".strip()
 
 
 def _plan(
@@ -221,6 +236,7 @@ def _plan(
         reasons = chosen.reasons(shard, found)
         if record:
             record(_refused(rows, chosen, shard, found, reasons))
+        found = chosen.promise.applied(found) if chosen.promise is not None else found
         kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.int64)
         while len(kept):
             room = shard_size - sum(piece.rows.num_rows for piece in pieces)

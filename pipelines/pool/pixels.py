@@ -42,18 +42,18 @@ class InMemory:
     """All pixels as uint8 on the training device."""
 
     def __init__(self, views: Views) -> None:
-        self._views = views
+        self.views = views
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self.views)
 
     def tiles(self, rows: Tensor) -> Tensor:
-        return self._views.tiles.index_select(0, rows)
+        return self.views.tiles.index_select(0, rows)
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
         for rows in batches:
-            on_device = rows.to(self._views.images.device, non_blocking=True)
-            yield self._views.map(partial(torch.index_select, dim=0, index=on_device))
+            on_device = rows.to(self.views.images.device, non_blocking=True)
+            yield self.views.map(partial(torch.index_select, dim=0, index=on_device))
 
 
 class Streamed:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from pipelines.run.evaluation import wilson
+
 COLORS = 10  # of the page's palette
 _WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 12, 36
@@ -102,6 +104,30 @@ def curves(name: str, title: str, description: str, series: Sequence[Series], to
             )
         )
     return _svg(name, title, description, width, height, parts)
+
+
+def reliability(name: str, title: str, description: str, bins: Sequence[tuple[float, float, int]]) -> Markup:
+    """Accuracy over mean confidence, both 0..1, of bins (confidence, accuracy, images); the diagonal is ideal.
+
+    The bar of a point is its 95 % interval.
+    """
+    side = _TOP + _BOTTOM + 240
+
+    def xy(confidence: float, accuracy: float) -> tuple[float, float]:
+        return _LEFT + confidence * 240, side - _BOTTOM - accuracy * 240
+
+    parts = [_grid(xy(0, tick)[1], f"{tick:.0%}", _LEFT + 240 + _RIGHT) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    parts += [_label(xy(tick, 0)[0], side - _BOTTOM + 16, f"{tick:g}") for tick in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    parts.append(Markup('<path class="outline" d="{}"/>').format(_path([xy(0, 0), xy(1, 1)])))
+    for confidence, accuracy, count in bins:
+        low, high = wilson(round(accuracy * count), count)
+        bar = Markup('<path class="curve c0" d="{}"/>').format(_path([xy(confidence, low), xy(confidence, high)]))
+        x, y = xy(confidence, accuracy)
+        dot = Markup('<circle class="plain" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}</title></circle>').format(
+            x, y, f"confidence {confidence:.2f}: {accuracy:.0%} of {count} labeled images are right"
+        )
+        parts += [bar, dot]
+    return _svg(name, title, description, _LEFT + 240 + _RIGHT, side, parts)
 
 
 def points(

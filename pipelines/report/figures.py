@@ -17,6 +17,7 @@ from pipelines.progress import OnTick, Tick
 from pipelines.report import charts
 from pipelines.report.confounds import Audit
 from pipelines.report.survey import BINS, Survey
+from pipelines.run.labels import Labels
 from pipelines.run.scores import ScoredPool
 
 MAPPED = 3_000  # images on the map
@@ -77,6 +78,24 @@ def histograms(scored: ScoredPool | None, found: Survey, audit: Audit | None) ->
         )  # fmt: skip
         drawn.append(Figure(title="How certain the classifier is", drawing=drawing))
     return drawn
+
+
+def reliability(found: Labels | None) -> list[Figure]:
+    """How often labels are right at each confidence; nothing where it was not measured."""
+    if found is None:
+        return []
+    low, high = found.calibration_error_interval
+    drawing = charts.reliability(
+        "reliability", "Accuracy by confidence",
+        "; ".join(f"{right:.0%} right at a confidence of {sure:.2f}" for sure, right, _ in found.bins),
+        found.bins,
+    )  # fmt: skip
+    text = (
+        f"By {found.num_labeled:,} labeled images that the classifier had not seen. The expected calibration error is "
+        f"{low:.2f} to {high:.2f} (95 % confidence). Before calibration the mean confidence was "
+        f"{found.raw_confidence:.2f}, now it is {found.confidence:.2f}."
+    )
+    return [Figure(title="Is the confidence true?", drawing=drawing, text=text)]
 
 
 def training_curves(run: Path, classes: Sequence[str]) -> list[Figure]:

@@ -18,7 +18,8 @@ from pipelines.report import charts, figures, history, pictures
 from pipelines.report.config import ReportConfig
 from pipelines.report.confounds import Audit
 from pipelines.report.survey import Survey
-from pipelines.run import association, quality
+from pipelines.run import association, labels, quality
+from pipelines.run.labels import Labels
 from pipelines.run.quality import Quality
 from pipelines.run.scores import ScoredPool
 
@@ -35,6 +36,7 @@ class Findings:
     audit: Audit | None  # None without scores
     num_unscored: int  # images
     quality: Quality | None  # of the detector; None if it was not measured
+    labels: Labels | None  # how often they are right; None if it was not measured, and without classes
     domains: list[dict[str, Any]]  # the synthetic share of the largest domains
     note: str  # why the labeled set was not compared; empty if it was
     next: str  # the command to run next
@@ -66,6 +68,10 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "threshold": scored.threshold if scored and found.scores is not None else None,
         "quality": findings.quality,
         "trust": quality.warning(findings.quality) if found.scores is not None else "",
+        "labels": findings.labels,
+        "labels_warning": labels.warning(findings.labels, bool(found.classes)) if scored else "",
+        "of_class": {each.name: each for each in findings.labels.classes} if findings.labels else {},
+        "reliability": figures.reliability(findings.labels),
         "unmeasured": quality.UNMEASURED,
         "weak": quality.WEAK,
         "domains": findings.domains,

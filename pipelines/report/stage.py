@@ -26,7 +26,7 @@ from pipelines.report import confounds, page, pictures
 from pipelines.report.config import ReportConfig, Summary
 from pipelines.report.history import read_record
 from pipelines.report.survey import survey
-from pipelines.run import domains, quality
+from pipelines.run import domains, labels, quality
 from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
         audit=audit,
         num_unscored=num_unscored,
         quality=quality.load(config.run) if scored else None,
+        labels=labels.load(config.run) if scored and scored.classes else None,
         domains=domains.load(config.run).to_pylist() if scored else [],
         note=note,
         next=_next(config, scored is not None),

@@ -1,6 +1,7 @@
 """Configuration and summary of `curate review`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +16,11 @@ class ReviewConfig(BaseModel):
 
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run()
+    order: Literal["suggested", "labels"] = Field(
+        default="suggested",
+        description="What to show first: images whose verdict is in doubt (suggested), or those whose label would "
+        "teach the classifier most (labels).",
+    )
     port: int = Field(default=8765, ge=0, le=65535, description="Local port of the page; 0 is any free one.")
 
 

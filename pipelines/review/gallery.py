@@ -39,7 +39,7 @@ _VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "skip")
 _NONE = -1
 
 Rows = npt.NDArray[np.int32]
-Order = Literal["suggested", "synthetic", "real", "threshold", "other_label", "other_verdict", "pool"]
+Order = Literal["suggested", "labels", "synthetic", "real", "threshold", "other_label", "other_verdict", "pool"]
 
 
 class Filter(BaseModel):
@@ -321,6 +321,8 @@ class Gallery:
         match name:
             case "suggested":
                 return self._suggested()
+            case "labels" if self.classes:
+                return self._to_label()
             case "synthetic":
                 by = -self.prob
             case "real":
@@ -334,6 +336,14 @@ class Gallery:
             case _:
                 by = np.zeros(len(self), dtype=np.float32)
         return np.asarray(np.argsort(by, kind="stable"), dtype=np.int32)
+
+    def _to_label(self) -> Rows:
+        """Images whose label helps most; those that are called synthetic, which are not labeled, come last."""
+        shards = self.scored.shards
+        probs = (np.stack(self.scored.rows(shard, ["probs"])["probs"].to_numpy()) for shard in shards)
+        doubt = np.concatenate([order.margin_doubt(each) for each in probs])
+        rows = order.to_label(doubt, lambda: (self.scored.embeddings(shard) for shard in shards))
+        return np.concatenate((rows[~self.synthetic[rows]], rows[self.synthetic[rows]]))
 
     def _suggested(self) -> Rows:
         doubt = order.uncertainty(self.prob, self.scored.real_below) if self.has_detector else 1 - self.confidence

@@ -20,6 +20,10 @@ Uncertainty alone would show near-duplicates in a row. Diversity alone (turns ov
 marks on images that the detector already knows. Groups are k-means clusters of the embeddings, divided by pseudo-label,
 so that every class and every kind of image gets its turn. Without classes there is no disagreement, and groups are the
 clusters alone. Marked images keep their turns, so marking images does not change the order of the others.
+
+`to_label` is another order, for a person who labels images to make the classifier better: many small clusters take
+turns, the largest first, each with the image that is most typical of it and yet in doubt. It spreads over the pool as
+random images do. Doubt alone did worse than these (docs/log.md).
 """
 
 from collections.abc import Callable, Iterable
@@ -33,11 +37,13 @@ from pipelines.run.neighbors import normalized
 
 DISAGREEMENT = 0.5
 CLUSTERS = 50
+SMALL_CLUSTERS = 100
 _ROUNDS = 10  # of k-means
 _SAMPLE = 50_000  # images that the clusters are fitted to
 _POINTS = 20  # the fewest of these for each cluster
 
 Floats = npt.NDArray[np.float32]
+Shards = Callable[[], Iterable[npt.NDArray[Any]]]
 
 
 def uncertainty(prob_N: Floats, threshold: float) -> Floats:
@@ -49,15 +55,38 @@ def uncertainty(prob_N: Floats, threshold: float) -> Floats:
     return np.asarray(4 * p * (1 - p), dtype=np.float32)
 
 
-def clusters(shards: Callable[[], Iterable[npt.NDArray[Any]]], count: int) -> npt.NDArray[np.int32]:
+def clusters(shards: Shards, count: int) -> npt.NDArray[np.int32]:
     """Cluster (N,) of each of `count` images; `shards` iterates over their embeddings (n, D), shard by shard."""
+    return _clustered(shards, count, CLUSTERS)[0]
+
+
+def margin_doubt(probs_NK: npt.NDArray[Any]) -> Floats:
+    """Doubt (N,) of labels, 0..1: 1 minus the distance of the two highest probabilities of (N, K), K of 2 or more."""
+    highest = np.partition(probs_NK.astype(np.float32), -2, axis=1)[:, -2:]
+    return np.asarray(1 - (highest[:, 1] - highest[:, 0]), dtype=np.float32)
+
+
+def to_label(doubt_N: Floats, shards: Shards) -> npt.NDArray[np.int32]:
+    """Indices (N,) of images in the order to label them, by the doubt (N,) of their labels and by embeddings."""
+    count = len(doubt_N)
+    group_N, typical_N = _clustered(shards, count, SMALL_CLUSTERS)
+    by_group = np.lexsort((-doubt_N * typical_N, group_N))
+    sizes = np.bincount(group_N)
+    turn_N = np.empty(count, dtype=np.int64)
+    turn_N[by_group] = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.asarray(np.lexsort((np.arange(count), -sizes[group_N], turn_N)), dtype=np.int32)
+
+
+def _clustered(shards: Shards, count: int, most: int) -> tuple[npt.NDArray[np.int32], Floats]:
+    """Cluster (N,) of each image, at most `most`, and its cosine (N,) with the cluster's center."""
     every = max(1, -(-count // _SAMPLE))
     sample = np.concatenate([normalized(embeddings[::every]) for embeddings in shards()])
-    number = max(1, min(CLUSTERS, len(sample) // _POINTS))
+    number = max(1, min(most, len(sample) // _POINTS))
     kmeans = faiss.Kmeans(sample.shape[1], number, niter=_ROUNDS, seed=0, spherical=True, min_points_per_centroid=1)
     kmeans.train(sample)
-    nearest = [kmeans.index.search(normalized(embeddings), 1)[1][:, 0] for embeddings in shards() if len(embeddings)]
-    return np.asarray(np.concatenate(nearest), dtype=np.int32)
+    found = [kmeans.index.search(normalized(embeddings), 1) for embeddings in shards() if len(embeddings)]
+    similar, nearest = (np.concatenate([each[i][:, 0] for each in found]) for i in range(2))
+    return np.asarray(nearest, dtype=np.int32), np.asarray(similar, dtype=np.float32)
 
 
 def order(doubt_N: Floats, groups_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from pydantic import Field, ValidationError
@@ -80,8 +80,15 @@ def run(config: ReviewConfig, on_ready: Callable[[str], None], on_tick: OnTick =
     was_cut = marks.read(config.run).cut
     with _listen(config.port) as listener:
         gallery = Gallery(ScoredPool.open(config.pool, config.run), on_tick)
+        if config.order == "labels" and not gallery.classes:
+            raise BadInput(
+                f"--order labels: {config.run} was trained on images without classes, so there is nothing to label. "
+                "Leave out --order."
+            )
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
-        settings = uvicorn.Config(app(gallery, token, port), log_level="warning", access_log=False, lifespan="off")
+        settings = uvicorn.Config(
+            app(gallery, token, port, config.order), log_level="warning", access_log=False, lifespan="off"
+        )
         on_ready(f"http://{HOST}:{port}/?token={token}")
         with foreign_images(), suppress(KeyboardInterrupt):  # the normal way to stop; every mark is on the disk
             uvicorn.Server(settings).run(sockets=[listener])
@@ -102,9 +109,9 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def app(gallery: Gallery, token: str, port: int) -> Starlette:
+def app(gallery: Gallery, token: str, port: int, order: Literal["suggested", "labels"] = "suggested") -> Starlette:
     """Build the server of a gallery; `port` is part of the cookie's name, as servers of a machine share cookies."""
-    pages = _Pages(gallery)
+    pages = _Pages(gallery, order)
     routes = [
         Route("/", pages.page),
         Route("/static/{name}", pages.static),
@@ -181,8 +188,8 @@ class _Guard:
 class _Pages:
     """The answers to requests that pass the guard."""
 
-    def __init__(self, gallery: Gallery) -> None:
-        self._gallery = gallery
+    def __init__(self, gallery: Gallery, order: Literal["suggested", "labels"]) -> None:
+        self._gallery, self._order = gallery, order
         self._thumbnail = lru_cache(maxsize=2000)(self._encoded)  # about 20 MB
 
     def page(self, request: Request) -> Response:
@@ -191,6 +198,7 @@ class _Pages:
             "pool": str(gallery.scored.pool.root),
             "run": str(gallery.scored.run),
             "classes": gallery.classes,
+            "order": self._order,
             "total": len(gallery),
             "threshold": gallery.threshold,
             "has_detector": gallery.has_detector,

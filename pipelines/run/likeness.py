@@ -10,7 +10,6 @@ anything in it is nobody's copy.
 A crop moves all edges, so parts that lack up to 5 % of a side anywhere, or 10 % around, are compared as well.
 """
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.images.thumbnails import upright
+from pipelines.images.appearance import as_seen
 
 ALIKE = 0.9  # correlation from which two pictures are copies
 SIDE = 64  # of a look, in pixels
@@ -46,9 +45,7 @@ class Look:
     def of(cls, data: bytes) -> Self | None:
         """Look at an image file, within `foreign_images`; None if it cannot be decoded or is blank."""
         try:
-            with Image.open(io.BytesIO(data)) as opened:
-                opened.draft("L", (4 * SIDE, 4 * SIDE))
-                return cls.at(upright(opened))
+            return cls.at(as_seen(data, 4 * SIDE))
         except MemoryError:
             raise  # a problem of this machine, not of the image
         except Exception:  # Pillow's decoders raise almost anything on damaged bytes

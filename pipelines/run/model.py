@@ -4,6 +4,7 @@ config.json              classes, sizes, method: everything needed to use the we
 classifier.safetensors   EMA weights of backbone and both heads
 detector.safetensors     EMA weights of the detector
 frozen.safetensors       weights of the pretrained network whose features a panel reads, where it is the detector
+calibration.safetensors  labeled images by classifiers that had not seen them (`pipelines.run.calibration`)
 classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone.
                          Without classes it is not written
 README.md                how to use them
@@ -36,7 +37,8 @@ from pipelines.compute import devices
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.pool.features import FeatureReader
-from pipelines.run import outside, weights
+from pipelines.run import calibration, outside, weights
+from pipelines.run.calibration import Evidence
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.outside import NONE, WITNESS, Outside
 from pipelines.run.scores import model_digest
@@ -57,6 +59,7 @@ CLASSIFIER = """\
     import torch
     model = torch.export.load("classifier.pt2").module()
     logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
+    probs = (1 - {uniform}) * (logits / {temperature}).softmax(1) + {uniform} / {num_classes}  # calibrated
 
 `classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json
 standardize its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
@@ -104,6 +107,9 @@ class ModelConfig:
     precision: Precision = "fp32"  # in which the panel's features were computed, and are everywhere
     num_tiles: int = 4  # of an image that the panel sees, at each scale
     num_views: int = 2  # that the probe learned from
+    # Of the probabilities (`models.calibration`); `save` sets them. 1 and 0: they are the classifier's own.
+    temperature: float = 1.0
+    uniform: float = 0.0
 
     def build(self) -> tuple[Classifier | Probe, Detector | Panel]:
         """Build the networks, with weights still to be loaded."""
@@ -137,6 +143,7 @@ class Model:
     digest: str
     frozen: Frozen | None = None  # the network that the panel reads
     outside: Outside = NONE  # scores from outside that are witnesses of the panel
+    evidence: Evidence | None = None  # of how often its labels are right
 
     @property
     def decoder(self) -> Decoder | FeatureReader:
@@ -159,6 +166,16 @@ class Model:
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings (B, D), float32, of uint8 images for the classifier: nearby ones show similar things."""
         return layout(images_BCHW) if self.config.embedding == "layout" else self.classifier.embed(images_BCHW)
+
+    def typicality(self, embeddings_BD: Tensor, images_BCHW: Tensor) -> Tensor | None:
+        """How typical (B,) of the labeled images others are; None where nothing was measured.
+
+        Untrained features of a frozen backbone are compared where there are some: no training has drawn the labeled
+        images together there.
+        """
+        if self.evidence is None:
+            return None
+        return self.evidence.typicality(images_BCHW[:, 0].float() if self.config.frozen else embeddings_BD)
 
     @property
     def embedding_width(self) -> int:
@@ -188,6 +205,8 @@ def save(
     classifier: TwoHeaded,
     detector: Detector | Panel,
     frozen: Frozen | None = None,
+    *,
+    evidence: Evidence | None = None,
 ) -> None:
     """Write run/model/; config.json comes last and says that the rest is complete and of one training."""
     owner = classifier if isinstance(classifier, Classifier) else frozen
@@ -197,6 +216,8 @@ def save(
         mean=tuple(round(value, 6) for value in owner.standardize.mean.tolist()),
         std=tuple(round(value, 6) for value in owner.standardize.std.tolist()),
         is_pretrained=classifier.is_pretrained,
+        temperature=evidence.calibration.temperature if evidence is not None else 1.0,
+        uniform=evidence.calibration.uniform if evidence is not None else 0.0,
     )
     make_folder(folder)
     (folder / "config.json").unlink(missing_ok=True)
@@ -207,6 +228,7 @@ def save(
     for name, state in parts.items():
         tensors = {key: value.cpu().contiguous() for key, value in state.items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
+    calibration.save(folder, evidence)
     if config.classes:
         # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
         program = _export(_RealHead(copy.deepcopy(classifier), copy.deepcopy(frozen)).cpu(), config.image_size)
@@ -276,7 +298,7 @@ def load(run: Path, device: torch.device) -> Model:
         raise CorruptShard(
             f"{folder} cannot be loaded ({first_line(error)}). Train again with `--run {run}`."
         ) from None
-    return Model(config, classifier, detector, digest, frozen, columns)
+    return Model(config, classifier, detector, digest, frozen, columns, calibration.load(run))
 
 
 def init_from(classifier: Classifier | Probe, backbone: str, classes: tuple[str, ...], run: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.calibration import Calibration
 from pipelines.compute import devices
 from pipelines.images.views import Decoder, Views
 from pipelines.pool import pixels
@@ -29,9 +30,11 @@ class Scores:
     prob_synthetic: npt.NDArray[np.float32] | None  # (N,), 0..1
     synthetic: npt.NDArray[np.bool_] | None  # (N,)
     verdict: npt.NDArray[np.str_] | None  # (N,), one of `verdicts.VERDICTS`
-    pseudo_label: list[str] | None  # this and the next two: None without classes
-    confidence: npt.NDArray[np.float32] | None  # (N,), probability of the pseudo-label
-    probs: npt.NDArray[np.float32] | None  # (N, K)
+    pseudo_label: list[str] | None  # this and the rest: None without classes
+    confidence: npt.NDArray[np.float32] | None  # (N,), calibrated probability of the pseudo-label
+    probs: npt.NDArray[np.float32] | None  # (N, K), calibrated
+    raw_confidence: npt.NDArray[np.float32] | None  # (N,), as the classifier gives it
+    typicality: npt.NDArray[np.float32] | None  # (N,), see `pipelines.run.calibration`; None where nothing was measured
 
 
 class Scorer:
@@ -94,10 +97,13 @@ class Scorer:
         """Score decoded images."""
         classifier, config = self.model.classifier, self.model.config
         views = views.map(lambda pixels: pixels.to(self.device))
-        embeddings, probs = self.model.embed(views.images), None
+        embeddings, probs, typicality = self.model.embed(views.images), None, None
         if config.classes:
-            probs = classifier.real(embeddings).softmax(1)
-            confidence, label = probs.max(1)
+            logits = classifier.real(embeddings).float()
+            raw, label = logits.softmax(1).max(1)
+            probs = Calibration(config.temperature, config.uniform).probs(logits)
+            confidence = probs.gather(1, label[:, None]).squeeze(1)
+            typicality = self.model.typicality(embeddings, views.images)
         prob_synthetic = self.model.detector(views.tiles).sigmoid().cpu().numpy() if config.has_detector else None
         return Scores(
             embeddings=embeddings.cpu().numpy(),
@@ -107,4 +113,6 @@ class Scorer:
             pseudo_label=None if probs is None else [config.classes[i] for i in label.tolist()],
             confidence=None if probs is None else confidence.cpu().numpy(),
             probs=None if probs is None else probs.cpu().numpy(),
+            raw_confidence=None if probs is None else raw.cpu().numpy(),
+            typicality=None if typicality is None else typicality.numpy(),
         )

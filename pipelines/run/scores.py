@@ -7,6 +7,7 @@ the model's verdict and label, so everything that reads them here respects it. S
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,22 +34,26 @@ SCORE_SCHEMA = pa.schema(
         pa.field("prob_synthetic", pa.float32()),  # this and the next two: null if no detector was trained
         pa.field("synthetic", pa.bool_()),
         pa.field("verdict", pa.string()),  # real, unsure or synthetic (pipelines.run.verdicts)
-        # This and the next two: null if the labeled images had no classes.
+        # This and the rest: null if the labeled images had no classes.
         pa.field("pseudo_label", pa.string()),  # class name, by the real head
-        pa.field("confidence", pa.float32()),  # probability of the pseudo-label
-        pa.field("probs", pa.list_(pa.float16())),  # (K,), in the order of config.json's classes
+        pa.field("confidence", pa.float32()),  # calibrated probability of the pseudo-label
+        pa.field("probs", pa.list_(pa.float16())),  # (K,), calibrated, in the order of config.json's classes
+        pa.field("raw_confidence", pa.float32()),  # of the pseudo-label, as the classifier gives it
+        pa.field("typicality", pa.float32()),  # 0..1: near 0, no labeled image resembles it; null if not measured
     ]
 )
 
 
 def model_digest(run: Location) -> str | None:
-    """Digest of a run's networks, stored with the scores that they made; None if the run has none."""
+    """Digest of a run's networks and calibration, stored with the scores that they made; None if the run has none."""
     digest = hashlib.sha256()
     try:
         for name in ("classifier", "detector"):
             digest.update(locations.read(run / "model" / f"{name}.safetensors"))
     except FileNotFoundError:
         return None
+    with suppress(FileNotFoundError):  # of too few labeled images, or without classes, there is none
+        digest.update(locations.read(run / "model" / "calibration.safetensors"))
     return digest.hexdigest()[:16]
 
 

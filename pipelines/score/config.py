@@ -13,6 +13,7 @@ from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
     from pipelines.run.evaluation import DeclaredCheck
+    from pipelines.run.labels import Labels
     from pipelines.run.quality import Quality
     from pipelines.run.verdicts import Thresholds
 
@@ -78,6 +79,7 @@ class Summary:
     thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on, by which the threshold was set
     quality: "Quality | None"  # of the detector on the pool that was trained on
+    labels: "Labels | None"  # how often they are right; None without classes, or for a part of a pool
     domains: (
         list[dict[str, Any]] | None
     )  # rows of run/domains.parquet; None without a detector, or for a part of a pool

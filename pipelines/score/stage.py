@@ -3,6 +3,7 @@
 in      pool/, run/model/
 out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool;
         run/domains.parquet, the synthetic share by domain (`pipelines.run.domains`);
+        run/labels.json, how often the labels are right (`pipelines.run.labels`);
         run/outside.parquet if scores from outside are given (`pipelines.run.outside`)
 again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
         they are scored again
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -34,12 +36,14 @@ from pipelines.pool import truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import domains, evaluation, model, outside, quality, verdicts
+from pipelines.run import domains, evaluation, labels, model, outside, quality, verdicts
 from pipelines.run.scorer import Scorer, Scores
 from pipelines.run.scores import SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
 from pipelines.storage import locks
 from pipelines.storage.atomic import make_folder, replacing, save_array, write_json
+
+SAMPLE = 50_000  # images by which the labels of a pool are judged
 
 
 def run(config: ScoreConfig, on_tick: OnTick = ignore) -> Summary:
@@ -162,14 +166,17 @@ def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Score
 def _labels(parts: list[Scores], num_images: int, num_classes: int) -> dict[str, Any]:
     """Columns of the classifier, all null without classes."""
     if not num_classes:
-        names = ("pseudo_label", "confidence", "probs")
+        names = ("pseudo_label", "confidence", "probs", "raw_confidence", "typicality")
         return {name: pa.nulls(num_images, SCORE_SCHEMA.field(name).type) for name in names}
     probs = _joined([part.probs for part in parts], (0, num_classes)).astype(np.float16)
+    typicality = [part.typicality for part in parts]
     offsets = pa.array(np.arange(len(probs) + 1, dtype=np.int32) * num_classes)
     return {
         "pseudo_label": [name for part in parts for name in part.pseudo_label or ()],
         "confidence": _joined([part.confidence for part in parts]),
         "probs": pa.ListArray.from_arrays(offsets, pa.array(probs.ravel())),
+        "raw_confidence": _joined([part.raw_confidence for part in parts]),
+        "typicality": pa.nulls(num_images) if any(each is None for each in typicality) else _joined(typicality),
     }
 
 
@@ -242,6 +249,7 @@ def _summarize(
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
         quality=quality.load(config.run) if has_detector else None,
+        labels=_labels_of_pool(config, pool, trained),
         domains=_domains(config.run, pool, trained) if has_detector and config.num_shards == 1 else None,
         mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
@@ -252,6 +260,30 @@ def _summarize(
     if config.num_shards == 1:
         write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
     return summary
+
+
+def _labels_of_pool(config: ScoreConfig, pool: Pool, trained: model.Model) -> labels.Labels | None:
+    """Measure the labels of the pool by a sample of the images that are called real, and write run/labels.json."""
+    if trained.evidence is None or config.num_shards > 1:
+        return None
+    names = ["synthetic", "probs", "raw_confidence", "typicality"]
+    every = max(1, pool.num_images // SAMPLE)
+    parts = []
+    for shard in pool.shards:
+        part = read_parquet(config.run / "scores" / f"{shard}.parquet", names)
+        part = part.filter(pc.invert(pc.fill_null(part["synthetic"], False)))
+        parts.append(part.take(np.arange(0, part.num_rows, every)))
+    sample = pa.concat_tables(parts)
+    probs = np.stack(sample["probs"].to_numpy()) if sample.num_rows else np.ones((0, len(trained.config.classes)))
+    of_pool = labels.OfPool(
+        torch.from_numpy(probs.astype(np.float64)),
+        torch.from_numpy(sample["raw_confidence"].to_numpy().astype(np.float64)),
+        torch.from_numpy(sample["typicality"].to_numpy().astype(np.float64)),
+    )
+    before = labels.load(config.run)
+    found = labels.measure(trained.evidence, trained.config.classes, of_pool, before.suspects if before else ())
+    labels.save(config.run, found)
+    return found
 
 
 def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
     from pipelines.images.views import Decoder
+    from pipelines.run.labels import Labels
     from pipelines.run.quality import Quality
 
 
@@ -168,6 +169,7 @@ class Summary:
     estimated_share: float | None  # of the pool that is synthetic; None without a bootstrapped detector
     estimated_interval: tuple[float, float] | None  # 95 % confidence
     quality: "Quality | None"  # of the detector, and the bounds of the share; None without a detector
+    labels: "Labels | None"  # how often they are right; None without classes, and where too few are held out
     waiting_share: float  # of the steps' time, spent waiting for images to be read and decoded
     resumed_at: int
     metrics: dict[str, Any]  # the last ones

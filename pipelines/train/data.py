@@ -139,7 +139,11 @@ class Batches:
         unmarked = data.num_labeled - data.training.num_labeled_by_marks
         self._held_out, self._shown = _held_out(unmarked, config, device)
         self._detector_rows = torch.cat((self._shown, torch.arange(unmarked, data.num_labeled, device=device)))
-        self._labeled = Order(data.num_labeled, size, seed=seed)
+        self.unlearned = _unlearned(data, config)  # rows of labeled images that the classifier never learns from
+        learned = torch.ones(data.num_labeled, dtype=torch.bool)
+        learned[self.unlearned] = False
+        self._learned = torch.nonzero(learned).squeeze(1).to(device)
+        self._labeled = Order(len(self._learned), size, seed=seed)
         self._unlabeled = Order(data.num_unlabeled, size * config.recipe.unlabeled_ratio, seed=seed + 1)
         self._detector = Order(len(self._detector_rows), size, seed=seed + 2)
 
@@ -153,13 +157,19 @@ class Batches:
         """Tiles of the labeled images that the detector never sees."""
         return self._views.tiles[self._held_out]
 
+    @property
+    def labeled_images(self) -> Tensor:
+        """What the classifier takes of all labeled images."""
+        return self._views.images
+
     def unlabeled_rows(self, steps: range) -> Iterator[Tensor]:
         """Rows of the unlabeled batch of each step."""
         return (ranks.own(self._unlabeled.batch(step)) for step in steps)
 
     def batch(self, step: int, unlabeled: Views) -> Batch:
         """The batch of a step, given the views of its unlabeled images."""
-        rows, picked, shown = (self._own(order, step) for order in (self._unlabeled, self._labeled, self._detector))
+        rows, drawn, shown = (self._own(order, step) for order in (self._unlabeled, self._labeled, self._detector))
+        picked = self._learned[drawn]
         return Batch(
             labeled=self._views.images[picked],
             labeled_tiles=self._views.tiles[self._detector_rows[shown]],
@@ -180,3 +190,21 @@ def _held_out(num_labeled: int, config: TrainConfig, device: torch.device) -> tu
     order = torch.randperm(num_labeled, generator=torch.Generator().manual_seed(config.seed)).to(device)
     count = min(int(config.recipe.held_out * num_labeled), max(0, num_labeled - 2), MAX_HELD_OUT)
     return order[:count], order[count:]
+
+
+def _unlearned(data: Data, config: TrainConfig) -> Tensor:
+    """Labeled rows, ascending, that the classifier never learns from: a share of each class.
+
+    Marked images are none of them: a person's marks are no random sample. On cached features each labeled image is
+    judged by a training of its own (`pipelines.train.crossfit`), and none is kept.
+    """
+    nothing = torch.empty(0, dtype=torch.int64)
+    if config.network.frozen or not data.classes:
+        return nothing
+    labels = data.training.examples.labels[: data.num_labeled - data.training.num_labeled_by_marks]
+    rng, kept = torch.Generator().manual_seed(config.seed), [nothing]
+    for k in range(len(data.classes)):
+        rows = torch.nonzero(labels == k).squeeze(1)
+        shuffled = rows[torch.randperm(len(rows), generator=rng)]
+        kept.append(shuffled[: int(config.recipe.calibration_share * len(rows) + 1e-9)])
+    return torch.cat(kept).sort().values

@@ -28,7 +28,7 @@ def build(
         torch.backends.cudnn.benchmark = True
     if config.controls.detector_examples == "nnpu" and config.controls.share_real is None:
         raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
-    classifier = _probe(config, data) if config.network.frozen else _classifier(config, data)
+    classifier = probe(config, data) if config.network.frozen else _classifier(config, data)
     detector = Detector(
         equalize=config.recipe.equalize_spectrum,
         residual_planes=config.controls.residual_planes,
@@ -53,14 +53,14 @@ def build(
     return method, detector if prior is None else prior.panel
 
 
-def _probe(config: TrainConfig, data: Data) -> Probe:
-    """Both heads on features that were computed before, of the labeled images here."""
+def probe(config: TrainConfig, data: Data) -> Probe:
+    """Build both heads on features that were computed before, of the labeled images here."""
     views = data.training.examples.views.images
-    probe = Probe(views.shape[2], max(1, len(data.classes)), config.network.views)
-    probe.adapter.fit(views.flatten(0, 1))
+    built = Probe(views.shape[2], max(1, len(data.classes)), config.network.views)
+    built.adapter.fit(views.flatten(0, 1))
     if config.network.init_from:
-        model.init_from(probe, config.network.backbone, data.classes, config.network.init_from)
-    return probe
+        model.init_from(built, config.network.backbone, data.classes, config.network.init_from)
+    return built
 
 
 def _classifier(config: TrainConfig, data: Data) -> Classifier:

@@ -2,8 +2,8 @@
 
 in      pool/ (ingested), a labeled set, perhaps a validation set
         what a person marked in the run (run/marks.jsonl): see `pipelines.train.marked`
-out     run/model/ (see `pipelines.run.model`), run/classes.txt, run/thresholds.json, run/metrics.jsonl,
-        run/run.json
+out     run/model/ (see `pipelines.run.model`), run/classes.txt, run/thresholds.json, run/labels.json,
+        run/metrics.jsonl, run/run.json
 resume  run/checkpoint/state.safetensors: the same command resumes from it, bit-exactly on a CPU
 
 Under torchrun each rank trains on its part of every batch, to the same result as one process with all of it. Rank 0
@@ -37,10 +37,11 @@ from pipelines.pool import pixels
 from pipelines.pool.features import FeatureReader, FileStore
 from pipelines.pool.manifest import Pool, is_pool
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import marks, model, quality, verdicts
+from pipelines.run import labels, marks, model, quality, verdicts
+from pipelines.run.calibration import Evidence
 from pipelines.storage import locks
 from pipelines.storage.atomic import write_json
-from pipelines.train import photographs, plan, resume
+from pipelines.train import crossfit, photographs, plan, resume
 from pipelines.train.batches import generator
 from pipelines.train.config import Summary, TrainConfig
 from pipelines.train.data import Batches, Data
@@ -247,6 +248,9 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
             measured, held_out = training.prepared.judged.quality, training.prepared.judged.held_out
         else:
             measured, held_out = _measure(training, detecting)
+    # All ranks take part, for each step waits for the others.
+    found = crossfit.evidence(config, data, training.batches, method, training.prepared, on_tick)
+    of_labels = crossfit.measure(config, data, found) if training.log is not None else None
     metrics = {**training.log.last, **training.evaluate(method, everything=True)} if training.log is not None else {}
     share, interval = detecting.thresholds.estimate if detecting is not None else (None, None)
     summary = Summary(
@@ -260,22 +264,24 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
         estimated_share=share,
         estimated_interval=interval,
         quality=measured,
+        labels=of_labels,
         waiting_share=round(waiting_share, 4),
         resumed_at=training.first,
         metrics=metrics,
         alarms=tuple(training.watch.raised),
     )
     if training.log is not None:
-        _save(training, summary, held_out)
+        _save(training, summary, held_out, found)
     ranks.any_rank(False, training.device)  # nobody leaves before the files are there
     return summary
 
 
-def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) -> None:
-    """Write model, thresholds and run.json."""
+def _save(training: _Training, summary: Summary, held_out: tuple[float, ...], found: Evidence | None) -> None:
+    """Write model, thresholds, what is known of the labels, and run.json."""
     config, method = training.config, training.method
     detector = training.detector
     (config.run / quality.FILE).unlink(missing_ok=True)  # of an earlier training
+    labels.save(config.run, None)
     if isinstance(method, RSMatch) and isinstance(method.detector.average, Detector):
         # The saved detector's logits are shifted so that its threshold is 0: a probability of 0.5.
         detector = copy.deepcopy(method.detector.average)
@@ -305,8 +311,9 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...]) ->
         unsure_from=training.prepared.judged.unsure_from if training.prepared is not None else verdicts.SYNTHETIC_FROM,
     )
     frozen = training.reader.frozen if training.reader is not None else None
-    model.save(config.run / "model", saved, method.classifier.average, detector, frozen)
+    model.save(config.run / "model", saved, method.classifier.average, detector, frozen, evidence=found)
     model.list_classes(config.run / "classes.txt", saved.classes)
+    labels.save(config.run, summary.labels)
     verdicts.save(config.run, verdicts.choose(held_out, None, saved.unsure_from))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)

@@ -265,7 +265,7 @@ def _scores(scored: ScoredPool, shard: str, file: Path, trained: list[str]) -> I
 
 def _labels(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
     """What is wrong with the pseudo-labels: all are there, or none without classes."""
-    missing = {name: table[name].null_count for name in ("pseudo_label", "confidence", "probs")}
+    missing = {name: table[name].null_count for name in ("pseudo_label", "confidence", "probs", "raw_confidence")}
     try:
         has_classes = bool(scored.classes)
     except CurateError:  # reported for the model

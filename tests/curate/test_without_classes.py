@@ -84,7 +84,9 @@ def test_the_model_has_no_classes_and_no_program(home: Path) -> None:
 def test_scores_have_verdicts_and_no_labels(home: Path, world: World) -> None:
     scores = pa.concat_tables(pq.read_table(path) for path in sorted((home / "run" / "scores").glob("*.parquet")))
     nulls = {name: scores[name].null_count for name in scores.column_names}
-    assert nulls == dict.fromkeys(nulls, 0) | dict.fromkeys(("pseudo_label", "confidence", "probs"), len(scores))
+    assert nulls == dict.fromkeys(nulls, 0) | dict.fromkeys(
+        ("pseudo_label", "confidence", "probs", "raw_confidence", "typicality"), len(scores)
+    )
     done = curate("score", "--device", "cpu", "--truth", str(world.truth), cwd=home)
     assert done.returncode == 0 and "auroc" in done.stdout
     assert "no classes" in done.stdout and "Pseudo-labels" not in done.stdout and "accuracy" not in done.stdout

@@ -48,6 +48,8 @@ def write_scores(pool: Pool, run: Path) -> None:
             "pseudo_label": [toy.CLASSES[i] for i in probs.argmax(1)],
             "confidence": probs.max(1).astype(np.float32),
             "probs": list(probs),
+            "raw_confidence": probs.max(1).astype(np.float32),
+            "typicality": rng.random(len(keys)).astype(np.float32),
         }
         pq.write_table(pa.table(columns, schema=SCORE_SCHEMA), run / "scores" / f"{shard}.parquet")
 

@@ -20,8 +20,8 @@ def test_a_uid_is_the_crawls_own_where_it_has_one() -> None:
 def test_the_crawls_metadata_are_not_lost_whatever_they_are() -> None:
     row = {
         "key": "000000001", "format": "png", "width": 2, "height": 1, "verdict": "real", "prob_synthetic": 0.25,
-        "synthetic": False, "pseudo_label": "disc", "confidence": 0.5, "marked": None, "declared": None,
-        "declared_by": None, "source": "crawl", "member": "a.jpg",
+        "synthetic": False, "pseudo_label": "disc", "confidence": 0.5, "raw_confidence": 0.75,
+        "typicality": 0.5, "marked": None, "declared": None, "declared_by": None, "source": "crawl", "member": "a.jpg",
     }  # fmt: skip
 
     def others(metadata: bytes | None) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_sidecars_of_every_kind_are_carried_and_our_class_replaces_none(tmp_path
     assert sample["jpg"] == PICTURE
     assert sample["cls"].decode() in "01234"
     assert sample["crawl.cls"] == b"7"
-    assert sample["caption"] == b"hi"
+    assert sample["txt"] == b"hi"
     assert json.loads(sample["json"])["crawl"] == [3]
 
 

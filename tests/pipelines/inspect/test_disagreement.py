@@ -49,6 +49,8 @@ def write(run: Path, shard: str, keys: list[str], prob: np.ndarray | None) -> No
         "pseudo_label": ["a"] * len(keys),
         "confidence": np.ones(len(keys), np.float32),
         "probs": [np.ones(1, np.float16)] * len(keys),
+        "raw_confidence": np.ones(len(keys), np.float32),
+        "typicality": np.ones(len(keys), np.float32),
     }
     pq.write_table(pa.table(columns, schema=SCORE_SCHEMA), run / "scores" / f"{shard}.parquet")
 

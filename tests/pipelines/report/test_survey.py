@@ -39,6 +39,8 @@ def scored(world: Any, tmp_path_factory: pytest.TempPathFactory) -> ScoredPool:
             "pseudo_label": [toy.CLASSES[i] for i in probs.argmax(1)],
             "confidence": probs.max(1),
             "probs": [row.astype(np.float16) for row in probs],
+            "raw_confidence": probs.max(1),
+            "typicality": np.ones(len(probs)),
         }
         arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
         pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA), run / "scores" / f"{shard}.parquet")

@@ -42,3 +42,17 @@ def test_clusters_gather_what_points_the_same_way() -> None:
     assert found.shape == (400,)
     for cluster in np.unique(found):
         assert len(np.unique(truth[found == cluster])) == 1
+
+
+def test_images_to_label_come_from_all_clusters_first_the_most_doubtful_typical_one() -> None:
+    rng = np.random.default_rng(0)
+    centers = np.eye(8, dtype=np.float32)[:4]
+    kind = np.repeat(np.arange(4), 40)
+    embeddings = centers[kind] + rng.normal(0, 0.01, (160, 8)).astype(np.float32)
+    probs = np.tile(np.array([0.9, 0.1], np.float16), (160, 1))
+    probs[[3, 50, 90, 130]] = 0.5
+    doubt = order.margin_doubt(probs)
+    assert doubt[3] == 1 and doubt[0] == pytest.approx(0.2, abs=1e-3)
+    found = order.to_label(doubt, lambda: [embeddings[:100], embeddings[100:]])
+    assert sorted(found.tolist()) == list(range(160))
+    assert {3, 50, 90, 130} <= set(found[:8].tolist())  # k-means may cut a kind in two
