@@ -59,7 +59,7 @@ class Scorer:
 
     @torch.no_grad()
     def prob_synthetic(self, data: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        """What `score` says of the detector, (N,), without what only the classifier needs: half the time of a panel."""
+        """What `score` says of the detector, (N,), without what only the classifier needs."""
         decoder: Decoder | FeatureReader = self.model.decoder
         if isinstance(decoder, FeatureReader):
             decoder = replace(decoder, gives_pixels=True)  # no features of augmented views
