@@ -34,6 +34,18 @@ def test_help_starts_without_the_heavy_libraries(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_a_mistake_is_said_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom curate.app import main\n"
+        f"sys.argv = ['curate', '{command}', '--pool', 'nowhere']\n"
+        "try: main()\nfinally: print('torch' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_is_in_the_readme(command: str, tmp_path: Path) -> None:
     done = run(command, "--help", cwd=tmp_path)
