@@ -8,7 +8,6 @@ from curate.config import resolve
 from curate.options import ConfigFile, Flags, Json, options
 from pipelines import score as stage
 from pipelines.errors import BadInput
-from pipelines.run import labels
 from pipelines.score import ScoreConfig
 
 
@@ -63,6 +62,8 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         return
     look, write = console.command("inspect", "KEY", **locations), console.command("export", out="clean/", **locations)
     console.note(f"Next: {look}, or {write}")
+    from pipelines.run import labels  # imports NumPy, which --help does not need
+
     if warning := labels.warning(summary.labels, bool(summary.pseudo_labels)):
         console.note(f"Warning: {warning}")
 

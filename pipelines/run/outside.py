@@ -35,8 +35,8 @@ KEYS = ("sha256", "key")
 VALUES = ("value", "score")  # of the column with the values, if it is not named like the scores
 # Names that columns of the pool, of its scores or of a table made of both already have, in any case.
 TAKEN = {
-    *POOL_SCHEMA.names, "prob_synthetic", "synthetic", "verdict", "pseudo_label", "confidence", "probs", "marked",
-    "row", "stop", "group", "value",
+    *POOL_SCHEMA.names, "prob_synthetic", "synthetic", "verdict", "pseudo_label", "confidence", "probs",
+    "raw_confidence", "typicality", "marked", "row", "stop", "group", "value",
 }  # fmt: skip
 
 _TRAINED = b"trained"  # names that the run was trained with, in the file's metadata
