@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from upath import UPath
-
 from pipelines.errors import BadInput
 from pipelines.storage import locations, locks
 from pipelines.storage.atomic import sync, write_json
@@ -31,7 +29,7 @@ def opened(out: Location) -> Iterator[Location]:
 
     Raises BadInput if `out` holds anything but an earlier export, Incompatible if another process is exporting to it.
     """
-    if isinstance(out, UPath):
+    if not isinstance(out, Path):
         _refuse_others(out, out)
         yield out
         locations.remove(out / _BEGUN)
@@ -43,7 +41,7 @@ def opened(out: Location) -> Iterator[Location]:
 
 def clear(work: Location) -> None:
     """Remove an earlier export from a store; until the new one is complete, a file shows that it is ours."""
-    if isinstance(work, UPath):
+    if not isinstance(work, Path):
         write_json(work / _BEGUN, {"stage": "export"})
         locations.remove(work / "run.json")  # first: without it, nobody takes the rest for an export
         for name in locations.names(work):

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from upath import UPath
 
 from pipelines.errors import CorruptShard, MissingArtifact, why
 from pipelines.storage import locations
@@ -224,7 +224,7 @@ def _parsed(path: Location, content: bytes) -> dict[str, Any]:
 def read_parquet(path: Location, columns: Sequence[str] | None = None, *, may_lack: bool = False) -> pa.Table:
     """Read a parquet file of ours. CorruptShard if it is missing or truncated, or lacks a column that it must have."""
     try:
-        file = pa.BufferReader(locations.read(path)) if isinstance(path, UPath) else path
+        file = path if isinstance(path, Path) else pa.BufferReader(locations.read(path))
         if columns is not None and may_lack:
             there = pq.read_schema(file).names
             columns = [name for name in columns if name in there]

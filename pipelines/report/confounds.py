@@ -115,11 +115,12 @@ def read_labeled(paths: Sequence[File], scorer: "Scorer | None", on_tick: OnTick
             contents.append(content)
             for name, value in found.items():
                 values[name].append(value)
-        if scorer and contents:
-            scores = scorer.score(contents)
-            probs += scores.prob_synthetic.tolist() if scores.prob_synthetic is not None else []
+        if scorer and contents and scorer.model.frozen is None:
+            probs += scorer.prob_synthetic(contents).tolist()
         num_read += len(contents)
         on_tick(Tick(done=min(start + _BATCH, len(paths)), total=len(paths), unit="labeled images"))
+    if scorer and num_read and scorer.model.frozen is not None:  # training has kept what its panel says of them
+        probs = list(scorer.model.config.held_out)
     lost = len(paths) - num_read
     notes = (f"{lost} of {len(paths)} images of the labeled set can no longer be read.",) if lost else ()
     return Labeled(values=dict(values), probs=tuple(probs), notes=notes)

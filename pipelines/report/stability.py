@@ -50,10 +50,9 @@ def measure(pool: Pool, rows: pa.Table, scorer: "Scorer", on_tick: OnTick) -> tu
             for content, _ in read_rows(pool, rows.slice(start, _BATCH)):
                 pictures.append(as_seen(content))
         for name, change in changes.items():
-            scores = scorer.score([change(picture) for picture in pictures])
-            assert scores.prob_synthetic is not None and scores.synthetic is not None
-            flips[name] += int((scores.synthetic != verdict[part]).sum())
-            moves[name] += float(np.abs(scores.prob_synthetic - probs[part]).sum())
+            changed = scorer.prob_synthetic([change(picture) for picture in pictures])
+            flips[name] += int(((changed >= scorer.thresholds.synthetic_from) != verdict[part]).sum())
+            moves[name] += float(np.abs(changed - probs[part]).sum())
         done += len(pictures)
         on_tick(Tick(done=done, total=rows.num_rows, unit="images changed"))
     return tuple(

@@ -84,10 +84,11 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
 
 def _scorer(scored: ScoredPool, device: Literal["auto", "cuda", "cpu"]) -> "Scorer | None":
     """The run's model; None without a detector."""
-    from pipelines.run.scorer import Scorer  # imported here: without scores no model is needed, and torch takes seconds
+    if not read_record(scored.run / "model" / "config.json").get("has_detector", True):
+        return None
+    from pipelines.run.scorer import Scorer  # imported here: without a detector none is needed, and torch takes seconds
 
-    scorer = Scorer.load(scored.run, device)
-    return scorer if scorer.model.config.has_detector else None
+    return Scorer.load(scored.run, device)
 
 
 def _labeled_files(config: ReportConfig) -> tuple[list["File"] | None, str]:

@@ -14,15 +14,14 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from typer.testing import CliRunner
 
-from curate import reference
-from curate.app import app
+from curate import app, reference
 from curate.config import resolve
 from curate.options import Command, ConfigFile, Flags, Json, options, settings_of
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = {name: app.load(name) for name in app.COMMANDS}
 
 
 def listing() -> Iterator[str]:
@@ -51,7 +50,7 @@ def test_every_setting_has_a_description(kind: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_readable_at_80_columns(command: str) -> None:
-    short, long = (CliRunner().invoke(app, [command, flag], env={"COLUMNS": "80"}) for flag in ("-h", "--help"))
+    short, long = (CliRunner().invoke(app.app, [command, flag], env={"COLUMNS": "80"}) for flag in ("-h", "--help"))
     assert short.exit_code == 0 and short.stdout == long.stdout
     assert max(map(len, short.stdout.splitlines())) <= 80
     for parameter in COMMANDS[command].params:
@@ -73,7 +72,7 @@ def test_the_shell_completes_commands_options_and_choices(words: str, completed:
     environment = {
         "_CURATE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)
     }  # fmt: skip
-    done = CliRunner().invoke(app, [], env=environment, prog_name="curate")
+    done = CliRunner().invoke(app.app, [], env=environment, prog_name="curate")
     assert set(done.stdout.split()) == completed
 
 
