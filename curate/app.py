@@ -1,43 +1,64 @@
-"""The command line: loads the commands, one file each, and turns every error into a sentence and an exit code."""
+"""The command line: loads a command when it is asked for, and turns every error into a sentence and an exit code."""
 
 import signal
 import sys
 import traceback
-from importlib.metadata import version
+from importlib import import_module
+from io import TextIOWrapper
 from threading import Event
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from curate import console
-from curate.benchmark import benchmark
-from curate.demo import demo
-from curate.export import export
-from curate.generate import generate
-from curate.ingest import ingest
-from curate.inspect import inspect
 from curate.options import Command
-from curate.report import report
-from curate.review import review
-from curate.score import score
-from curate.train import train
-from curate.verify import verify
 from pipelines.errors import CurateError
+
+COMMANDS = (
+    "ingest", "train", "score", "inspect", "review", "export", "report", "verify", "demo", "generate", "benchmark"
+)  # fmt: skip
+
+
+def load(name: str) -> TyperCommand:
+    """Import one of COMMANDS: the function `curate.NAME.NAME`."""
+    one = typer.Typer(add_completion=False, rich_markup_mode=None)
+    one.command(cls=Command)(getattr(import_module(f"curate.{name}"), name))
+    command = typer.main.get_command(one)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+class Commands(TyperGroup):
+    """The commands, each imported when it is asked for: what all of them need takes longer than one of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name. Any other name imports all, for Typer to find the one that was meant."""
+        for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.commands[name] = load(name)
+        return self.commands.get(cmd_name)
+
 
 app = typer.Typer(
     name="curate",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # errors are a line, and help is text: see curate.options.Command
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (ingest, train, score, inspect, review, export, report, verify, demo, generate, benchmark):
-    app.command(cls=Command)(command)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version  # takes longer to import than all of Typer
+
         print(f"curate {version('curate')}")
         raise typer.Exit
 
@@ -57,6 +78,8 @@ _INTERRUPTED = "Interrupted. Run the same command again to resume."
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 an error of the user, 2 usage, 130 interrupted, 70 a bug."""
     interrupted = Event()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names can be any bytes
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupted.set()

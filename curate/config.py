@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from curate.options import Flags, group_of, option_name, settings_of
+from curate.options import Flags, group_of, option_name, settings_of, with_home
 from pipelines.errors import BadInput
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -27,7 +27,13 @@ def resolve(
     Raises BadInput that says which option or key is wrong, with which value, and where it came from.
     """
     values = read_toml(file) if file else {}
-    _refuse_unknown_keys(kind, values, str(file), tuple(settings_of(kind)))
+    settings = settings_of(kind)
+    _refuse_unknown_keys(kind, values, str(file), tuple(settings))
+    for path, field in settings.items():
+        *groups, name = path.split(".")
+        table = _table(values, groups)
+        if name in table:
+            table[name] = with_home(field, table[name])
     given = {path: value for path, value in flags.items() if value is not None}
     for path, value in given.items():
         *groups, name = path.split(".")
@@ -41,9 +47,16 @@ def resolve(
         raise BadInput(_explanation(error, given, file, names)) from None
 
 
+def _table(values: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    """Table of a group; an empty one where there is none."""
+    for group in groups:
+        values = values.get(group, {})
+    return values
+
+
 def read_toml(file: str) -> dict[str, Any]:
     """Read a TOML file, or a recipe that ships with curate. Raises BadInput if it can't be read."""
-    path, shipped = Path(file), RECIPES / f"{file}.toml"
+    path, shipped = Path(file).expanduser(), RECIPES / f"{file}.toml"
     try:
         text = (shipped if not path.suffix and shipped.is_file() else path).read_text(encoding="utf-8")
         return tomllib.loads(text)

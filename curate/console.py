@@ -1,5 +1,6 @@
 """Everything that curate prints: results on stdout as tables or JSON; progress, notes and errors on stderr."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,6 +130,15 @@ def facts(title: str, values: Mapping[str, Any]) -> None:
 def as_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout; NaN and infinities become null."""
     print(to_json(value))
+
+
+def command(name: str, *arguments: object, **options: object) -> str:
+    """A command of curate to paste into a shell, whatever its values are: `curate score --pool 'my pool'`."""
+    words = [
+        *map(str, arguments),
+        *(word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))),
+    ]
+    return shlex.join(("curate", name, *words))
 
 
 def note(text: str) -> None:

@@ -13,16 +13,26 @@ from pipelines.export import ExportConfig
 @options(
     ExportConfig,
     groups={
-        "Data": ("out", "pool", "run", "shard_size"),
-        "Selection": ("where", "keep", "min_confidence", "drop_near_duplicates", "radius", "per_class"),
+        "Data": ("out", "pool", "run", "format", "shard_size"),
+        "Selection": (
+            "where",
+            "keep",
+            "min_confidence",
+            "drop_near_duplicates",
+            "turned",
+            "radius",
+            "semantic_duplicates",
+            "exclude",
+            "per_class",
+        ),
         "Labels": ("label_precision", "confidence_level", "unlabeled"),
         "Machine": ("jobs", "engine", "ray_address"),
     },
 )
 def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
-    """Write the images worth training on as WebDataset shards.
+    """Write the images worth training on as shards that every loader reads.
 
-    Each image comes with its class, if there are classes, and its scores.
+    Each image comes with its class, if there are classes, its caption, and its scores.
     """
     if "out" not in flags and config is None:
         raise BadInput("--out is missing: name the folder to write, such as --out clean/.")
@@ -34,6 +44,7 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         return
     facts: dict[str, int | float] = {"images of the pool": summary.pool, "kept": summary.kept}
     facts |= {f"dropped: {reason.replace('_', ' ')}": count for reason, count in summary.dropped.items()}
+    facts |= {"captions": summary.captions} if summary.captions else {}
     if summary.per_class:
         facts["kept, with a label"] = summary.labeled
     facts |= {"shards": summary.shards, "MB of images": round(summary.num_bytes / 1e6, 1)}
@@ -44,12 +55,7 @@ def export(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         console.note(f"No image was kept; {summary.out}/dropped.parquet has the reason for each.")
         _warn(summary.warning)
         return
-    last = f"{summary.shards - 1:05d}"
-    shards = f"{{00000..{last}}}" if summary.shards > 1 else "00000"
-    console.note(
-        f"Next: read {summary.out}/{shards}.tar with webdataset, open_clip or any tar reader; kept.parquet lists the "
-        "images."
-    )
+    console.note(f"Next: {summary.out}/README.md has the lines that load it; kept.parquet lists the images.")
     _warn(summary.warning)
     if summary.labels:
         console.note(f"The labels: {summary.labels}")

@@ -65,4 +65,5 @@ def generate(
     console.table("Images", [{"class": name, "images": count} for name, count in summary.per_class.items()])
     last = f"{summary.shards - 1:05d}"
     shards = f"{{00000..{last}}}" if summary.shards > 1 else "00000"
-    console.note(f'Next: look at some, then bring them into a pool: curate ingest "{summary.out}/{shards}.tar"')
+    ingest = console.command("ingest", f"{summary.out}/{shards}.tar")
+    console.note(f"Next: look at some, then bring them into a pool: {ingest}")

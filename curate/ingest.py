@@ -16,7 +16,7 @@ from pipelines.ingest import IngestConfig
 @options(
     IngestConfig,
     groups={
-        "Data": ("pool", "shard_size"),
+        "Data": ("pool", "shard_size", "image_column", "caption_column"),
         "Limits": ("min_side", "max_pixels"),
         "Machine": ("jobs", "engine", "ray_address"),
     },
@@ -55,6 +55,7 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
         "read": summary.read,
         "kept": summary.kept,
         "rejected": summary.read - summary.kept,
+        "in the pool already": summary.again,
         "shards added": summary.shards,
         "shards ingested before": summary.skipped,
         "images in the pool": summary.images,
@@ -77,5 +78,6 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
     if not summary.images:
         console.note(f"No image was kept; {settings.pool}/rejects has the reason for each.")
         return
-    pool = "" if settings.pool == Path("pool") else f" --pool {settings.pool}"
-    console.note(f"Next: curate train --labeled DIR{pool}, where DIR has a folder of labeled real images per class")
+    pool = {} if settings.pool == Path("pool") else {"pool": settings.pool}
+    train = console.command("train", labeled="DIR", **pool)
+    console.note(f"Next: {train}, where DIR has a folder of labeled real images per class")

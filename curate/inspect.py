@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     InspectConfig,
     DisagreementConfig,
     DuplicatesConfig,
-    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "html")},
+    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "turned", "html")},
     names={"neighbors": "--neighbors -k"},
 )
 def inspect(
@@ -31,7 +31,7 @@ def inspect(
     queries: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY|IMAGE",
+            metavar="KEY|IMAGE|NAME",
             help=InspectConfig.model_fields["queries"].description,
             show_default=False,
         ),
@@ -59,10 +59,15 @@ def inspect(
 
     Neighbors are the images of the pool that the model finds most similar.
     """
-    asked = {"KEY|IMAGE": bool(queries), "--disagreement": disagreement, "--near-duplicates": near_duplicates}
+    asked = {"KEY|IMAGE|NAME": bool(queries), "--disagreement": disagreement, "--near-duplicates": near_duplicates}
     if sum(asked.values()) != 1:
         raise typer.BadParameter(f"give one of {', '.join(asked)}.")
-    applies = {"neighbors": not near_duplicates, "top": not queries, "radius": near_duplicates}
+    applies = {
+        "neighbors": not near_duplicates,
+        "top": not queries,
+        "radius": near_duplicates,
+        "turned": near_duplicates,
+    }
     for path, does in applies.items():
         if path in flags and not does:
             mode = next(name for name in asked if asked[name])
@@ -87,7 +92,7 @@ def _queries(flags: Flags, config: str | None, json: bool) -> None:
     for inspection in summary.inspections:
         show(inspection)
     console.note(_index(summary.index, summary.neighbors_are_layout))
-    _next(settings.html, f"see the images, or curate export --out clean/ {_locations(settings)}")
+    _next(settings.html, f"see the images, or {_export(settings)}")
 
 
 def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
@@ -120,7 +125,8 @@ def _disagreement(flags: Flags, config: str | None, json: bool) -> None:
     rows = _without_empty(rows, "label", "other label")
     console.table(f"How many of {settings.neighbors} nearest neighbors have another {what}", rows)
     console.note(_index(summary.index, summary.neighbors_are_layout))
-    _next(settings.html, f"see them with their neighbors, or curate inspect KEY {_locations(settings)}")
+    look = console.command("inspect", "KEY", pool=settings.pool, run=settings.run)
+    _next(settings.html, f"see them with their neighbors, or {look}")
 
 
 def _near_duplicates(flags: Flags, config: str | None, json: bool) -> None:
@@ -142,7 +148,7 @@ def _near_duplicates(flags: Flags, config: str | None, json: bool) -> None:
     console.table("Largest groups", [_group(group) for group in summary.groups])
     if not summary.confirmed:
         console.note("Some shards have no scores; their images were compared only by perceptual hash.")
-    _next(settings.html, f"see the groups, or curate export --drop-near-duplicates --out clean/ {_locations(settings)}")
+    _next(settings.html, f"see the groups, or {_export(settings, '--drop-near-duplicates')}")
 
 
 def _group(group: "Sequence[Copy]") -> dict[str, Any]:
@@ -157,8 +163,8 @@ def _group(group: "Sequence[Copy]") -> dict[str, Any]:
     }
 
 
-def _locations(settings: InspectConfig | DisagreementConfig | DuplicatesConfig) -> str:
-    return f"--pool {settings.pool} --run {settings.run}"
+def _export(settings: InspectConfig | DuplicatesConfig, *arguments: str) -> str:
+    return console.command("export", *arguments, out="clean/", pool=settings.pool, run=settings.run)
 
 
 def _next(html: Path | None, else_to: str) -> None:
@@ -192,10 +198,16 @@ def show(inspection: "Inspection") -> None:
         agree = count - inspection.other_label
         facts["label"] = f"{query.pseudo_label}: {query.confidence:.3f} confident; {agree} of {count} neighbors agree"
     facts["declares"] = query.declared or "nothing"
+    facts |= {_CRAWL.get(name, name): value for name, value in query.crawl.items()}
     if query.marked:
         facts["marked"] = query.marked
     console.facts(query.name, facts)
     console.table(f"Nearest neighbors of {query.name}", _rows(inspection.neighbors))
+
+
+_CRAWL = {
+    "crawl_key": "name in the crawl", "original_width": "original width", "original_height": "original height",
+}  # fmt: skip
 
 
 def _verdict(item: "Item") -> str:

@@ -11,8 +11,10 @@ A field in a group of the configuration goes by its path: "recipe.num_steps" bec
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
+from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
@@ -59,7 +61,11 @@ def options(
 
         def command(context: typer.Context, **values: Any) -> None:
             flags = {path: values.pop(parameter.name) for path, parameter in made.items()}
-            given = {path: flag for path, flag in flags.items() if _is_given(context, made[path].name)}
+            given = {
+                path: with_home(settings[path], flag)
+                for path, flag in flags.items()
+                if _is_given(context, made[path].name)
+            }
             function(given, **values)
 
         update_wrapper(command, function)
@@ -89,6 +95,13 @@ def group_of(field: FieldInfo) -> type[BaseModel] | None:
     """Class of a field that is a group of the configuration; None of any other field."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def with_home(field: FieldInfo, value: Any) -> Any:
+    """Value of a field; where it is a path that begins with ~, the shell has left that alone, as in --pool=~/pool."""
+    if Path in (field.annotation, *get_args(field.annotation)) and isinstance(value, str | Path):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111 - Path's own raises for ~nobody
+    return value
 
 
 def _parameter(field: FieldInfo, path: str, group: str, spelled: str, recipe: Mapping[str, Any]) -> inspect.Parameter:

@@ -7,11 +7,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from curate.app import app
+from curate.app import load
 from curate.options import group_of
 from pipelines.benchmark import BenchmarkConfig
 from pipelines.export import ExportConfig
@@ -61,9 +60,8 @@ def page() -> str:
     """Return the page in Markdown."""
     recipes = sorted(recipe.stem for recipe in (Path(__file__).parent / "recipes").iterdir())
     sections = [_INTRODUCTION.format(recipes=", ".join(f"`{recipe}`" for recipe in recipes))]
-    group = typer.main.get_command(app)
     for title, kind in COMMANDS.items():
-        command = group.commands[title.split()[0]]  # type: ignore[attr-defined]
+        command = load(title.split()[0])
         flags = {parameter.name: _spelled(parameter) for parameter in command.params}
         sections += [f"## curate {title}\n", *_tables(kind, flags)]
     return "\n".join(sections)

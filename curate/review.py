@@ -44,7 +44,5 @@ def review(
         console.as_json(asdict(summary))
         return
     console.facts(f"Marks in {summary.marks}", summary.images)
-    console.note(
-        f"Next: curate train --labeled SEED --pool {settings.pool} --run {settings.run} --no-resume trains on the "
-        "marks; curate export follows them as they are."
-    )
+    train = console.command("train", "--no-resume", labeled="SEED", pool=settings.pool, run=settings.run)
+    console.note(f"Next: {train} trains on the marks; curate export follows them as they are.")

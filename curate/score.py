@@ -8,7 +8,6 @@ from curate.config import resolve
 from curate.options import ConfigFile, Flags, Json, options
 from pipelines import score as stage
 from pipelines.errors import BadInput
-from pipelines.run import labels
 from pipelines.score import ScoreConfig
 
 
@@ -56,11 +55,15 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     if summary.pseudo_labels:
         console.table("Pseudo-labels", [{"class": k, "images": v} for k, v in summary.pseudo_labels.items()])
     _show(summary.domains or [])
-    locations = f"--pool {settings.pool} --run {settings.run}"
+    locations = {"pool": settings.pool, "run": settings.run}
     if settings.num_shards > 1:
-        console.note(f"Next, after the last of the {settings.num_shards} calls: curate score {locations}, to sum up")
+        again = console.command("score", **locations)
+        console.note(f"Next, after the last of the {settings.num_shards} calls: {again}, to sum up")
         return
-    console.note(f"Next: curate inspect KEY {locations}, or curate export --out clean/ {locations}")
+    look, write = console.command("inspect", "KEY", **locations), console.command("export", out="clean/", **locations)
+    console.note(f"Next: {look}, or {write}")
+    from pipelines.run import labels  # imports NumPy, which --help does not need
+
     if warning := labels.warning(summary.labels, bool(summary.pseudo_labels)):
         console.note(f"Warning: {warning}")
 

@@ -10,7 +10,6 @@ from curate.config import resolve
 from curate.options import GENERAL, Flags, Json, options
 from pipelines import train as stage
 from pipelines.errors import BadInput
-from pipelines.run import labels
 from pipelines.train import TrainConfig
 
 
@@ -94,6 +93,8 @@ def train(
         console.note(statement)
     for statement in summary.labels.statements if summary.labels else ():
         console.note(statement)
-    console.note(f"Next: curate score --pool {settings.pool} --run {settings.run}")
+    console.note(f"Next: {console.command('score', pool=settings.pool, run=settings.run)}")
+    from pipelines.run import labels  # imports NumPy, which --help does not need
+
     if warning := labels.warning(summary.labels, bool(summary.classes)):
         console.note(f"Warning: {warning}")

@@ -70,6 +70,11 @@ def radius() -> Any:
     )
 
 
+def turned() -> Any:
+    """Whether mirrored and rotated copies are near-duplicates."""
+    return Field(default=False, description="Count mirrored and rotated copies as near-duplicates, too.")
+
+
 def max_distance() -> Any:
     """Distance of the embeddings of near-duplicates."""
     return Field(

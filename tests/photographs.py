@@ -15,7 +15,7 @@ def jpeg(number: int, *, synthetic: bool) -> bytes:
     rng = np.random.default_rng(number + 10_000 * synthetic)
     height, width = 160 + 8 * int(rng.integers(0, 4)), 176 + 8 * int(rng.integers(0, 4))
     scale = 2 if synthetic else 1
-    picture = _texture(rng, height // scale, width // scale)
+    picture = texture(rng, height // scale, width // scale)
     picture[..., 2 if CLASSES[number % 2] == "blue" else 0] += 60
     picture += rng.normal(0, 6, picture.shape)
     image = Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
@@ -24,7 +24,7 @@ def jpeg(number: int, *, synthetic: bool) -> bytes:
     return saved.getvalue()
 
 
-def _texture(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float64]:
+def texture(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float64]:
     """Noise whose amplitude falls with the frequency, as in natural images: (H, W, 3) around 110."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) + 1 / width
     planes = []

@@ -10,7 +10,6 @@ A real and a synthetic source must not differ in codec or scale, or a detector l
 a JPEG that was decoded long ago. `matched` is the common last step for both.
 """
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +26,12 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from pipelines.errors import BadInput, why
+from pipelines.images.appearance import as_seen
+from pipelines.images.check import foreign_images
 from pipelines.images.encode import encode
 from pipelines.images.rejects import Reject
-from pipelines.ingest.sources import image_column
-from pipelines.pool.labeled import SUFFIXES
+from pipelines.ingest.columns import image_columns
+from pipelines.pool.labeled_files import SUFFIXES
 from pipelines.storage.shards import read_spans
 from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
 
@@ -133,9 +134,9 @@ def matched(source: Source, size: int | None = None) -> Source:
 
     def read_matched(index: int) -> bytes:
         try:
-            with Image.open(io.BytesIO(source.images[index])) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with foreign_images():
+                picture = as_seen(source.images[index])
+        except (OSError, ValueError, SyntaxError) as error:
             what = f"image {index} cannot be decoded ({why(error)})"
             raise BadInput(f"{source.name}: {what}. Fix or remove it.") from None
         if size and picture.size != (size, size):
@@ -222,7 +223,7 @@ def _read_parquet(file: Path) -> tuple[pa.ChunkedArray, list[str]]:
     """Image bytes (N,) and class names (N,) of one parquet file."""
     try:
         schema = pq.read_schema(file)
-        image = image_column(schema)
+        image = next(iter(image_columns(schema)), None)
         label = next((name for name in CLASS_COLUMNS if name in schema.names), None)
         if image is None:
             raise BadInput(f"{file} has no column of image bytes, only {', '.join(schema.names)}. Add one.")

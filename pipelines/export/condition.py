@@ -14,8 +14,10 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import BadInput, first_line
+from pipelines.pool.manifest import Pool, shard_of
 
 _ALLOWED = {
     "BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE",
@@ -25,12 +27,17 @@ _ALLOWED = {
 class Where:
     """A checked condition; `mask` applies it to the rows of a shard."""
 
-    def __init__(self, condition: str, schema: pa.Schema, without: Collection[str] = (), why: str = "") -> None:
+    def __init__(
+        self, condition: str, schema: pa.Schema, without: Collection[str] = (), why: str = "", pool: Pool | None = None
+    ) -> None:
         """Check `condition` against the columns of `schema`; those in `without` are empty here, and `why` says why.
+
+        The crawl's further facts in the manifests of `pool` are columns as well; they are read where they are used.
 
         Raises BadInput if the condition is wrong, not allowed, or about an empty column.
         """
-        self._condition, self._without, self._why = condition, without, why
+        self._condition, self._without, self._why, self._pool = condition, without, why, pool
+        self._facts: list[str] = []  # that the condition uses
         self._connection = duckdb.connect(
             config={
                 "enable_external_access": False,
@@ -42,7 +49,7 @@ class Where:
         self._connection.execute("SET python_enable_replacements = false")  # else a name may refer to a Python variable
         self._connection.execute("SET lock_configuration = true")
         try:
-            self._check(schema.names)
+            self._check([*schema.names, *(pool.facts.names if pool else ())])
         except RecursionError:
             raise self._refusal("it is nested too deeply") from None
         self.mask(schema.empty_table())
@@ -50,7 +57,7 @@ class Where:
     def mask(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
         """Whether each of `rows` (N,) meets the condition; NULL counts as no."""
         with self._connection.cursor() as cursor:
-            cursor.register("images", _without_float16(rows))
+            cursor.register("images", _without_float16(self._with_facts(rows)))
             try:
                 answer = cursor.sql(f"SELECT ({self._condition}\n) AS met FROM images").to_arrow_table()["met"]
             except duckdb.Error as error:
@@ -58,6 +65,22 @@ class Where:
         if answer.type not in (pa.bool_(), pa.null()):
             raise self._refusal(f"it is a value ({answer.type}), not a condition: compare it with something")
         return np.asarray(answer.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+
+    def _with_facts(self, rows: pa.Table) -> pa.Table:
+        """Append the facts that the condition uses to rows of one shard."""
+        if self._pool is None or not self._facts:
+            return rows
+        columns = pa.table(
+            [pa.array([], kind) for kind in (self._pool.facts.field(name).type for name in self._facts)], self._facts
+        )
+        if rows.num_rows:
+            found = self._pool.rows(shard_of(rows["key"][0].as_py()), ["key", *self._facts])
+            columns = found.take(pc.index_in(rows["key"], value_set=found["key"].combine_chunks())).drop_columns(
+                ["key"]
+            )
+        for name in self._facts:
+            rows = rows.append_column(name, columns[name])
+        return rows
 
     def close(self) -> None:
         """Close the database, which is in memory only."""
@@ -82,6 +105,8 @@ class Where:
                     near = difflib.get_close_matches(name, columns, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(columns)}."
                     raise self._refusal(f"there is no column {name!r}; {hint}")
+                if self._pool and name.lower() in self._pool.facts.names and name.lower() not in self._facts:
+                    self._facts.append(name.lower())
                 if name.lower() in self._without:
                     raise self._refusal(f"{name} is empty, because {self._why}")
 

@@ -26,7 +26,7 @@ class ExportConfig(BaseModel):
         '"prob_synthetic < 0.1 and width >= 64". Images that do not meet it are dropped.',
     )
     keep: Literal["real", "synthetic", "all"] = Field(
-        default="real", description="Images to keep, by the detector's verdict."
+        default="real", description="Images to keep, by the detector's verdict; all needs no scores."
     )
     min_confidence: float = Field(
         default=0.0, ge=0, le=1, description="Drop images whose pseudo-label is less probable than this, 0 to 1."
@@ -43,15 +43,31 @@ class ExportConfig(BaseModel):
     )
     unlabeled: Literal["keep", "drop"] = Field(
         default="keep",
-        description="With label_precision, keep the images below the limit without a label, or drop them.",
+        description="With label_precision, keep the images below the limit, with -1 as their class, or drop them.",
     )
     drop_near_duplicates: bool = Field(
         default=False, description="Of each group of near-duplicates, keep only the best copy that other options allow."
+    )
+    turned: bool = settings.turned()
+    semantic_duplicates: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of images whose embeddings are closer than this (1 - cosine, 0 to 1), keep only the best copy: "
+        "SemDeDup. Try 0.05, and look at dropped.parquet.",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Folder, .tar or .parquet of held-out images, such as a test set: drop what is an exact or near "
+        "copy of one. Can be given several times.",
     )
     radius: int = settings.radius()
     max_distance: float = settings.max_distance()
     per_class: int | None = Field(
         default=None, ge=1, description="Keep only this many images of each pseudo-label, the most confident ones."
+    )
+    format: Literal["webdataset", "parquet"] = Field(
+        default="webdataset", description="Shards to write: tars, or parquet as Hugging Face datasets writes it."
     )
     shard_size: int = Field(default=1000, ge=1, description="Images in a shard.")
     jobs: int = settings.jobs()
@@ -70,6 +86,8 @@ class Summary:
     per_class: dict[str, int]  # kept images by pseudo-label; empty without classes
     shards: int
     num_bytes: int  # of the kept images
+    captions: int  # kept images that have one
+    left_out: dict[str, int]  # kept images by suffix of a file beside them that not all of them have
     warning: str  # what to know of the detector before deleting what was dropped; empty if nothing
     labeled: int  # of the kept images, those with a label
     labels: str  # how often their labels are right, or what is promised of them; empty without classes

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from upath import UPath
-
 from pipelines.errors import BadInput
 from pipelines.storage import locations, locks
 from pipelines.storage.atomic import sync, write_json
 from pipelines.storage.locations import Location
 
 _BEGUN = ".export.partial"  # in a store, as long as the export there is incomplete
-_OURS = re.compile(r"\d+\.tar|\d+_stats\.json|kept\.parquet|dropped\.parquet|uids\.npy|run\.json|\.export\.partial")
+_OURS = re.compile(
+    r"\d+\.(tar|parquet)|\d+_stats\.json|(kept|dropped)\.parquet|uids\.npy|(run|croissant)\.json|classes\.txt|README\.md"
+    r"|\.export\.partial"
+)
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def opened(out: Location) -> Iterator[Location]:
 
     Raises BadInput if `out` holds anything but an earlier export, Incompatible if another process is exporting to it.
     """
-    if isinstance(out, UPath):
+    if not isinstance(out, Path):
         _refuse_others(out, out)
         yield out
         locations.remove(out / _BEGUN)
@@ -40,7 +41,7 @@ def opened(out: Location) -> Iterator[Location]:
 
 def clear(work: Location) -> None:
     """Remove an earlier export from a store; until the new one is complete, a file shows that it is ours."""
-    if isinstance(work, UPath):
+    if not isinstance(work, Path):
         write_json(work / _BEGUN, {"stage": "export"})
         locations.remove(work / "run.json")  # first: without it, nobody takes the rest for an export
         for name in locations.names(work):

@@ -3,10 +3,8 @@
 This is the part of export that runs in parallel. It knows one shard; which images belong in it was decided before.
 """
 
-import codecs
-import json
-import re
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -14,18 +12,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.errors import CorruptShard, Incompatible
+from pipelines.export.sample import caption_of, describe, members, others_of, parsed, uid_of
+from pipelines.export.shape import Shape
+from pipelines.export.writers import ParquetShard, TarShard
 from pipelines.pool.manifest import KEY_DIGITS, Pool
-from pipelines.run.scores import SCHEMA
 from pipelines.storage.atomic import replacing
-from pipelines.storage.json_text import to_json
 from pipelines.storage.locations import Location
-from pipelines.storage.shards import ShardWriter, end_of_samples, read_samples_at, sample_spans
+from pipelines.storage.shards import end_of_samples, ends_of_images, read_samples_at, sample_spans
 
 KEPT_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # of the export
-        pa.field("cls", pa.int32()),  # index of the pseudo-label among the model's classes; null without a label
+        pa.field(
+            "cls", pa.int32()
+        ),  # index of the pseudo-label among the model's classes; without, the crawl's .cls or null
         pa.field("pseudo_label", pa.string()),  # this and the next, too
         pa.field("confidence", pa.float32()),
         pa.field("prob_synthetic", pa.float32()),  # null without a detector
@@ -33,19 +34,13 @@ KEPT_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("member", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
+        pa.field("format", pa.string(), nullable=False),  # of the image's bytes; its member is called .jpg
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
     ]
 )
 
-_DESCRIBED = (
-    "key", "prob_synthetic", "synthetic", "pseudo_label", "confidence", "raw_confidence", "typicality", "marked",
-    "declared", "declared_by", "source", "member",
-)  # fmt: skip
-# UTF-32 comes first: its BOM begins with that of UTF-16.
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
-)  # fmt: skip
-_UID = re.compile(r"[0-9a-f]{32}")
+NO_LABEL = -1  # class index of an image without a label where others have one: all samples have the same members
 _TO_THE_END = -1
 
 
@@ -82,111 +77,77 @@ class Task(NamedTuple):
         return sum(sum(piece.rows["num_bytes"].to_pylist()) for piece in self.pieces)
 
 
-def pack(pool: Location, work: Location, classes: tuple[str, ...], task: Task) -> pa.Table:
-    """Write the tar of a shard to `work`. Returns its rows, KEPT_SCHEMA.
+def survey(pool: Location, with_classes: bool, task: Task) -> Shape:
+    """Look at the captions and metadata of a shard's samples, without their images.
+
+    Raises CorruptShard if the pool contradicts its manifest.
+    """
+    shape = Shape()
+    for row, sample in _samples(Pool(pool), task, with_images=False):
+        crawled = parsed(sample.get("json"))
+        has_caption = bool(caption_of(row, sample.get("txt"), crawled))
+        shape.survey(describe(crawled, row), others_of(sample, row["format"], with_classes), has_caption)
+    return shape
+
+
+def captions(pool: Pool, shard: str, rows: pa.Table, taken: npt.NDArray[np.int64]) -> list[str]:
+    """Captions of some images of a shard, by their numbers `taken` (N,) in its `rows`; empty where there is none."""
+    if not len(taken):
+        return []
+    found = _samples(pool, Task(0, (Piece.of(shard, rows, taken),), 0), with_images=False)
+    return [caption_of(row, sample.get("txt"), parsed(sample.get("json"))) for row, sample in found]
+
+
+class Packed(NamedTuple):
+    """A finished shard: its rows, KEPT_SCHEMA, and its file's SHA-256."""
+
+    rows: pa.Table
+    sha256: str
+
+
+def pack(
+    pool: Location, work: Location, classes: tuple[str, ...], shape: Shape, as_parquet: bool, task: Task
+) -> Packed:
+    """Write the shard of a task to `work`, as a tar or as parquet.
 
     Raises CorruptShard if the pool contradicts its manifest, Incompatible for a label that the model does not know.
     """
     class_index = {name: i for i, name in enumerate(classes)}
     rows = []
-    with replacing(work / f"{task.shard}.tar") as path, ShardWriter(path) as tar:
-        for row, sample in _samples(Pool(pool), task):
-            index = class_index.get(row["pseudo_label"])
-            if index is None and row["pseudo_label"] is not None:
-                what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
-                raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
-            for suffix, content in _members(row, sample, index).items():
-                tar.add(f"{row['key']}.{suffix}", content)
-            uid = uid_of(sample.get("json"), row["sha256"])
-            rows.append({**row, "shard": task.shard, "cls": index, "uid": uid})
-    return pa.Table.from_pylist(rows, schema=KEPT_SCHEMA)
+    name = f"{task.shard}.parquet" if as_parquet else f"{task.shard}.tar"
+    with replacing(work / name) as path:
+        with ParquetShard(path, classes, shape) if as_parquet else TarShard(path) as shard:
+            for row, sample in _samples(Pool(pool), task):
+                index = class_index.get(row["pseudo_label"])
+                if index is None and row["pseudo_label"] is not None:
+                    what = f"{row['key']} has the label {row['pseudo_label']!r}, which the model does not know"
+                    raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
+                if index is None and classes:
+                    index = NO_LABEL
+                found = members(row, sample, index, shape)
+                uid = uid_of(parsed(sample.get("json")), row["sha256"])
+                label = int(found["cls"]) if "cls" in found else None
+                rows.append({**row, "shard": task.shard, "cls": label, "uid": uid})
+                shard.add(rows[-1], found)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Packed(pa.Table.from_pylist(rows, schema=KEPT_SCHEMA), sha256)
 
 
-def _samples(pool: Pool, task: Task) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+def _samples(pool: Pool, task: Task, with_images: bool = True) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Yield each row of a task with its sample, on request without the image, which comes first in it."""
     for piece in task.pieces:
         tar = pool.tar(piece.shard)
-        spans = [(start, stop - start) for start, stop in zip(piece.start.tolist(), piece.stop.tolist(), strict=True)]
-        if piece.stop[-1] == _TO_THE_END:
-            spans[-1] = (spans[-1][0], end_of_samples(tar) - spans[-1][0])
+        start, stop = piece.start, piece.stop.copy()
+        if stop[-1] == _TO_THE_END:
+            stop[-1] = end_of_samples(tar)
+        if not with_images:
+            start = ends_of_images(start, piece.rows["num_bytes"].to_numpy())
+        spans = list(zip(start.tolist(), (stop - start).tolist(), strict=True))
         for row, (key, sample) in zip(piece.rows.to_pylist(), read_samples_at(tar, spans), strict=True):
-            if key != row["key"] or len(sample.get(row["format"], b"")) != row["num_bytes"]:
+            if with_images and (key != row["key"] or len(sample.get(row["format"], b"")) != row["num_bytes"]):
                 raise CorruptShard(
                     f"{tar} holds {key} where its manifest lists {row['key']} of {row['num_bytes']} bytes. Remove the "
                     "shard's files and ingest its source again."
                 )
             yield row, sample
-
-
-def uid_of(metadata: bytes | None, sha256: str) -> str:
-    """DataComp's uid of an image, 32 hexadecimal digits: from its JSON, otherwise the start of its SHA-256."""
-    values = _object(metadata)
-    uid = values.get("uid") if values else None
-    return uid.lower() if isinstance(uid, str) and _UID.fullmatch(uid.lower()) else sha256[:32]
-
-
-def describe(metadata: bytes | None, row: Mapping[str, Any]) -> bytes:
-    """The crawl's JSON of an image, with our columns added under "curate", and scores from outside under "outside".
-
-    If the crawl's JSON is not an object, or has a "curate" already (an export was ingested), it moves to "crawl".
-    """
-    values = _object(metadata)
-    if metadata is None:
-        values = {}
-    elif values is None or "curate" in values:
-        values = {"crawl": values if values is not None else _any_json(metadata)}
-    ours: dict[str, Any] = {
-        name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED
-    }
-    if outside := {name: value for name, value in row.items() if name not in SCHEMA.names}:
-        ours["outside"] = {name: None if value is None else float(f"{value:.7g}") for name, value in outside.items()}
-    try:
-        text = to_json({**values, "curate": ours}, indent=None)
-    except RecursionError:  # it could just be parsed, and is one level deeper here
-        text = to_json({"crawl": _text(metadata or b""), "curate": ours}, indent=None)
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _object(metadata: bytes | None) -> dict[str, Any] | None:
-    values = _any_json(metadata) if metadata is not None else None
-    return values if isinstance(values, dict) else None
-
-
-def _any_json(metadata: bytes) -> Any:
-    """Parse JSON; anything else is returned as text."""
-    try:
-        return json.loads(metadata)
-    except (ValueError, RecursionError):
-        return metadata.decode("utf-8", "backslashreplace")
-
-
-def _members(row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int | None) -> dict[str, bytes]:
-    """Members of an exported sample by suffix: the image, its class, its metadata, the crawl's other files.
-
-    `webdataset` decodes .txt as UTF-8 and .cls as a number, and fails if they are not. The pool keeps them as they were
-    crawled; here they are written so that they can be decoded.
-    """
-    others = dict(sample)
-    image, metadata = others.pop(row["format"]), others.pop("json", None)
-    if (label := others.pop("cls", None)) is not None:  # the crawl's own
-        others["crawl.cls" if _is_number(label) else "crawl.cls.txt"] = label
-    for suffix in others:
-        if suffix.rpartition(".")[2] == "txt":
-            others[suffix] = _text(others[suffix]).encode()
-    own_class = {} if class_index is None else {"cls": str(class_index).encode()}
-    return {row["format"]: image, **own_class, "json": describe(metadata, row), **others}
-
-
-def _text(content: bytes) -> str:
-    """Decode text by its BOM, otherwise as UTF-8. Bytes that cannot be decoded are escaped."""
-    for bom, encoding in _BOMS:
-        if content.startswith(bom):
-            return content.removeprefix(bom).decode(encoding, "backslashreplace")
-    return content.decode("utf-8", "backslashreplace")
-
-
-def _is_number(label: bytes) -> bool:
-    try:
-        int(label)
-    except ValueError:
-        return False
-    return True

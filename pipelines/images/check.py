@@ -11,14 +11,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from simplejpeg import decode_jpeg
 
+from pipelines.images.appearance import flat, orientation, size_as_seen, with_image
 from pipelines.images.formats import FORMATS, describe_other, is_truncated, sniff
 from pipelines.images.phash import SIDE, phash
 from pipelines.images.provenance import NOTHING, cannot_declare, declared
@@ -29,6 +30,7 @@ _START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # JPEG markers: baseline, extended, progre
 _START_OF_SCAN = 0xDA
 _TABLES = (0xDB, 0xC4, 0xDD)  # quantization, Huffman codes, restart interval
 _APPLICATION = (*range(0xE0, 0xF0), 0xFE)  # JFIF, EXIF, color profiles, ...; and comments
+_MAX_TEXT_BYTES = 16 << 20  # of one text or profile of a PNG; Photoshop and ComfyUI write more than Pillow's 1 MB
 _OBJECT = re.compile(r"\s*<\S+ object at 0x[0-9a-f]+>")
 
 
@@ -68,22 +70,31 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
         return Reject(Reason.UNSUPPORTED_FORMAT, format_)
     if format_ == "jpg" and (accepted := _examine_plain_jpeg(content, metadata, limits)):
         return accepted
+
+    def look(image: Image.Image) -> Accepted | Reject:
+        return _examine(image, format_, content, metadata, limits)
+
     try:
-        with Image.open(BytesIO(content), formats=(FORMATS[format_],)) as image:
-            width, height = image.size
-            if reject := _judge_size(width, height, limits) or _judge_tiles(image, limits):
-                return reject
-            hash_ = _decode_and_hash(image)
-            try:
-                origin = declared(image, content, metadata)
-            except Exception:  # broken EXIF or XMP: the image itself is fine, and declares nothing
-                origin = NOTHING
-            return Accepted(format_, width, height, hash_, *origin)
+        return with_image(content, look)
     except MemoryError:
         raise  # a problem of this machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         reason = Reason.TRUNCATED if is_truncated(format_, content) or "truncated" in str(error) else Reason.CORRUPT
-        return Reject(reason, _in_a_line(f"{format_}: {error}"))
+        return Reject(reason, in_a_line(f"{format_}: {error}"))
+
+
+def _examine(
+    image: Image.Image, format_: str, content: bytes, metadata: bytes | None, limits: Limits
+) -> Accepted | Reject:
+    if reject := _judge_size(*image.size, limits) or _judge_tiles(image, limits):
+        return reject
+    size = size_as_seen(image)
+    hash_ = _decode_and_hash(image)
+    try:
+        origin = declared(image, content, metadata)
+    except Exception:  # broken EXIF or XMP: the image itself is fine, and declares nothing
+        origin = NOTHING
+    return Accepted(format_, *size, hash_, *origin)
 
 
 def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | None:
@@ -143,21 +154,49 @@ def _judge_tiles(image: Image.Image, limits: Limits) -> Reject | None:
     return None
 
 
+class _Pillow:
+    """Settings of Pillow, which are the process's own: they hold from the first user's entry to the last one's exit."""
+
+    _SILENT = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)  # as warnings.filterwarnings makes it
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+        self._limits: tuple[int | None, int] = 0, 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._limits = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _MAX_TEXT_BYTES
+            self._users += 1
+            warnings.filterwarnings("ignore", module=self._SILENT[3].pattern)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = self._limits
+            filters = cast(list[Any], warnings.filters)
+            if self._SILENT in filters:  # not if another thread has put its own filters back
+                filters.remove(self._SILENT)
+
+
+_PILLOW = _Pillow()
+
+
 @contextmanager
 def foreign_images() -> Iterator[None]:
-    """Set Pillow up for untrusted bytes. Enter this once around many calls of `examine`: it takes as long as one call.
+    """Set Pillow up for untrusted bytes. Enter this once around many images: it takes as long as one of them.
 
-    Pillow's warnings (palettes, EXIF, decompression bombs) are silenced, and its limit on pixels is lifted, because
-    `Limits` replaces it.
+    Pillow's warnings (palettes, EXIF, decompression bombs) are silenced. Its limit on pixels is lifted, because
+    `Limits` replaces it, and that on a PNG's texts and profiles is raised. Threads may enter this side by side.
     """
-    limit = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    _PILLOW.enter()
+    try:
+        yield
+    finally:
+        _PILLOW.leave()
 
 
 def _decode_and_hash(image: Image.Image) -> int:
@@ -165,20 +204,17 @@ def _decode_and_hash(image: Image.Image) -> int:
     width, height = image.size
     image.draft("L", (SIDE, SIDE))  # only JPEG can decode at a reduced scale; other formats ignore this
     scale = round(width / image.width)
-    luma = image if image.mode == "L" else image.convert("L")
+    luma = flat(image, "L")
     shrink = max(min(luma.size) // _HASHED_SIDE, 1)
     if shrink > 1:
         luma = luma.reduce(shrink)
-    return _hash(luma, width, height, scale * shrink)
-
-
-def _hash(luma: Image.Image, width: int, height: int, scale: int) -> int:
+    scale *= shrink
     # Twice as fast as np.asarray.
     pixels_HW = np.frombuffer(luma.tobytes(), np.uint8).reshape(luma.height, luma.width)
-    return phash(pixels_HW, (height / scale, width / scale))
+    return phash(pixels_HW, (height / scale, width / scale), orientation(image))
 
 
-def _in_a_line(text: str) -> str:
+def in_a_line(text: str) -> str:
     """Flatten and shorten a decoder's message, which may quote bytes of the file or addresses of objects in memory."""
     text = _OBJECT.sub("", text)
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:200]

@@ -13,22 +13,35 @@ from numpy.typing import NDArray
 SIDE = 32  # the hash looks at SIDE × SIDE pixels
 _BITS = 8  # per axis
 _LANCZOS_LOBES = 3
+_MIRRORED = (-1.0) ** np.arange(_BITS)
 _NOISE = 1e-6  # in a flat image, rounding errors must not decide the bits
 
 
-def phash(luma_HW: NDArray[np.uint8], extent: tuple[float, float] | None = None) -> int:
+def phash(luma_HW: NDArray[np.uint8], extent: tuple[float, float] | None = None, orientation: int = 1) -> int:
     """64-bit hash of a gray image of any size. Bits are row by row from the lowest frequency, which is the highest bit.
 
     `extent` is the (height, width) of the image, measured in pixels of `luma_HW`, if it does not fill the last row or
-    column: 260 lines decoded at one eighth are 32.5 lines, in an array of 33.
+    column: 260 lines decoded at one eighth are 32.5 lines, in an array of 33. `orientation` is EXIF's, 1 to 8: the hash
+    is that of the upright image.
     """
     height, width = extent or luma_HW.shape
     rows, columns = _low_frequencies(luma_HW.shape[0], height), _low_frequencies(luma_HW.shape[1], width)
-    low = (rows @ luma_HW @ columns.T).ravel()
+    low = _upright(rows @ luma_HW @ columns.T, orientation).ravel()
     half = low.size // 2
     ranked = np.sort(low)
     median = (ranked[half - 1] + ranked[half]) / 2
     return int.from_bytes(np.packbits(low > median + _NOISE).tobytes(), "big")
+
+
+def _upright(low: NDArray[np.float64], orientation: int) -> NDArray[np.float64]:
+    """The frequencies (8, 8) after a turn: transposing swaps the axes, a mirror changes the sign of odd frequencies."""
+    if orientation in (5, 6, 7, 8):
+        low = low.T
+    if orientation in (2, 3, 6, 7):  # left and right
+        low = low * _MIRRORED
+    if orientation in (3, 4, 7, 8):  # top and bottom
+        low = low * _MIRRORED[:, None]
+    return low
 
 
 @lru_cache(maxsize=1024)

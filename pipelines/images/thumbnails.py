@@ -1,4 +1,4 @@
-"""Thumbnails: small copies of images for people to look at, upright, in RGB and re-encoded.
+"""Thumbnails: small copies of images for people to look at, re-encoded.
 
 Re-encoding means that nothing of a foreign file but its pixels gets into a page. Call these functions within
 `pipelines.images.check.foreign_images`.
@@ -9,7 +9,9 @@ import io
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from pipelines.images.appearance import as_seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,22 +58,10 @@ def encode(content: bytes, format_: Format) -> Thumbnail:
 
 
 def thumbnail(content: bytes, side: int, decoded_side: int | None = None) -> Image.Image:
-    """The image, upright and in RGB, reduced to fit a square of `side` pixels; smaller images keep their size.
+    """The image as people see it, reduced to fit a square of `side` pixels; smaller images keep their size.
 
     A JPEG may be decoded at a fraction of its size, with no side below `decoded_side` pixels; None decodes it whole.
     """
-    with Image.open(io.BytesIO(content)) as opened:
-        if decoded_side is not None:
-            opened.draft("RGB", (decoded_side, decoded_side))
-        picture = upright(opened).convert("RGB")
+    picture = as_seen(content, decoded_side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
-
-
-def upright(opened: Image.Image) -> Image.Image:
-    """Decode an image and turn it as its EXIF says; an image with broken EXIF stays as it is."""
-    opened.load()
-    try:
-        return ImageOps.exif_transpose(opened)
-    except Exception:  # the image itself is fine, and ingest keeps it
-        return opened

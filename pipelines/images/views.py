@@ -6,7 +6,6 @@
   from outside the pool.
 """
 
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.errors import CorruptShard
-from pipelines.images.thumbnails import upright
+from pipelines.images.appearance import as_seen
+from pipelines.images.check import foreign_images, in_a_line
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,7 +57,10 @@ class Decoder:
     detector_size: int
 
     def decode(self, key: str, data: bytes) -> tuple[Pixels, Pixels]:
-        """Decode one image to (3, S, S) and (3, T, T). Raises CorruptShard for bytes that are not an image."""
+        """Decode one image to (3, S, S) and (3, T, T). Raises CorruptShard for bytes that are not an image.
+
+        Call this within `pipelines.images.check.foreign_images`.
+        """
         opened = picture(key, data)
         native = np.asarray(opened)
         return planes(square(opened, native, self.image_size)), planes(_tile(native, self.detector_size, data))
@@ -66,6 +69,7 @@ class Decoder:
         """Decode one image to its (3, T, T) tile only. Raises CorruptShard as `decode` does."""
         return planes(_tile(np.asarray(picture(key, data)), self.detector_size, data))
 
+    @foreign_images()
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
         """Decode many images on `threads`."""
         pairs = list(threads.map(self.decode, keys, data))
@@ -76,15 +80,18 @@ class Decoder:
 
 
 def picture(key: str, data: bytes) -> Image.Image:
-    """Decode a file to an upright RGB image. Raises CorruptShard for bytes that are not an image."""
+    """Decode a file to RGB, as people see it. Raises CorruptShard for bytes that are not an image.
+
+    Call this within `pipelines.images.check.foreign_images`.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return upright(opened).convert("RGB")
+        return as_seen(data)
     except MemoryError:
         raise  # a problem of this machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        reason = in_a_line(str(error))
         raise CorruptShard(
-            f"image {key} cannot be decoded ({error}); ingest the crawl again, which rejects such files."
+            f"image {key} cannot be decoded ({reason}); ingest the crawl again, which rejects such files."
         ) from None
 
 

@@ -31,6 +31,12 @@ class IngestConfig(BaseModel):
     shard_size: int = Field(
         default=1000, ge=1, description="Images in a shard, for folders and parquet files, which have no shards."
     )
+    image_column: str | None = Field(
+        default=None, description="Column of a parquet file that holds the images, if it has an unusual name."
+    )
+    caption_column: str | None = Field(
+        default=None, description="Field of the crawl's JSON or parquet that is the caption, if it has an unusual name."
+    )
     min_side: int = Field(default=16, ge=1, description="Reject images with a side shorter than this, in pixels.")
     max_pixels: int = Field(
         default=89_478_485,  # from here on, Pillow warns of decompression bombs
@@ -62,6 +68,7 @@ class Summary:
     pool: str
     shards: int  # added by this ingest
     skipped: int  # units that were in the pool before
+    again: int  # images that were read once more and are in the pool, from this source or a copy of it; not in `read`
     read: int  # images
     kept: int  # images
     rejected: dict[str, int]  # images by reason

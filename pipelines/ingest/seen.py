@@ -1,12 +1,21 @@
-"""Remembers which images a pool holds, by digest: on disk, so that memory does not grow with the pool."""
+"""Remembers which images a pool holds, by digest: on disk, so that memory does not grow with the pool.
+
+And which records, so that a crawl that is read again because it was copied leaves no second record of itself.
+"""
 
 import errno
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import pyarrow as pa
+
+from pipelines.pool.manifest import Pool, read_parquet
 
 _DIGEST_BYTES = 16  # of SHA-256's 32: with probability 2^-65, two different images of a pool of 2^32 share these
 _CACHE_KIB = 16 * 1024
@@ -50,3 +59,49 @@ class Digests:
         self._database.close()
         if isinstance(error, sqlite3.OperationalError) and (number := _ERRNO.get(error.sqlite_errorcode & 0xFF)):
             raise OSError(number, os.strerror(number)) from error
+
+
+_KEPT = ("member", "sha256", "caption", "url")
+_REJECTED = ("member", "reason", "detail", "caption")
+
+
+class Records:
+    """The records that a pool holds, kept or rejected, by a digest of 8 bytes; read when they are first asked for."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._later: list[int] = []  # added before they were asked for
+
+    @cached_property
+    def _digests(self) -> set[int]:
+        found = set(self._later)
+        for shard in self._pool.shards:
+            rejects = read_parquet(self._pool.root / "rejects" / f"{shard}.parquet")
+            for rows, columns in ((self._pool.rows(shard, _KEPT), _KEPT), (rejects, _REJECTED)):
+                found.update(self._digest(*row) for row in zip(*_columns(rows, columns), strict=True))
+        return found
+
+    @staticmethod
+    def _digest(*parts: str | None) -> int:
+        text = "\0".join(part or "" for part in parts)
+        return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+    def has(self, *parts: str | None) -> bool:
+        """Whether a record is known: (member, sha256, caption, url) or (member, reason, detail, caption)."""
+        return self._digest(*parts) in self._digests
+
+    def add(self, *parts: str | None) -> None:
+        """Remember a record, given as to `has`."""
+        digest = self._digest(*parts)
+        if "_digests" in self.__dict__:
+            self._digests.add(digest)
+        else:
+            self._later.append(digest)
+
+
+def _columns(rows: pa.Table, names: Iterable[str]) -> list[list[str | None]]:
+    empty: list[str | None] = [None] * rows.num_rows
+    found: list[list[str | None]] = []
+    for name in names:
+        found.append(rows[name].to_pylist() if name in rows.column_names else empty)
+    return found

@@ -6,7 +6,7 @@ which units are in the pool already. Nothing but listings and parquet footers is
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,13 +17,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import BadInput, why
-from pipelines.ingest.listing import Entry, join, list_folder, local_entry, look_up, open_source
+from pipelines.ingest.columns import IMAGE_COLUMNS, image_columns
+from pipelines.ingest.known import NOTHING, Known, file_digest
+from pipelines.ingest.listing import (
+    Entry,
+    compression,
+    fingerprint,
+    join,
+    list_folder,
+    local_entry,
+    look_up,
+    open_source,
+    shown,
+)
+from pipelines.ingest.sidecars import METADATA, TABLES, composed, is_clutter, owners, split
 from pipelines.pool.manifest import MAX_SHARDS
 from pipelines.storage.locations import Location, without_file_scheme
 
-SIDECARS = (".txt", ".json")
 _ARCHIVES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
-_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
+_FEW = 8  # files whose names, sizes and times may be those of others by chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,20 +61,22 @@ class TarUnit(Unit):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParquetUnit(Unit):
-    """Whole row groups of a parquet file that holds images in `column`."""
+    """Whole row groups of a parquet file that holds images in `columns`."""
 
-    column: str
+    columns: tuple[str, ...]
     row_groups: tuple[int, ...]
     first_row: int
     num_rows: int
 
 
 class File(NamedTuple):
-    """A candidate image in a folder, with the text and JSON of the same name; names are relative to the source."""
+    """A candidate image in a folder, with the files that belong to it; names are relative to the source."""
 
     name: str
     num_bytes: int
     sidecars: tuple[str, ...]
+    metadata: str = ""  # the table that may list it
+    digest: int = 0  # of the file as it is listed, with its path (`known.file_digest`)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,30 +86,51 @@ class FilesUnit(Unit):
     files: tuple[File, ...]
 
 
-Find = Unit | str
-"""A unit, or a sentence about something that is skipped."""
+class Skipped(NamedTuple):
+    """Files or rows that are in the pool already, as a number of units."""
+
+    num_units: int
 
 
-def find(sources: Sequence[str], *, shard_size: int, pool: Location) -> Iterator[Find]:
+Find = Unit | Skipped | str
+"""A unit, what is in the pool already, or a sentence about something that is skipped."""
+
+
+class Look(NamedTuple):
+    """How sources are looked at."""
+
+    shard_size: int
+    pool: str  # its path, to be left out
+    image_column: str | None
+    known: Known
+
+
+def find(
+    sources: Sequence[str],
+    *,
+    shard_size: int,
+    pool: Location,
+    image_column: str | None = None,
+    known: Known = NOTHING,
+) -> Iterator[Find]:
     """Yield the units of all sources in order, and notes on what is skipped; never anything within `pool`.
 
     A source is a folder, a tar, a parquet file, a brace pattern of these, or @FILE with one of these per line. Each may
-    be a local path or an fsspec URL. Folders and parquet files are divided into units of about `shard_size` images.
-    Raises BadInput for a source that cannot be used.
+    be a local path or an fsspec URL. Folders and parquet files are divided into units of about `shard_size` images,
+    without the files and rows that are `known`. Raises BadInput for a source that cannot be used.
     """
-    inside = str(pool.resolve())
+    look = Look(shard_size, str(pool.resolve()), image_column, known)
     for source in _expand(sources):
         if not source.strip():
             raise BadInput("The name of a source is empty; give a folder, a .tar or .parquet file, or @FILE.")
         entry = look_up(source)
-        if entry.path == inside or entry.path.startswith(inside + "/"):
+        if entry.path == look.pool or entry.path.startswith(look.pool + "/"):
             raise BadInput(f"{source}: is the pool itself; name the crawl to be ingested.")
         if entry.is_folder:
-            yield from _folder_units(entry.path, shard_size, inside)
-        elif _suffix(entry.name) == ".tar":
-            yield _tar_unit(entry)
-        elif _suffix(entry.name) == ".parquet":
-            for found in _parquet_units(entry, shard_size):
+            yield from _folder_units(entry.path, look)
+        elif _suffix(entry.name) in (".tar", ".parquet"):
+            units = _tar_units(entry) if _suffix(entry.name) == ".tar" else _parquet_units(entry, look)
+            for found in units:
                 if isinstance(found, str):
                     raise BadInput(found)
                 yield found
@@ -112,12 +147,12 @@ def has_changed(unit: Unit) -> bool:
     """
     try:
         if not isinstance(unit, FilesUnit):
-            entry = look_up(unit.source)
-            return unit.fingerprint != f"{entry.num_bytes}-{entry.stamp}"
+            return unit.fingerprint != fingerprint(look_up(unit.source))
         if "://" in unit.source:
             return False
         now = [(file, local_entry(Path(join(unit.source, file.name)))) for file in unit.files]
-        return unit.fingerprint != _fingerprint((file, entry.num_bytes, entry.stamp) for file, entry in now)
+        listed = [(file, entry.num_bytes, entry.stamp) for file, entry in now]
+        return unit.fingerprint != _fingerprint(unit.source, listed)
     except (OSError, BadInput):
         return True
 
@@ -158,143 +193,194 @@ def _expand_braces(source: str) -> Iterator[str]:
 # Units
 
 
-def _tar_unit(entry: Entry) -> TarUnit:
-    return TarUnit(
-        source=entry.path, part="", fingerprint=f"{entry.num_bytes}-{entry.stamp}", num_bytes=entry.num_bytes
-    )
+def _tar_units(entry: Entry) -> Iterator[Find]:
+    """Yield a tar, or one note if it is none."""
+    if "://" not in entry.path and not Path(entry.path).is_file():
+        yield f"{entry.path}: skipped, it is a link to nowhere, a pipe or a device."
+    elif kind := compression(entry.path):
+        yield f"{entry.path}: skipped, it is compressed by {kind} although it is called .tar; unpack it first."
+    else:
+        yield TarUnit(source=entry.path, part="", fingerprint=fingerprint(entry), num_bytes=entry.num_bytes)
 
 
-def _parquet_units(entry: Entry, shard_size: int) -> Iterator[Find]:
+def _parquet_units(entry: Entry, look: Look) -> Iterator[Find]:
     """Yield runs of row groups of about `shard_size` rows, or one note if the file holds no images."""
-    try:
-        with open_source(entry.path) as file:
-            parquet = pq.ParquetFile(file)
-            column = image_column(parquet.schema_arrow)
-            rows = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two for names that are not UTF-8
-        yield f"{entry.path}: skipped, it cannot be read as parquet ({why(error)})."
+    found = _footer(entry, look.image_column)
+    if isinstance(found, str):
+        yield f"{shown(entry.path)}: skipped, {found}."
         return
-    if column is None:
-        yield f"{entry.path}: skipped, it has no column of image bytes ({', '.join(_IMAGE_COLUMNS[:4])}, ...)."
+    columns, rows = found
+    if not columns:
+        yield f"{shown(entry.path)}: skipped, {_no_images(look.image_column)}."
         return
-    start, groups, first_row = 0, list[int](), 0
+    mark = fingerprint(entry)
+    start, groups, first_row, num_known = 0, list[int](), 0, 0
     for group, num_rows in enumerate(rows):
-        groups.append(group)
+        if look.known.has_rows(mark, start, start + num_rows - 1):
+            num_known += num_rows
+        else:
+            first_row = first_row if groups else start
+            groups.append(group)
         start += num_rows
-        if start - first_row >= shard_size or group == len(rows) - 1:
+        is_last = group == len(rows) - 1 or look.known.has_rows(mark, start, start + rows[group + 1] - 1)
+        if groups and (start - first_row >= look.shard_size or is_last):
             yield ParquetUnit(
                 source=entry.path,
                 part=f"rows {first_row}-{start - 1}",
-                fingerprint=f"{entry.num_bytes}-{entry.stamp}",
+                fingerprint=mark,
                 num_bytes=entry.num_bytes * len(groups) // len(rows),
-                column=column,
+                columns=columns,
                 row_groups=tuple(groups),
                 first_row=first_row,
                 num_rows=start - first_row,
             )
-            groups, first_row = [], start
+            groups = []
+    if num_known:
+        yield Skipped(-(-num_known // look.shard_size))
 
 
-def image_column(schema: pa.Schema) -> str | None:
-    """Name of the column with image bytes: Hugging Face's struct of bytes and path, or plain binary; None without one.
-
-    A name that two columns share is ignored, because it is ambiguous.
-    """
-
-    def holds_bytes(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            index = kind.get_field_index("bytes")
-            if index < 0:
-                return False
-            kind = kind.field(index).type
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    names = [field.name for field in schema if holds_bytes(field.type) and schema.names.count(field.name) == 1]
-    known = [name for name in _IMAGE_COLUMNS if name in names]
-    structs = [name for name in names if pa.types.is_struct(schema.field(name).type)]
-    return next(iter(known + structs), None)
+def _footer(entry: Entry, named: str | None) -> tuple[tuple[str, ...], list[int]] | str:
+    """Columns with images and the number of rows of each row group, or why the file cannot be read."""
+    try:
+        with open_source(entry.path) as file:
+            parquet = pq.ParquetFile(file)
+            columns = image_columns(parquet.schema_arrow, named)
+            return columns, [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two for names that are not UTF-8
+        return f"it cannot be read as parquet ({why(error)})"
 
 
-def _folder_units(root: str, shard_size: int, pool: str) -> Iterator[Find]:
+def _no_images(named: str | None) -> str:
+    if named is not None:
+        return f"it has no column {named!r} of image bytes"
+    return f"it has no column of image bytes ({', '.join(IMAGE_COLUMNS[:4])}, ...); name it by --image-column"
+
+
+class _Clutter(NamedTuple):
+    name: str  # of a file that is no image by its name
+
+
+def _folder_units(root: str, look: Look) -> Iterator[Find]:
     """Yield all tars and parquet files below a folder, and its loose files in runs of `shard_size`."""
     run: list[tuple[File, str]] = []
-    start = 0
-    for found in _walk(root, "", shard_size, pool):
-        if not isinstance(found, tuple):
+    clutter: list[str] = []
+    start = num_files = num_clutter = num_known = 0
+    for found in _walk(root, "", "", look):
+        if isinstance(found, _Clutter):
+            num_clutter += 1
+            clutter = [*clutter, found.name][:3]
+        elif not isinstance(found, tuple) or isinstance(found, Skipped):
             yield found
-            continue
-        run.append(found)
-        if len(run) == shard_size:
-            yield _files_unit(root, start, run)
-            start, run = start + len(run), []
+        else:
+            num_files += 1
+            if look.known.has_file(found[0].digest):
+                num_known += 1
+                continue
+            start = start if run else num_files - 1
+            run.append(found)
+            if len(run) == look.shard_size:
+                yield _files_unit(root, f"files {start}-{num_files - 1}", run)
+                run = []
     if run:
-        yield _files_unit(root, start, run)
+        yield _files_unit(root, f"files {start}-{num_files - 1}", run)
+    if num_known:
+        yield Skipped(-(-num_known // look.shard_size))
+    if clutter:
+        names = ", ".join(clutter) + (", ..." if num_clutter > len(clutter) else "")
+        what = "a file that is no image by its name" if num_clutter == 1 else f"{num_clutter} files that are no images"
+        yield f"{root}: skipped {what} ({names})."
 
 
-def _files_unit(root: str, start: int, run: list[tuple[File, str]]) -> FilesUnit:
+def _files_unit(root: str, part: str, run: list[tuple[File, str]]) -> FilesUnit:
     return FilesUnit(
         source=root,
-        part=f"files {start}-{start + len(run) - 1}",
-        fingerprint=_fingerprint((file, file.num_bytes, stamp) for file, stamp in run),
+        part=part,
+        fingerprint=_fingerprint(root, [(file, file.num_bytes, stamp) for file, stamp in run]),
         num_bytes=sum(file.num_bytes for file, _ in run),
         files=tuple(file for file, _ in run),
     )
 
 
-def _fingerprint(files: Iterable[tuple[File, int, str]]) -> str:
-    """Fingerprint of files with their sizes, stamps and sidecars."""
-    digest = hashlib.sha256()
+def _fingerprint(root: str, files: Sequence[tuple[File, int, str]]) -> str:
+    """Fingerprint of files with their sizes, stamps and sidecars; with their folder if they are few."""
+    digest = hashlib.sha256(os.fsencode(root) if len(files) < _FEW else b"")
     for file, num_bytes, stamp in files:
-        digest.update(os.fsencode("\0".join((file.name, str(num_bytes), stamp, *file.sidecars, "\n"))))
+        digest.update(os.fsencode("\0".join((file.name, str(num_bytes), stamp, *file.sidecars, file.metadata, "\n"))))
     return digest.hexdigest()[:32]
 
 
-def _walk(root: str, below: str, shard_size: int, pool: str) -> Iterator[Find | tuple[File, str]]:
-    """Yield the content of a folder, depth first by name: units, notes, and (candidate, stamp) for loose files."""
+def _walk(root: str, below: str, table: str, look: Look) -> Iterator[Find | _Clutter | tuple[File, str]]:
+    """Yield the content of a folder, depth first by name: units, notes, and (candidate, stamp) for loose files.
+
+    `table` lists the images of this folder and those below it, unless they have a table of their own.
+    """
     try:
         entries = list_folder(join(root, below) if below else root)
     except OSError as error:
         raise BadInput(f"{join(root, below)}: cannot be listed ({why(error)}).") from None
     files = {entry.name for entry in entries if not entry.is_folder}
     folders = {entry.name for entry in entries if entry.is_folder}
-    # A sidecar belongs to photo.jpg as photo.txt or as photo.jpg.txt.
-    owners = {owner for name in files if not name.endswith(SIDECARS) for owner in (name, _stem(name))}
-    sidecars = {name for name in files if name.endswith(SIDECARS) and _stem(name) in owners}
+    table = next((below + name for name in TABLES if name in files), table)
+    sidecars, taken = _sidecars(files)
     for entry in entries:
-        name = below + entry.name
+        name, suffix = below + entry.name, _suffix(entry.name)
         if entry.is_folder:
-            if entry.path == pool:
+            if entry.path == look.pool:
                 continue
             if "://" not in entry.path and Path(entry.path).is_symlink():
                 yield f"{entry.path}: skipped, it is a link to a folder; name its target as another source."
                 continue
-            yield from _walk(root, f"{name}/", shard_size, pool)
-        elif _suffix(entry.name) == ".tar":
-            yield _tar_unit(entry)
-        elif _is_metadata(entry.name, files, folders):
+            yield from _walk(root, f"{name}/", table, look)
+        elif suffix == ".tar":
+            yield from _tar_units(entry)
+        elif suffix == ".parquet" and not _is_record(entry, files, folders, look):
+            yield from _parquet_units(entry, look)
+        elif suffix == ".parquet" or _is_statistics(entry.name, files, folders) or name == table:
             continue
-        elif _suffix(entry.name) == ".parquet":
-            yield from _parquet_units(entry, shard_size)
-        elif _suffix(entry.name) in _ARCHIVES:
+        elif suffix in _ARCHIVES:
             yield f"{entry.path}: skipped, it is compressed; unpack it first."
-        elif entry.name not in sidecars:
-            own = sorted({_stem(entry.name) + end for end in SIDECARS} | {entry.name + end for end in SIDECARS})
-            found = tuple(below + sidecar for sidecar in own if sidecar in sidecars)
-            yield File(name, entry.num_bytes, found), entry.stamp
+        elif entry.name not in taken:
+            if is_clutter(entry.name):
+                yield _Clutter(name)
+                continue
+            own = {*sidecars.get(split(entry.name)[0], ()), *sidecars.get(composed(entry.name), ())}
+            file = File(name, entry.num_bytes, tuple(below + each for each in sorted(own)), table)
+            digest = file_digest(root, name, entry.num_bytes, entry.stamp, *file.sidecars, table)
+            yield file._replace(digest=digest), entry.stamp
 
 
-def _is_metadata(name: str, files: set[str], folders: set[str]) -> bool:
-    """Whether a file is img2dataset's record of a shard: X.parquet or X_stats.json beside X.tar or folder X."""
-    for end in ("_stats.json", ".parquet"):
-        shard = name.removesuffix(end)
-        if shard != name and (f"{shard}.tar" in files or shard in folders):
-            return True
-    return name.endswith("_stats.json") and name.replace("_stats.json", ".parquet") in files
+def _sidecars(files: set[str]) -> tuple[dict[str, list[str]], set[str]]:
+    """Sidecars of a folder's files by the name that owns them, and all of them (`ingest.sidecars`)."""
+    described = {name for name in files if split(name)[1] in METADATA}
+    images = files - described
+    names = {split(name)[0] for name in images} | {composed(name) for name in images}
+    owned: dict[str, list[str]] = {}
+    for sidecar in described:
+        owner = next((name for name, _ in owners(sidecar) if name in names), None)
+        if owner is not None:
+            owned.setdefault(owner, []).append(sidecar)
+    return owned, {sidecar for found in owned.values() for sidecar in found}
+
+
+def _is_statistics(name: str, files: set[str], folders: set[str]) -> bool:
+    """Whether a file is img2dataset's X_stats.json, beside X.tar, X.parquet or the folder X."""
+    shard = name.removesuffix("_stats.json")
+    return shard != name and (f"{shard}.tar" in files or f"{shard}.parquet" in files or shard in folders)
+
+
+def _is_record(entry: Entry, files: set[str], folders: set[str], look: Look) -> bool:
+    """Whether a parquet file only describes what is beside it: X.parquet of X.tar or the folder X, or a table.
+
+    img2dataset leaves X_stats.json as well; without that the file is opened, because it may hold images.
+    """
+    shard = entry.name.removesuffix(".parquet")
+    if entry.name not in TABLES and f"{shard}.tar" not in files and shard not in folders:
+        return False
+    if f"{shard}_stats.json" in files:
+        return True
+    found = _footer(entry, look.image_column)
+    return isinstance(found, str) or not found[0]
 
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each file takes longer than its listing
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]  # noqa: PTH122

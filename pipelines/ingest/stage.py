@@ -22,22 +22,26 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipelines.compute import engine
-from pipelines.errors import BadInput, CorruptShard
-from pipelines.images.check import Limits
-from pipelines.ingest.commit import commit
+from pipelines.errors import BadInput
+from pipelines.ingest import known
+from pipelines.ingest.commit import Committer, recorded
 from pipelines.ingest.config import IngestConfig, Summary
+from pipelines.ingest.known import Identity, Known
+from pipelines.ingest.listing import shown
 from pipelines.ingest.seen import Digests
-from pipelines.ingest.sources import Unit, find, has_changed
+from pipelines.ingest.sources import Find, Skipped, Unit, find, has_changed
 from pipelines.ingest.worker import Sifted, Task, after_death, sift
 from pipelines.ingest.workspace import Workspace, remove_unfinished, reserved
 from pipelines.pool.manifest import INGESTS, MAX_SHARDS, Pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.storage import locations
 from pipelines.storage.atomic import write_json
+from pipelines.storage.locations import Location
 
-Identity = tuple[str, str, str]
+_JUDGED_BY = ("min_side", "max_pixels", "max_bytes", "max_seconds", "image_column", "caption_column")
 
 
 def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
@@ -50,10 +54,11 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
     counts, num_bytes = Counter[str](), 0
     with reserved(config.pool) as work:
         pool = Pool(config.pool)
-        known = {_identity(pool, shard) for shard in pool.shards}
+        units, files = known.read(pool)
+        before = Known([*units, *_repeated(config.pool)], files)
         first = int(pool.shards[-1]) + 1 if pool.shards else 0
         remove_unfinished(config.pool, first)
-        survey = _survey(config, known)
+        survey = _survey(config, before)
         if first + survey.num_new > MAX_SHARDS:
             raise BadInput(
                 f"{config.pool}: has room for {MAX_SHARDS - first} more shards, and these sources make "
@@ -64,28 +69,29 @@ def run(config: IngestConfig, on_tick: OnTick = ignore) -> Summary:
         with Digests(work.scratch / "digests.sqlite") as digests:
             if survey.num_new:
                 _remember(pool, digests)
-            tasks = (Task(number, unit, {}) for number, unit in enumerate(_new_units(config, known), first))
+            tasks = (Task(number, unit, {}) for number, unit in enumerate(_new_units(config, before), first))
             jobs = min(config.jobs, max(survey.num_new, 1))
-            work_on = partial(_sift, work, config.limits, config.max_seconds)
+            work_on = partial(_sift, work, config)
+            committer = Committer(config.pool, digests)
             workers = engine.choose(config.engine, jobs=jobs, address=config.ray_address)
             retry = partial(after_death, work.scratch, config.max_seconds)
             for task, sifted in workers.in_order(work_on, tasks, retry):
                 work.check()
-                counts += commit(sifted, task.unit, task.number, config.pool, digests)
+                counts += committer.commit(sifted, task.unit, task.number)
                 num_bytes += task.unit.num_bytes
                 on_tick(_tick(counts, num_bytes, survey.num_bytes))
         summary = _summary(config, survey, counts, time.monotonic() - started)
-        _record(config, survey, summary)
+        _record(config, survey, summary, [recorded(unit) for unit in committer.repeated])
     return summary
 
 
-def _sift(work: Workspace, limits: Limits, max_seconds: float, task: Task) -> Sifted:
+def _sift(work: Workspace, config: IngestConfig, task: Task) -> Sifted:
     work.scratch.mkdir(parents=True, exist_ok=True)  # this may be another machine
-    sifted = sift(task, work.scratch, limits, max_seconds)
+    sifted = sift(task, work.scratch, config.limits, config.max_seconds, config.caption_column)
     if has_changed(task.unit):
         raise BadInput(
-            f"{task.unit.source}: changed while it was read (is it still being written?). The pool keeps what it has; "
-            "once the source is complete, run the same command again to resume."
+            f"{shown(task.unit.source)}: changed while it was read (is it still being written?). The pool keeps "
+            "what it has; once the source is complete, run the same command again to resume."
         )
     assert isinstance(sifted.tar, Path)
     return sifted._replace(tar=work.hand_over(sifted.tar))
@@ -94,15 +100,17 @@ def _sift(work: Workspace, limits: Limits, max_seconds: float, task: Task) -> Si
 # Before: what is in the pool, and what is new
 
 
-def _identity(pool: Pool, shard: str) -> Identity:
-    try:
-        source, part, fingerprint = pool.stats(shard)["unit"]
-    except (KeyError, ValueError, TypeError):
-        raise CorruptShard(
-            f"{pool.root}/{shard}_stats.json: does not say what the shard was made from; "
-            f"remove the shard's files and ingest its source again."
-        ) from None
-    return source, part, fingerprint
+def _repeated(pool: Location) -> list[Identity]:
+    """Units that earlier ingests read after their last shard, and in which nothing was new."""
+    return [unit for ingest in _ingests(pool) for unit in ingest.get("repeated", ())]
+
+
+def _ingests(pool: Location) -> list[dict[str, Any]]:
+    if not locations.exists(pool / INGESTS):
+        return []
+    ingests = json.loads(locations.read(pool / INGESTS))["ingests"]
+    assert isinstance(ingests, list)
+    return ingests
 
 
 def _remember(pool: Pool, digests: Digests) -> None:
@@ -119,35 +127,65 @@ class _Survey:
     notes: tuple[str, ...]
 
 
-def _survey(config: IngestConfig, known: set[Identity]) -> _Survey:
+def _survey(config: IngestConfig, known: Known) -> _Survey:
     """Look once at all sources, so that errors are raised before the work starts, and the total is known.
 
     The units themselves are found a second time during the work, because a list of all files may be large.
     """
-    digest, notes, new = hashlib.sha256(), list[str](), set[Identity]()
-    num_known = num_bytes = 0
-    for found in find(config.sources, shard_size=config.shard_size, pool=config.pool):
+    digest, notes, new = hashlib.sha256(), list[str](), Known(())
+    num_new = num_known = num_bytes = 0
+    for found in _find(config, known):
         if isinstance(found, str):
             notes.append(found)
-            continue
-        digest.update(os.fsencode("\0".join(found.identity) + "\n"))
-        if found.identity in known or found.identity in new:
+        elif isinstance(found, Skipped):
+            num_known += found.num_units
+        elif known.has(found.identity) or new.has(found.identity):
             num_known += 1
         else:
             new.add(found.identity)
+            num_new += 1
             num_bytes += found.num_bytes
-    if not new and not num_known:
+        if isinstance(found, Unit):
+            digest.update(os.fsencode("\0".join(found.identity) + "\n"))
+    if not num_new and not num_known:
         raise BadInput(f"{' '.join(config.sources)}: no image, .tar or .parquet file in it. {' '.join(notes)}".strip())
+    if num_known:
+        notes += _other_options(config)
     return _Survey(
-        num_new=len(new), num_known=num_known, num_bytes=num_bytes, digest=digest.hexdigest(), notes=tuple(notes)
+        num_new=num_new, num_known=num_known, num_bytes=num_bytes, digest=digest.hexdigest(), notes=tuple(notes)
     )
 
 
-def _new_units(config: IngestConfig, known: set[Identity]) -> Iterator[Unit]:
-    done = set(known)
-    for found in find(config.sources, shard_size=config.shard_size, pool=config.pool):
-        if isinstance(found, Unit) and found.identity not in done:
-            done.add(found.identity)
+def _find(config: IngestConfig, known: Known) -> Iterator[Find]:
+    return find(
+        config.sources,
+        shard_size=config.shard_size,
+        pool=config.pool,
+        image_column=config.image_column,
+        known=known,
+    )
+
+
+def _other_options(config: IngestConfig) -> Iterator[str]:
+    """Say which options would now judge or read differently what was ingested before."""
+    now = config.model_dump(mode="json")
+    earlier = [ingest for ingest in _ingests(config.pool) if ingest.get("summary", {}).get("shards")]
+    for ingest in earlier[-1:]:
+        before = ingest.get("config", {})
+        changed = [name for name in _JUDGED_BY if before.get(name, now[name]) != now[name]]
+        if changed:
+            said = ", ".join(f"{name} {before[name]}, not {now[name]}" for name in changed)
+            yield (
+                f"{config.pool}: what it holds of these sources was ingested with {said}, and stays as it is. To apply "
+                "the new options to all images, ingest into a new pool with --pool."
+            )
+
+
+def _new_units(config: IngestConfig, known: Known) -> Iterator[Unit]:
+    new = Known(())
+    for found in _find(config, known):
+        if isinstance(found, Unit) and not known.has(found.identity) and not new.has(found.identity):
+            new.add(found.identity)
             yield found
 
 
@@ -173,6 +211,7 @@ def _summary(config: IngestConfig, survey: _Survey, counts: Counter[str], second
         pool=str(config.pool),
         shards=counts["shards"],
         skipped=survey.num_known,
+        again=counts["again"],
         read=counts["read"],
         kept=counts["kept"],
         rejected=by("rejected:"),
@@ -185,15 +224,15 @@ def _summary(config: IngestConfig, survey: _Survey, counts: Counter[str], second
     return summary
 
 
-def _record(config: IngestConfig, survey: _Survey, summary: Summary) -> None:
+def _record(config: IngestConfig, survey: _Survey, summary: Summary, repeated: list[Identity]) -> None:
     """Append this run to `run.json`, the only file of the pool with times."""
     path = config.pool / INGESTS
-    earlier = json.loads(locations.read(path))["ingests"]
     this = {
         "config": config.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("pillow", "pyarrow")}},
         "input_digest": survey.digest,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "summary": asdict(summary),
+        "repeated": repeated,
     }
-    write_json(path, {"ingests": [*earlier, this]})
+    write_json(path, {"ingests": [*_ingests(config.pool), this]})

@@ -24,7 +24,9 @@ from pipelines.compute.processes import NO_MEMORY
 from pipelines.errors import CurateError
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
 from pipelines.images.rejects import Reason, Reject
-from pipelines.ingest.records import Record, read, unread
+from pipelines.ingest.facts import Facts, facts
+from pipelines.ingest.record import Record
+from pipelines.ingest.records import read, unread
 from pipelines.ingest.sources import Unit
 from pipelines.pool.manifest import key_of
 from pipelines.storage.locations import Location
@@ -54,6 +56,8 @@ class Kept(NamedTuple):
     start: int  # of the sample's first header
     stop: int
     sidecars: bytes  # their SHA-256
+    facts: Facts
+    metadata: bytes  # its JSON
 
 
 class Rejected(NamedTuple):
@@ -63,7 +67,16 @@ class Rejected(NamedTuple):
     member: str
     reason: Reason
     detail: str
-    digest: bytes = b""  # of a duplicate, to find the image that it repeats
+    digest: bytes = b""  # of a duplicate, to find the image that it repeats; this and the next two
+    caption: str | None = None
+    url: str | None = None
+    metadata: str | None = None  # its JSON
+
+
+def duplicate(row: int, member: str, digest: bytes, facts: Facts, metadata: bytes) -> Rejected:
+    """A record with the bytes of another image, with what the crawl says of it."""
+    text = metadata.decode("utf-8", "backslashreplace") or None
+    return Rejected(row, member, Reason.DUPLICATE, "", digest, facts.caption, facts.url, text)
 
 
 class Sifted(NamedTuple):
@@ -86,7 +99,7 @@ class Task(NamedTuple):
     died_at: int | None = None  # its row, as in `progress_file`; None before the first row
 
 
-def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
+def sift(task: Task, work: Path, limits: Limits, max_seconds: float, caption_column: str | None = None) -> Sifted:
     """Read one unit and write the images to keep to a tar in the folder `work`.
 
     SIGALRM kills this process if one image takes longer than `max_seconds`; then run what `after_death` returns.
@@ -105,7 +118,8 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
                 continue
             digest = hashlib.sha256(content).digest()
             if digest in digests:
-                rejected.append(Rejected(row, member, Reason.DUPLICATE, "", digest))
+                said = facts(member, sidecars, caption_column)
+                rejected.append(duplicate(row, member, digest, said, sidecars.get("json", b"")))
                 continue
             if row in task.fatal:
                 fatal[digest] = task.fatal[row]  # also rejects its copies
@@ -121,7 +135,12 @@ def sift(task: Task, work: Path, limits: Limits, max_seconds: float) -> Sifted:
             for suffix, text in beside:
                 tar.add(f"{key}.{suffix}", text)
             span = (offset, len(content), start, tar.position)
-            kept.append(Kept(row, key, member, *found, digest, *span, digest_of_sidecars(beside)))
+            said = facts(member, sidecars, caption_column)
+            kept.append(
+                Kept(
+                    row, key, member, *found, digest, *span, digest_of_sidecars(beside), said, sidecars.get("json", b"")
+                )
+            )
     if task.stop is not None:
         for row, (member, content, _) in enumerate(unread(task.unit, task.stop, _UNREADABLE), num_read):
             num_read += 1

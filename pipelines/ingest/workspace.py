@@ -24,8 +24,8 @@ from pipelines.storage.atomic import write_json
 from pipelines.storage.locations import Location
 
 _UNFINISHED = ".partial"
-_SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet)")
-_TEMPORARY = re.compile(r"\.(\d+\.parquet|\d+_stats\.json|run\.json)\.tmp")  # not renamed before a kill
+_SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet|\.npy)")
+_TEMPORARY = re.compile(r"\.(\d+\.parquet|\d+\.npy|\d+_stats\.json|run\.json)\.tmp")  # not renamed before a kill
 
 
 class Workspace(NamedTuple):
@@ -98,7 +98,7 @@ def _working_folder(pool: Path) -> Iterator[Path]:
 
 def remove_unfinished(pool: Location, first: int) -> None:
     """Remove files that a killed run left of shards from number `first` on, and its temporary files."""
-    for folder in (pool, pool / "rejects"):
+    for folder in (pool, pool / "rejects", pool / "files"):
         for name in locations.names(folder):
             match = _SHARD_FILE.fullmatch(name)
             if (match and int(match[1]) >= first) or _TEMPORARY.fullmatch(name):

@@ -26,7 +26,9 @@ class InspectConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queries: tuple[str, ...] = Field(min_length=1, description="Keys of the pool, image files, or folders of images.")
+    queries: tuple[str, ...] = Field(
+        min_length=1, description="Keys of the pool, image files, folders of images, or names of images in the crawl."
+    )
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run()
     neighbors: int = _neighbors()
@@ -54,5 +56,6 @@ class DuplicatesConfig(BaseModel):
     run: LocalFolder = settings.run()
     radius: int = settings.radius()
     max_distance: float = settings.max_distance()
+    turned: bool = settings.turned()
     top: int = _top()
     html: Path | None = _html()

@@ -13,8 +13,8 @@ judges how an image was made, not what it shows, and a synthetic cat can well ha
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,10 @@ from pipelines.errors import BadInput, MissingArtifact
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
 from pipelines.images.rejects import Reject
 from pipelines.images.thumbnails import CONTACT_SHEET, encode
+from pipelines.inspect import names
 from pipelines.inspect.config import InspectConfig
 from pipelines.pages import render, write_page
-from pipelines.pool.manifest import shard_of
+from pipelines.pool.manifest import CRAWL_COLUMNS, shard_of
 from pipelines.progress import OnTick, ignore
 from pipelines.run.neighbors import Facts, Index
 from pipelines.run.scores import ScoredPool
@@ -59,6 +60,7 @@ class Item:
     tar: str | None = None  # shard of the pool with the image's bytes; this and the next two: None outside the pool
     offset: int | None = None  # of the image's first byte in the tar
     num_bytes: int | None = None
+    crawl: Mapping[str, Any] = field(default_factory=dict)  # what the crawl says of it, by column of the manifest
 
     @property
     def name(self) -> str:
@@ -149,13 +151,25 @@ def _with_neighbors(queries: Sequence[_Query], index: Index, count: int) -> Iter
 
 def _queries(config: InspectConfig, scored: ScoredPool) -> Iterator[_Query]:
     """All queries in the given order; those from outside the pool are embedded together."""
-    files = {text: _files(text, scored) for text in config.queries if not _KEY.fullmatch(text)}
+    others = [text for text in config.queries if not _is_key(text, scored)]
+    named = names.find([text for text in others if not Path(text).exists()], scored)
+    files = {text: _files(text, scored) for text in others if text not in named and not _KEY.fullmatch(text)}
     outside = iter(_from_outside([file for found in files.values() for file in found], scored))
     for text in config.queries:
         if text in files:
             yield from (next(outside) for _ in files.pop(text))
+        elif text in named:
+            yield _from_pool(named[text], scored)
         elif _KEY.fullmatch(text):
             yield _from_pool(text, scored)
+
+
+def _is_key(text: str, scored: ScoredPool) -> bool:
+    """Whether a query is a key of the pool; digits that are none may be a name in the crawl."""
+    if not _KEY.fullmatch(text):
+        return False
+    shard = shard_of(text)
+    return shard not in scored.pool.shards or text in scored.pool.rows(shard, ["key"])["key"].to_pylist()
 
 
 def _from_pool(key: str, scored: ScoredPool) -> _Query:
@@ -183,7 +197,8 @@ def _files(text: str, scored: ScoredPool) -> list[tuple[Path, bytes, Accepted]]:
     path = Path(text)
     if not path.exists():
         raise BadInput(
-            f"{text} is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000)."
+            f"{text} is neither a file nor a key of {scored.pool.root} (digits, such as {scored.shards[0]}0000), and "
+            "no image has this name in the crawl."
         )
     found = []
     with foreign_images():
@@ -235,7 +250,10 @@ def _look_up(scored: ScoredPool, shard_rows: Sequence[tuple[str, int]]) -> dict[
     for shard, rows in rows_of.items():
         tar = str(scored.pool.tar(shard))
         chosen = scored.rows(shard, _COLUMNS).take(sorted(rows)).to_pylist()
-        items |= {(shard, row): Item(**values, tar=tar) for row, values in zip(sorted(rows), chosen, strict=True)}
+        said = scored.pool.rows(shard, [*CRAWL_COLUMNS, *scored.pool.facts.names]).take(sorted(rows)).to_pylist()
+        for row, values, facts in zip(sorted(rows), chosen, said, strict=True):
+            crawl = {name: value for name, value in facts.items() if value is not None}
+            items[shard, row] = Item(**values, tar=tar, crawl=crawl)
     return items
 
 

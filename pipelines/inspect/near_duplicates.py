@@ -68,7 +68,7 @@ def run(config: DuplicatesConfig, on_tick: OnTick = ignore) -> Summary:
     Raises MissingArtifact if there is no pool.
     """
     scored = ScoredPool(Pool.open(config.pool), config.run)
-    groups = Groups.find(scored, config.radius, config.max_distance, on_tick)
+    groups = Groups.find(scored, config.radius, config.max_distance, config.turned, on_tick)
     sizes = np.bincount(groups.number_N[groups.number_N >= 0])
     largest = np.argsort(-sizes, kind="stable")[: config.top]
     summary = Summary(

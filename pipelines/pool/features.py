@@ -28,6 +28,7 @@ from models import augment, ranks, witnesses
 from models.frozen import Frozen
 from models.panel import fold_of
 from models.ranks import Rng
+from pipelines.images.check import foreign_images
 from pipelines.images.photo import Photo, PhotoDecoder
 from pipelines.images.views import Views
 from pipelines.pool.manifest import Pool
@@ -76,6 +77,7 @@ class FeatureReader:
         """Number of features of each witness, in the order of `tiles`."""
         return witnesses.widths(self.frozen)
 
+    @foreign_images()
     def batch(
         self,
         keys: Sequence[str],

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import BadInput, why
-from pipelines.images.formats import FORMATS, sniff
-from pipelines.pool.labeled import SUFFIXES
+from pipelines.pool.labeled_files import images_below, refusal
 from pipelines.pool.rows import Rows
 
 Flags = npt.NDArray[np.bool_]
@@ -84,7 +83,9 @@ def read(
 def _files(folder: Path, labeled: frozenset[str]) -> Iterator[KnownFile]:
     if not folder.is_dir():
         raise BadInput(f"--known-synthetic {folder} is not a folder. Give a folder of synthetic images.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths, problems = images_below(folder)
+    if problems:
+        raise refusal(folder, [f"--known-synthetic: {problem}" for problem in problems])
     if not paths:
         raise BadInput(f"--known-synthetic {folder} holds no image. Put synthetic images into it, or leave it out.")
     for path in paths:
@@ -92,8 +93,6 @@ def _files(folder: Path, labeled: frozenset[str]) -> Iterator[KnownFile]:
             content = path.read_bytes()
         except OSError as error:
             raise BadInput(f"--known-synthetic: {path} cannot be read ({why(error)}). Fix or remove it.") from None
-        if sniff(content) not in FORMATS:
-            raise BadInput(f"--known-synthetic: {path} is not an image. Fix or remove it.")
         digest = hashlib.sha256(content).hexdigest()
         if digest in labeled:
             raise BadInput(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.images.check import foreign_images
 from pipelines.images.views import Decoder, Views
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick
@@ -75,6 +76,7 @@ class Streamed:
         numbers = rows.tolist()
         return self._decoder.batch([str(self._rows.key[i]) for i in numbers], self._rows.read(numbers), self._decoding)
 
+    @foreign_images()
     def tiles(self, rows: Tensor) -> Tensor:
         numbers = rows.tolist()
         keys = [str(self._rows.key[i]) for i in numbers]

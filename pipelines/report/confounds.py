@@ -15,11 +15,11 @@ In: a sample of a scored pool and the labeled set's files. Out: values, which `p
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipelines.pool.labeled_files import File
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.report import properties, stability
@@ -70,7 +70,7 @@ class Labeled:
 def audit(
     pool: Pool,
     sample: pa.Table,
-    labeled: Sequence[Path] | None,
+    labeled: Sequence[File] | None,
     scorer: "Scorer | None",
     on_tick: OnTick = ignore,
 ) -> Audit:
@@ -104,7 +104,7 @@ def audit(
     )
 
 
-def read_labeled(paths: Sequence[Path], scorer: "Scorer | None", on_tick: OnTick) -> Labeled:
+def read_labeled(paths: Sequence[File], scorer: "Scorer | None", on_tick: OnTick) -> Labeled:
     """Properties and scores of the labeled set's files; files that are no longer readable images are noted."""
     values = defaultdict[str, list[Any]](list)
     probs: list[float] = []
@@ -115,11 +115,12 @@ def read_labeled(paths: Sequence[Path], scorer: "Scorer | None", on_tick: OnTick
             contents.append(content)
             for name, value in found.items():
                 values[name].append(value)
-        if scorer and contents:
-            scores = scorer.score(contents)
-            probs += scores.prob_synthetic.tolist() if scores.prob_synthetic is not None else []
+        if scorer and contents and scorer.model.frozen is None:
+            probs += scorer.prob_synthetic(contents).tolist()
         num_read += len(contents)
         on_tick(Tick(done=min(start + _BATCH, len(paths)), total=len(paths), unit="labeled images"))
+    if scorer and num_read and scorer.model.frozen is not None:  # training has kept what its panel says of them
+        probs = list(scorer.model.config.held_out)
     lost = len(paths) - num_read
     notes = (f"{lost} of {len(paths)} images of the labeled set can no longer be read.",) if lost else ()
     return Labeled(values=dict(values), probs=tuple(probs), notes=notes)

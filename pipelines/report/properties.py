@@ -7,10 +7,8 @@
 A property of a file that lacks it is None, such as the JPEG quality of a PNG.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, JpegImagePlugin
 
+from pipelines.images.appearance import flat, with_image
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
+from pipelines.pool.labeled_files import File
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
 from pipelines.report.survey import read_rows
@@ -56,7 +56,7 @@ def of_files(pool: Pool, rows: pa.Table, on_tick: OnTick) -> dict[str, list[Any]
     return {name: [found[name] for found in opened] for name in OPENED}
 
 
-def of_labeled(paths: Sequence[Path]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def of_labeled(paths: Sequence[File]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Bytes and properties of those files of a labeled set that are readable images; they have no source or domain."""
     for path in paths:
         try:
@@ -89,10 +89,13 @@ def look(content: bytes) -> dict[str, Any]:
 
     Call within `foreign_images`; the bytes must be those of an image that can be decoded.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        found = {"JPEG quality": _jpeg_quality(image), "chroma subsampling": _subsampling(image)}
-        image.draft("RGB", (_DECODED_SIDE, _DECODED_SIDE))
-        pixels_HWC = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return with_image(content, _look)
+
+
+def _look(image: Image.Image) -> dict[str, Any]:
+    found = {"JPEG quality": _jpeg_quality(image), "chroma subsampling": _subsampling(image)}
+    image.draft("RGB", (_DECODED_SIDE, _DECODED_SIDE))
+    pixels_HWC = np.asarray(flat(image, "RGB"), dtype=np.int16)
     spread = float((pixels_HWC.max(2) - pixels_HWC.min(2)).mean())
     return found | {"greyness": "grey" if spread < GREY else "color"}
 

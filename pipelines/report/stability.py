@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.images.appearance import as_seen
 from pipelines.images.check import foreign_images
-from pipelines.images.thumbnails import upright
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
 from pipelines.report.survey import read_rows
@@ -48,13 +48,11 @@ def measure(pool: Pool, rows: pa.Table, scorer: "Scorer", on_tick: OnTick) -> tu
         pictures = []
         with foreign_images():
             for content, _ in read_rows(pool, rows.slice(start, _BATCH)):
-                with Image.open(io.BytesIO(content)) as opened:
-                    pictures.append(upright(opened).convert("RGB"))
+                pictures.append(as_seen(content))
         for name, change in changes.items():
-            scores = scorer.score([change(picture) for picture in pictures])
-            assert scores.prob_synthetic is not None and scores.synthetic is not None
-            flips[name] += int((scores.synthetic != verdict[part]).sum())
-            moves[name] += float(np.abs(scores.prob_synthetic - probs[part]).sum())
+            changed = scorer.prob_synthetic([change(picture) for picture in pictures])
+            flips[name] += int(((changed >= scorer.thresholds.synthetic_from) != verdict[part]).sum())
+            moves[name] += float(np.abs(changed - probs[part]).sum())
         done += len(pictures)
         on_tick(Tick(done=done, total=rows.num_rows, unit="images changed"))
     return tuple(

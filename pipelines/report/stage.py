@@ -12,6 +12,7 @@ re-encoded, and a content security policy lets no script run but the page's own.
 """
 
 import os
+import shlex
 import time
 import zlib
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipelines.run import domains, labels, quality
 from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
+    from pipelines.pool.labeled_files import File
     from pipelines.run.scorer import Scorer
 
 SAMPLE = 20_000  # images of the pool that are audited
@@ -82,13 +84,14 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
 
 def _scorer(scored: ScoredPool, device: Literal["auto", "cuda", "cpu"]) -> "Scorer | None":
     """The run's model; None without a detector."""
-    from pipelines.run.scorer import Scorer  # imported here: without scores no model is needed, and torch takes seconds
+    if not read_record(scored.run / "model" / "config.json").get("has_detector", True):
+        return None
+    from pipelines.run.scorer import Scorer  # imported here: without a detector none is needed, and torch takes seconds
 
-    scorer = Scorer.load(scored.run, device)
-    return scorer if scorer.model.config.has_detector else None
+    return Scorer.load(scored.run, device)
 
 
-def _labeled_files(config: ReportConfig) -> tuple[list[Path] | None, str]:
+def _labeled_files(config: ReportConfig) -> tuple[list["File"] | None, str]:
     """At most `confounds.LABELED` files of the labeled set; or None and the reason if it is missing."""
     from pipelines.pool import labeled  # imported here, as above
 
@@ -105,11 +108,11 @@ def _labeled_files(config: ReportConfig) -> tuple[list[Path] | None, str]:
             raise
         return None, f"The labeled set is not where training read it, so it is not compared with the pool ({error})"
     # Sorted by a hash of the name, so that all classes are among the first.
-    return sorted(paths, key=lambda path: (zlib.crc32(os.fsencode(path.name)), path))[: confounds.LABELED], ""
+    return sorted(paths, key=lambda path: (zlib.crc32(os.fsencode(path.name)), str(path)))[: confounds.LABELED], ""
 
 
 def _next(config: ReportConfig, has_scores: bool) -> str:
-    options = f"--pool {config.pool} --run {config.run}"
+    options = shlex.join(("--pool", str(config.pool), "--run", str(config.run)))
     if has_scores:
         return f"curate inspect KEY {options}, or curate export --out clean/ {options}"
     if (config.run / "model" / "config.json").exists():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import BadInput
-from pipelines.pool.manifest import shard_of
+from pipelines.pool.manifest import CRAWL_COLUMNS, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.review import order
 from pipelines.run import marks
@@ -279,12 +279,19 @@ class Gallery:
             **self.describe(row),
             "outside": {name: facts.pop(name) for name in outside},
             **facts,
+            "crawl": self._crawl(shard, in_shard),
             "probs": [{"label": name, "prob": round(prob, 4)} for prob, name in best],
             "neighbors": [
                 {**self.describe(other), "distance": round(distance or 0.0, 4)}
                 for other, distance in [pair for pair in others if pair[0] != row][:neighbors]
             ],
         }
+
+    def _crawl(self, shard: str, row: int) -> dict[str, Any]:
+        """What the crawl says of an image, by column of the manifest."""
+        pool = self.scored.pool
+        (said,) = pool.rows(shard, [*CRAWL_COLUMNS, *pool.facts.names]).slice(row, 1).to_pylist()
+        return {name: value for name, value in said.items() if value is not None}
 
     def _passed(self, wanted: Filter) -> npt.NDArray[np.bool_]:
         """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""

@@ -15,8 +15,10 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import safetensors
@@ -239,6 +241,15 @@ def save(
     write_json(folder / "config.json", asdict(config))
 
 
+def list_classes(path: Path, classes: Sequence[str]) -> None:
+    """Write the class names, one a line, by number from 0; without classes there is no such file."""
+    if not classes:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+
+
 def _readme(config: ModelConfig) -> str:
     values = {**asdict(config), "num_classes": len(config.classes), "origin": ORIGIN[config.embedding]}
     about = (CLASSIFIER if config.classes else NO_CLASSIFIER).format(**values)
@@ -261,7 +272,9 @@ def load(run: Path, device: torch.device) -> Model:
     """Load run/model/; MissingArtifact where training has not finished."""
     folder = run / "model"
     if not (folder / "config.json").is_file():
-        raise MissingArtifact(f"{run} holds no trained model. Run `curate train --labeled SEED --run {run}` first.")
+        raise MissingArtifact(
+            f"{run} holds no trained model. Run `curate train --labeled SEED --run {quote(str(run))}` first."
+        )
     try:
         values = json.loads((folder / "config.json").read_bytes())
         lists = {name: tuple(value) for name, value in dict(values).items() if isinstance(value, list)}

@@ -6,6 +6,7 @@ there they are columns of the scored pool (`pipelines.run.scores`), for `--where
 sha256 may also score images that are not in the pool, such as the labeled set.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,8 +35,8 @@ KEYS = ("sha256", "key")
 VALUES = ("value", "score")  # of the column with the values, if it is not named like the scores
 # Names that columns of the pool, of its scores or of a table made of both already have, in any case.
 TAKEN = {
-    *POOL_SCHEMA.names, "prob_synthetic", "synthetic", "verdict", "pseudo_label", "confidence", "probs", "marked",
-    "row", "stop", "group", "value",
+    *POOL_SCHEMA.names, "prob_synthetic", "synthetic", "verdict", "pseudo_label", "confidence", "probs",
+    "raw_confidence", "typicality", "marked", "row", "stop", "group", "value",
 }  # fmt: skip
 
 _TRAINED = b"trained"  # names that the run was trained with, in the file's metadata
@@ -204,7 +205,7 @@ def _parsed(text: str) -> _Source:
     name, equals, path = text.partition("=")
     if not equals or not path:
         raise BadInput(f"--scores {text}: write NAME=FILE, as in --scores aesthetic=aesthetic.parquet.")
-    source = _Source(name, Path(path))
+    source = _Source(name, Path(os.path.expanduser(path)))  # noqa: PTH111 - Path's own raises for ~nobody
     if not (name.isascii() and name.isidentifier()):
         raise source.wrong(
             f"{name!r} cannot name a column. Use letters, digits and underscores, and begin with a letter."

@@ -14,7 +14,7 @@ import torch
 
 from models.calibration import Calibration
 from pipelines.compute import devices
-from pipelines.images.views import Views
+from pipelines.images.views import Decoder, Views
 from pipelines.pool import pixels
 from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
@@ -55,11 +55,23 @@ class Scorer:
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
         """Score images given as file contents; CorruptShard names one that cannot be decoded."""
         names = keys or [f"number {i}" for i in range(len(data))]
-        views = self.model.decoder.batch(names, data, self._threads)
+        return self.score_views(self._views(self.model.decoder, data, names))
+
+    @torch.no_grad()
+    def prob_synthetic(self, data: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        """What `score` says of the detector, (N,), without what only the classifier needs."""
+        decoder: Decoder | FeatureReader = self.model.decoder
+        if isinstance(decoder, FeatureReader):
+            decoder = replace(decoder, gives_pixels=True)  # no features of augmented views
+        views = self._views(decoder, data, [f"number {i}" for i in range(len(data))])
+        return np.asarray(self.model.detector(views.tiles.to(self.device)).sigmoid().cpu().numpy())
+
+    def _views(self, decoder: Decoder | FeatureReader, data: Sequence[bytes], keys: Sequence[str]) -> Views:
+        views = decoder.batch(keys, data, self._threads)
         if self.model.outside.names:
             sha256 = [hashlib.sha256(content).hexdigest() for content in data]
             views = Views(views.images, self.model.outside.join(views.tiles, sha256))
-        return self.score_views(views)
+        return views
 
     def score_shard(self, pool: Pool, number: int, batch_size: int) -> Iterator[Scores]:
         """Score a shard of a pool, a batch at a time; a panel takes the features that are kept beside the pool."""

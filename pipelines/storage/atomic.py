@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from upath import UPath
 
 from pipelines.storage import locations
 from pipelines.storage.json_text import to_json
@@ -31,7 +30,7 @@ def replacing(path: Location) -> Iterator[Path]:
     On a disk it is beside `path`; for a store it is in the system's temporary folder. Two processes that replace the
     same file take turns. What a killed process left under the temporary name is overwritten.
     """
-    if isinstance(path, UPath):
+    if not isinstance(path, Path):
         with TemporaryDirectory(prefix="curate-") as scratch:
             made = Path(scratch) / path.name
             yield made
@@ -74,8 +73,8 @@ def is_still(path: Path, descriptor: int) -> bool:
 
 def publish(temporary: Location, path: Location) -> None:
     """Rename a finished file. Its content is on the disk before its new name is, and that before this returns."""
-    if isinstance(path, UPath):
-        assert isinstance(temporary, UPath)
+    if not isinstance(path, Path):
+        assert not isinstance(temporary, Path)
         locations.move(temporary, path)
         return
     assert isinstance(temporary, Path)
@@ -95,7 +94,7 @@ def sync(path: Path) -> None:
 
 def make_folder(path: Location) -> None:
     """Make a folder and its missing parents, synced to the disk; keep one that exists. A store has no folders."""
-    if isinstance(path, UPath) or path.exists():
+    if not isinstance(path, Path) or path.exists():
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)

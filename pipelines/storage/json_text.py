@@ -4,13 +4,20 @@ The command line imports this at startup, so it imports neither NumPy nor fsspec
 """
 
 import json
+import re
 from typing import Any
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """Encode `value` as JSON. NaN and the infinities, which JSON does not have, become null."""
+    """Encode `value` as JSON. NaN and the infinities, which JSON does not have, become null.
+
+    Bytes of file names that are not UTF-8, surrogates in Python, are escaped, so that the text can be encoded.
+    """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
-        return json.dumps(finite, indent=indent, ensure_ascii=False)
+        text = json.dumps(finite, indent=indent, ensure_ascii=False)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

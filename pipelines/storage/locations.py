@@ -15,36 +15,44 @@ from errno import ENOENT
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeAlias
+from urllib.parse import unquote
 
-import fsspec
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
-from upath import UPath
 
 from pipelines.errors import BadInput, CurateError, why
 
-Location: TypeAlias = Path | UPath
+if TYPE_CHECKING:
+    from upath import UPath
+
+    Location: TypeAlias = Path | UPath
+else:  # importing upath, and fsspec with it, takes half as long as all else that a command line needs
+    Location = Path | Any
 Range: TypeAlias = tuple[Location, int, int]  # file, offset, number of bytes
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # one slash, because a Path merges two into one
+_EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}  # of curate, by the scheme that needs it
 _BUFFER_BYTES = 1 << 20
 _FETCHED_BYTES = 64 << 20  # in memory at once
 _MAX_GAP = 64 << 10  # bytes between two ranges that are cheaper to read than a second request
 _MAX_REQUEST = 8 << 20
 
 
-def locate(text: str | Path | UPath) -> Location:
+def locate(text: "str | Path | UPath") -> Location:
     """Turn a path or URL into a location. A file:// URL becomes a local path.
 
     Raises ValueError for other types (pydantic turns it into its own error), BadInput for a URL without a driver.
     """
+    if isinstance(text, str | Path):
+        path_or_url = without_file_scheme(str(text))
+        if "://" not in path_or_url:
+            return _in_utf8(Path(path_or_url))
+    from upath import UPath
+
     if isinstance(text, UPath):
         return text
     if not isinstance(text, str | Path):
         raise ValueError("Input is no path")
-    path_or_url = without_file_scheme(str(text))
-    if "://" not in path_or_url:
-        return Path(path_or_url)
     with explained(path_or_url):
         # Without a cache of listings: it would hide what other machines write.
         return UPath(path_or_url.rstrip("/"), use_listings_cache=False)
@@ -52,9 +60,13 @@ def locate(text: str | Path | UPath) -> Location:
 
 def without_file_scheme(source: str) -> str:
     """Turn a file:// URL into a path, for which no driver is needed; return anything else unchanged."""
-    if source.startswith(("file://", "local://")):
-        return str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
-    return source
+    if not source.startswith(("file://", "local://")):
+        return source
+    import fsspec
+
+    path = str(fsspec.implementations.local.LocalFileSystem._strip_protocol(source))
+    plain = unquote(path)  # my%20photos, as `Path.as_uri` writes it, unless that is what the folder is called
+    return path if os.path.lexists(path) and not os.path.lexists(plain) else plain
 
 
 def _local(path: Path) -> Path:
@@ -64,6 +76,19 @@ def _local(path: Path) -> Path:
             f"--run {url}: is not on a disk. A run must be on a local disk or a shared file system; only --pool, and "
             "--out of export, may be URLs."
         )
+    return _in_utf8(path)
+
+
+def _in_utf8(path: Path) -> Path:
+    """Raise BadInput for a folder that Arrow could not name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise BadInput(
+            f"{shown}: is not a name in UTF-8, or the locale is not. Rename the folder, name a link to it, "
+            "or set LC_ALL=C.UTF-8."
+        ) from None
     return path
 
 
@@ -90,7 +115,8 @@ def explained(where: object) -> Iterator[None]:
 
 def driver_hint(error: Exception, where: object) -> str:
     """Addition to a message about `where`: which extra to install if its driver is missing, else nothing."""
-    return "; install curate[s3]" if isinstance(error, ImportError) and str(where).startswith("s3:") else ""
+    extra = _EXTRAS.get(str(where).partition(":")[0].lower())
+    return f"; pip install 'curate[{extra}]'" if isinstance(error, ImportError) and extra else ""
 
 
 # Reading
@@ -99,7 +125,7 @@ def driver_hint(error: Exception, where: object) -> str:
 def names(folder: Location) -> list[str]:
     """List the names in a folder, sorted; empty if there is no such folder."""
     try:
-        if not isinstance(folder, UPath):
+        if isinstance(folder, Path):
             return sorted(os.listdir(folder))  # noqa: PTH208 - names, not paths
         with explained(folder):
             listed = folder.fs.ls(folder.path, detail=False)
@@ -112,7 +138,7 @@ def names(folder: Location) -> list[str]:
 
 def exists(path: Location) -> bool:
     """Whether a file exists."""
-    if not isinstance(path, UPath):
+    if isinstance(path, Path):
         return path.exists()
     with explained(path):
         return bool(path.fs.exists(path.path))
@@ -120,7 +146,7 @@ def exists(path: Location) -> bool:
 
 def size(path: Location) -> int:
     """Size of a file in bytes. Raises FileNotFoundError."""
-    if not isinstance(path, UPath):
+    if isinstance(path, Path):
         return path.stat().st_size
     with explained(path):
         return int(path.fs.info(path.path)["size"])
@@ -128,7 +154,7 @@ def size(path: Location) -> int:
 
 def read(path: Location) -> bytes:
     """Read a small file as a whole. Raises FileNotFoundError."""
-    if not isinstance(path, UPath):
+    if isinstance(path, Path):
         return path.read_bytes()
     with explained(path):
         return bytes(path.fs.cat_file(path.path))
@@ -137,19 +163,19 @@ def read(path: Location) -> bytes:
 @contextmanager
 def opened(path: Location) -> Iterator[BinaryIO]:
     """Open a large file, to be read from its start to its end. Raises FileNotFoundError."""
-    if isinstance(path, UPath):
-        with explained(path), path.fs.open(path.path, "rb") as file:
+    if isinstance(path, Path):
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
             yield file
     else:
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+        with explained(path), path.fs.open(path.path, "rb") as file:
             yield file
 
 
 def read_all(paths: Sequence[Location]) -> list[bytes]:
     """Read many small files of one folder as a whole, in the order given. Raises FileNotFoundError."""
-    if not paths or not isinstance(paths[0], UPath):
+    if not paths or isinstance(paths[0], Path):
         return [path.read_bytes() for path in paths]
-    inner, whole = [path.path for path in paths if isinstance(path, UPath)], [None] * len(paths)
+    inner, whole = [path.path for path in paths if not isinstance(path, Path)], [None] * len(paths)
     with explained(paths[0]):
         return [bytes(found) for found in paths[0].fs.cat_ranges(inner, whole, whole, on_error="raise")]
 
@@ -160,8 +186,8 @@ def read_ranges(ranges: Iterable[Range]) -> Iterator[bytes]:
     Ranges that follow each other in a file share an open file, or a request to the store. All must be on the same disk
     or store. Raises FileNotFoundError with the name of the missing file.
     """
-    for is_remote, some in groupby(ranges, key=lambda asked: isinstance(asked[0], UPath)):
-        read_some = _read_from_store if is_remote else _read_from_disk
+    for is_local, some in groupby(ranges, key=lambda asked: isinstance(asked[0], Path)):
+        read_some = _read_from_disk if is_local else _read_from_store
         yield from read_some(some)
 
 
@@ -173,9 +199,10 @@ def _read_from_disk(ranges: Iterable[Range]) -> Iterator[bytes]:
 
 
 def _read_from_store(ranges: Iterable[Range]) -> Iterator[bytes]:
-    waiting, total = list[tuple[UPath, int, int]](), 0
+    waiting: list[tuple[UPath, int, int]] = []
+    total = 0
     for path, offset, num_bytes in ranges:
-        assert isinstance(path, UPath)
+        assert not isinstance(path, Path)
         waiting.append((path, offset, num_bytes))
         total += num_bytes
         if total >= _FETCHED_BYTES:
@@ -185,8 +212,8 @@ def _read_from_store(ranges: Iterable[Range]) -> Iterator[bytes]:
         yield from _fetch(waiting)
 
 
-def _fetch(ranges: Sequence[tuple[UPath, int, int]]) -> Iterator[bytes]:
-    requests = list[tuple[UPath, int, int]]()  # file, start, stop
+def _fetch(ranges: "Sequence[tuple[UPath, int, int]]") -> Iterator[bytes]:
+    requests: list[tuple[UPath, int, int]] = []  # file, start, stop
     positions = list[tuple[int, int]]()  # of each range: its request, and the offset within that
     for path, offset, num_bytes in ranges:
         stop = offset + num_bytes
@@ -212,7 +239,7 @@ def _fetch(ranges: Sequence[tuple[UPath, int, int]]) -> Iterator[bytes]:
 # Writing
 
 
-def put(file: Path, path: UPath) -> None:
+def put(file: Path, path: "UPath") -> None:
     """Upload a local file to a store, as a whole."""
     try:
         with explained(path):
@@ -221,7 +248,7 @@ def put(file: Path, path: UPath) -> None:
         raise BadInput(f"{path}: cannot be written ({why(error)}); make the bucket first.") from None
 
 
-def move(source: UPath, path: UPath) -> None:
+def move(source: "UPath", path: "UPath") -> None:
     """Rename an object within its store, by copying it. Raises FileNotFoundError if it is gone."""
     with explained(path):
         path.fs.cp_file(source.path, path.path)
@@ -230,7 +257,7 @@ def move(source: UPath, path: UPath) -> None:
 
 def remove(path: Location) -> None:
     """Remove a file if it exists; on a store also a folder with everything in it."""
-    if not isinstance(path, UPath):
+    if isinstance(path, Path):
         path.unlink(missing_ok=True)
         return
     with explained(path):

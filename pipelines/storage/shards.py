@@ -63,6 +63,14 @@ def sample_spans(image_offsets: npt.NDArray[np.int64], end: int) -> tuple[npt.ND
     return starts, np.append(starts[1:], end)[: len(starts)]
 
 
+def ends_of_images(starts: npt.NDArray[np.int64], num_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the images end that samples (N,) begin with, from their starts and the sizes of the images: all (N,).
+
+    What follows in a sample is beside the image.
+    """
+    return starts + BLOCK + num_bytes + -num_bytes % BLOCK
+
+
 def end_of_samples(path: Location) -> int:
     """Where the samples of a shard end and its end mark starts. Raises CorruptShard if the shard is missing."""
     try:

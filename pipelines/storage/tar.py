@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from pipelines.images.formats import describe_other, sniff
 from pipelines.images.rejects import Reason, Reject
 
 BLOCK = 512
@@ -20,6 +21,7 @@ MAX_MEMBER_BYTES = 8**11 - 1  # the largest number in the size field of a USTAR 
 ZEROS = bytes(BLOCK)
 BUFFER_BYTES = 1 << 20
 BLANK_CHECKSUM = b" " * 8  # the checksum counts its own field as blanks
+_MAX_PADDING = 64 << 20  # bytes of zeros between two archives; a sparse file of zeros may be endless
 _MAX_EXTENSIONS = 16  # before one member
 _MAX_EXTENSION_BYTES = 1 << 20  # long names and pax headers; a hostile size must not become an allocation
 _EXTENSION_TYPES = (b"L", b"K", b"x", b"g", b"X")
@@ -51,21 +53,33 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
 
     A file that is truncated, over `max_bytes`, not regular or unsafely named comes as a Reject. If the archive ends
     without its end mark, or has something else where a header should be, a last Member without a name reports it.
-    When a file with content is yielded, the stream is at the end of that content.
+    Archives that were joined (`cat a.tar b.tar`) are read as one. When a file with content is yielded, the stream is at
+    the end of that content.
     """
-    position = 0
+    position, has_ended = 0, False
     while True:
         block = stream.read(BLOCK)
         if block == ZEROS:
-            return
+            found, skipped = _after_zeros(stream)
+            position += BLOCK + skipped
+            has_ended = True
+            if found is None:
+                what = f"over {_MAX_PADDING >> 20} MiB of zeros before byte {position}; the rest is not read"
+                yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, what))
+                return
+            block = found
         if len(block) < BLOCK:
+            if has_ended and not block.strip(b"\0"):
+                return
             what = "ends without its end mark" if position or block else "is empty"
             yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"the archive {what}, at byte {position}"))
             return
         header = _plain_header(block) or _any_header(stream, block)
         if header is None:
-            yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, f"no tar header at byte {position}"))
+            detail = f"no tar header at byte {position}" if position else f"no tar archive, but {_kind(block)}"
+            yield Member("", Reject(Reason.INCOMPLETE_ARCHIVE, detail))
             return
+        has_ended = False
         name, size, start, kind = header
         name = name or _NAMELESS
         start += position
@@ -89,6 +103,23 @@ def read_tar(stream: BinaryIO, max_bytes: int) -> Iterator[Member]:
             stream.read(-size % BLOCK)
             continue
         stream.seek(position)
+
+
+def _after_zeros(stream: BinaryIO) -> tuple[bytes | None, int]:
+    """Return the first block that is not zeros, or what rests, and the bytes before it; None if zeros do not end."""
+    skipped = 0
+    while skipped < _MAX_PADDING:
+        block = stream.read(BLOCK)
+        if block != ZEROS:
+            return block, skipped
+        skipped += BLOCK
+    return None, skipped
+
+
+def _kind(block: bytes) -> str:
+    """What the first block of a file is, if it is no tar header."""
+    image = sniff(block)
+    return f"an image ({image})" if image else describe_other(block)
 
 
 class _Header(NamedTuple):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
+from pipelines.images.appearance import size_as_seen, with_image
 from pipelines.images.check import foreign_images
 from pipelines.images.formats import sniff
 from pipelines.pool import labeled
@@ -62,7 +62,5 @@ def _headers(source: Path) -> Iterator[Header]:
     """Read the header of each file of a labeled set."""
     with foreign_images():
         for path, _ in labeled.files(source):
-            with path.open("rb") as file:
-                kind = sniff(file.read(64))
-            with Image.open(path) as opened:
-                yield kind or str(opened.format).lower(), *opened.size, path.stat().st_size
+            content = path.read_bytes()
+            yield sniff(content) or "", *with_image(content, size_as_seen), len(content)

@@ -94,8 +94,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labeled: Path = Field(
-        description="Real images: a folder per class, or a CSV or parquet file of path and label. Without classes the "
-        "detector alone is trained."
+        description="Real images: a folder per class, a CSV or parquet file of path and label, or a parquet file of "
+        "the images. Without classes the detector alone is trained."
     )
     pool: AnyFolder = settings.pool()
     run: LocalFolder = settings.run("Folder to write the model to.")
@@ -103,8 +103,7 @@ class TrainConfig(BaseModel):
     truth: Path | None = Field(default=None, description="Known truth to report against; only controls train on it.")
     known_synthetic: Path | None = Field(
         default=None,
-        description="Folder of images that are known to be synthetic; a few dozen help the panel much, those of many "
-        "generators most.",
+        description="Folder of images that are known to be synthetic; a few dozen help, of many generators.",
     )
     ignore_declared: bool = Field(
         default=False, description="Learn nothing from what image files declare about their origin."
@@ -147,9 +146,12 @@ class TrainConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, by key: the settings that change the numbers."""
+        """What a checkpoint must agree with, by key: the settings that change the numbers.
+
+        Pool and labeled set are not among them, because they may be moved; see `pipelines.train.data.Data.identity`.
+        """
         free_of_machine = {"checkpoint_every", "device", "memory", "evaluate_every"}
-        free: dict[str, Any] = {"resume": True, "run": True, "validation": True, "truth": True}
+        free: dict[str, Any] = dict.fromkeys(("labeled", "pool", "resume", "run", "validation", "truth"), True)
         return self.model_dump(mode="json", exclude=free | {"machine": free_of_machine})
 
 

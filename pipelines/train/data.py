@@ -1,7 +1,9 @@
 """Data of a training: the labeled set, the unlabeled rows of the pool, what is known of them, and batches of both."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +80,18 @@ class Data:
         """Labeled images, those that marks labeled included."""
         return len(self.training.examples.labels)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: the images of pool and labeled set, wherever they are, and the marks."""
+        rows, examples = self.training.rows.columns(["key", "sha256"]), self.training.examples
+        labels = map(str, examples.labels.tolist())
+        return {
+            "pool": _digest(rows["key"].to_pylist(), rows["sha256"].to_pylist()),
+            "labeled": _digest(labels, examples.sha256),
+            "marks": self.training.fingerprint,
+            "classes": len(self.classes),
+        }
+
     def pixels(self, config: TrainConfig, device: torch.device, on_tick: OnTick) -> pixels.Images:
         """The pixels of the unlabeled rows: in memory if they fit, else decoded from the shards."""
         threads, rows = max(2, torch.get_num_threads()), self.training.rows
@@ -85,6 +99,13 @@ class Data:
         if config.machine.memory == "memory" or fits:
             return pixels.load(rows, config.decoder, device, threads, on_tick)
         return pixels.Streamed(rows, config.decoder, device, threads)
+
+
+def _digest(*columns: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for values in zip(*columns, strict=True):
+        digest.update("\0".join((*values, "\n")).encode())
+    return digest.hexdigest()[:16]
 
 
 def _trained(config: TrainConfig) -> str:

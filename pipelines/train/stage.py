@@ -2,7 +2,8 @@
 
 in      pool/ (ingested), a labeled set, perhaps a validation set
         what a person marked in the run (run/marks.jsonl): see `pipelines.train.marked`
-out     run/model/ (see `pipelines.run.model`), run/thresholds.json, run/labels.json, run/metrics.jsonl, run/run.json
+out     run/model/ (see `pipelines.run.model`), run/classes.txt, run/thresholds.json, run/labels.json,
+        run/metrics.jsonl, run/run.json
 resume  run/checkpoint/state.safetensors: the same command resumes from it, bit-exactly on a CPU
 
 Under torchrun each rank trains on its part of every batch, to the same result as one process with all of it. Rank 0
@@ -127,8 +128,7 @@ def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Tra
     if data.training.examples.without:
         note = f"{data.training.examples.without}: training the detector alone, without pseudo-labels."
         on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=note))
-    counts = {"images": [data.num_unlabeled, data.num_labeled], "marks": data.training.fingerprint}
-    identity = config.identity | counts | {"classes": len(data.classes)}
+    identity = config.identity | data.identity
     if prepared is not None:
         identity["known"] = prepared.fingerprint
     first, sums = resume.load(state, identity, method, device) if config.resume else (0, dict[str, Tensor]())
@@ -312,6 +312,7 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...], fo
     )
     frozen = training.reader.frozen if training.reader is not None else None
     model.save(config.run / "model", saved, method.classifier.average, detector, frozen, evidence=found)
+    model.list_classes(config.run / "classes.txt", saved.classes)
     labels.save(config.run, summary.labels)
     verdicts.save(config.run, verdicts.choose(held_out, None, saved.unsure_from))
     if summary.quality is not None:

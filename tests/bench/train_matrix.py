@@ -4,11 +4,12 @@
     python tests/bench/train_matrix.py --arrays arrays.npz --out matrix.jsonl --device cuda --jobs 6 --minutes 9
     python tests/bench/train_matrix.py --out matrix.jsonl --show
 
-The first command needs curate and writes uint8 images of the three sources, as many of each class as fit into 64 MiB
-(of four classes alone, `--classes airplane automobile frog horse`, two and a half times as many as of ten).
+The first command needs curate and writes the files of images of the three sources, as many of each class, which takes
+16 MiB; `--classes airplane automobile frog horse` takes these four alone.
 The second trains what is missing of the matrix (contaminations x seeds x methods, all of a seed on the same images),
-`--jobs` networks side by side, and stops in time, with a checkpoint of each run that has not ended; the same command
-goes on. Each run that ends is a line of `--out`. The third prints accuracy and paired differences to FixMatch.
+`--jobs` networks side by side, and stops in time, with a checkpoint of each run that has not ended (then its exit code
+is 3); the same command goes on. Each run that ends is a line of `--out`. `--toy` tries it out on drawn pictures. The
+third prints accuracy and paired differences to FixMatch.
 
 The default is the field's: WRN-28-2, 64 labeled and 448 unlabeled images a step, learning rate 0.03, 250 labels. Unlike
 `curate benchmark` it keeps no labeled images from the detector and reads no files, so its figures are its own: compare
@@ -16,9 +17,11 @@ them among themselves. Without an installation of curate, put the repository on 
 """
 
 import argparse
+import io
 import json
 import math
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -29,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from train_step import has_fast_bf16
 
@@ -40,8 +44,9 @@ from models.ranks import Rng
 from models.recipe import Controls, Recipe
 from models.rsmatch import RSMatch
 
-PACKED = {"real": 8_000, "synthetic": 8_000, "test": 3_000}  # images in all
+PACKED = {"real": 20_000, "synthetic": 20_000, "test": 10_000}  # images in all
 CHUNK = 500
+UNFINISHED = 3  # exit code
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of the recipe and of the controls
     "fixmatch": ({"method": "fixmatch"}, {}),
     "fixmatch-real": ({"method": "fixmatch"}, {}),
@@ -98,10 +103,9 @@ class World(NamedTuple):
     test_classes: Tensor
 
 
-def draw(arrays: Path, protocol: Protocol, run: Run, device: torch.device) -> World:
+def draw(arrays: Path | None, protocol: Protocol, run: Run, device: torch.device) -> World:
     """The labeled set and as many real and synthetic images as there are, in the ratio alpha."""
-    with np.load(arrays) as file:
-        images, classes = ({name: file[f"{name}{end}"] for name in PACKED} for end in ("", "_classes"))
+    images, classes = unpack(arrays) if arrays else toy()
     rng = np.random.default_rng(run.seed)
     num_classes = int(classes["real"].max()) + 1
     task = math.ceil(0.6 * num_classes) if run.contamination == "off-class" else num_classes
@@ -130,7 +134,9 @@ def draw(arrays: Path, protocol: Protocol, run: Run, device: torch.device) -> Wo
     )
 
 
-def train(arrays: Path, protocol: Protocol, run: Run, state: Path, device_name: str, deadline: float) -> dict | None:
+def train(
+    arrays: Path | None, protocol: Protocol, run: Run, state: Path, device_name: str, deadline: float
+) -> dict | None:
     """Train one run, on from its checkpoint; its figures, or None where the time was up."""
     torch.set_num_threads(1)
     device = torch.device(device_name)
@@ -246,8 +252,8 @@ def restore(learner: methods.Method, protocol: Protocol, state: Path, device: to
     return values["step"], values["seconds"]
 
 
-def run_matrix(args: argparse.Namespace, protocol: Protocol) -> None:
-    """Train what is missing, and append a line for each run that ends."""
+def run_matrix(args: argparse.Namespace, protocol: Protocol) -> int:
+    """Train what is missing, and append a line for each run that ends; returns the exit code."""
     started = time.time()
     matrix = [
         Run(contamination, seed, method)
@@ -259,22 +265,32 @@ def run_matrix(args: argparse.Namespace, protocol: Protocol) -> None:
     if any(line[name] != value for line in lines for name, value in vars(protocol).items()):
         raise SystemExit(f"{args.out}: holds runs of another protocol; name another file with --out.")
     done = {tuple(line[name] for name in Run._fields) for line in lines}
-    states = args.out.with_suffix(".states")
+    states = args.states or args.out.with_suffix(".states")
     states.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [
+        arrays, deadline = None if args.toy else args.arrays, started + min(60 * args.minutes, args.seconds)
+        futures = {
             pool.submit(
-                train, args.arrays, protocol, run, states / ("-".join(map(str, run)) + ".pt"), args.device,
-                started + 60 * args.minutes,
-            )
+                train, arrays, protocol, run, states / ("-".join(map(str, run)) + ".pt"), args.device, deadline
+            ): run
             for run in matrix
             if run not in done
-        ]  # fmt: skip
+        }
+        code = 0
         for future in as_completed(futures):
-            if line := future.result():
-                with args.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(line, flush=True)
+            try:
+                line = future.result()
+            except Exception as error:  # the others go on
+                print(f"{futures[future]}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                code = 1
+                continue
+            if line is None:
+                code = code or UNFINISHED
+                continue
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+    return code
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -296,11 +312,7 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Write the arrays: the first images of each class."""
-    import io
-
-    from PIL import Image
-
+    """Write the arrays: the files of the first images of each class, end to end, where each ends, and its class."""
     from pipelines.benchmark import sources
 
     arrays = {}
@@ -308,11 +320,35 @@ def pack(args: argparse.Namespace) -> None:
         source = sources.read(getattr(args, name))
         picked = [source.classes.index(wanted) for wanted in sorted(args.classes or source.classes)]
         rows = [np.flatnonzero(source.labels == k)[: count // len(picked)] for k in picked]
-        opened = [Image.open(io.BytesIO(source.images[row])).convert("RGB") for row in np.concatenate(rows).tolist()]
-        arrays[name] = np.stack([np.asarray(image) for image in opened])
+        files = [source.images[row] for row in np.concatenate(rows).tolist()]
+        arrays[name] = np.frombuffer(b"".join(files), dtype=np.uint8)
+        arrays[f"{name}_ends"] = np.cumsum([len(file) for file in files])
         arrays[f"{name}_classes"] = np.repeat(np.arange(len(picked)), [len(part) for part in rows])
-    np.savez_compressed(args.arrays, **arrays)
+    np.savez_compressed(args.arrays, **arrays)  # most of a small JPEG file is the same header
     print(f"{args.arrays}: {args.arrays.stat().st_size / 2**20:.1f} MiB")
+
+
+def unpack(arrays: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Pixels (N, H, W, 3) uint8 and classes (N,) of each source."""
+    images, classes = {}, {}
+    with np.load(arrays) as loaded:
+        for name in PACKED:
+            files = np.split(loaded[name], loaded[f"{name}_ends"][:-1])
+            opened = (Image.open(io.BytesIO(file.tobytes())).convert("RGB") for file in files)
+            images[name] = np.stack([np.asarray(image) for image in opened])
+            classes[name] = loaded[f"{name}_classes"]
+    return images, classes
+
+
+def toy() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A few drawn pictures of five classes, as `unpack` gives them: colors tell classes apart, noise synthetic ones."""
+    rng, images, classes = np.random.default_rng(0), {}, {}
+    colors = rng.integers(60, 190, (5, 3))
+    for name, noise in (("real", 30), ("synthetic", 8), ("test", 30)):
+        classes[name] = np.arange(100) % 5
+        levels = colors[classes[name]][:, None, None] + rng.normal(0, noise, (100, 32, 32, 3))
+        images[name] = levels.clip(0, 255).astype(np.uint8)
+    return images, classes
 
 
 def main() -> None:
@@ -324,12 +360,15 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", help="to pack; all that there are by default")
     parser.add_argument("--arrays", type=Path, default=Path("arrays.npz"))
     parser.add_argument("--out", type=Path, default=Path("matrix.jsonl"))
+    parser.add_argument("--states", type=Path, help="folder of the checkpoints; default: beside --out")
     parser.add_argument("--contamination", nargs="+", default=["off-class", "balanced"])
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="when to stop, to be continued")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="the same, in seconds")
+    parser.add_argument("--toy", action="store_true", help="a few drawn pictures in place of --arrays")
     parser.add_argument("--backbone", default="wrn-28-2")
     parser.add_argument("--num-steps", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -343,7 +382,9 @@ def main() -> None:
     elif args.show:
         show(read(args.out))
     else:
-        run_matrix(args, Protocol(**{name: getattr(args, name) for name in Protocol.__dataclass_fields__}))
+        raise SystemExit(
+            run_matrix(args, Protocol(**{name: getattr(args, name) for name in Protocol.__dataclass_fields__}))
+        )
 
 
 if __name__ == "__main__":

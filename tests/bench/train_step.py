@@ -2,7 +2,7 @@
 
     python tests/bench/train_step.py [--images images.npz] [--threads 2] [--steps 2] [--runs 5] [--json FILE]
     python tests/bench/train_step.py --table [--compile on|cuda-graphs]
-    python tests/bench/train_step.py --device cuda --profile
+    python tests/bench/train_step.py --device cuda --profile [--without-reference] [--lines lines.jsonl]
 
 The reference (`reference_step.py`) is FixMatch as its popular repositories write it: PIL views, fp32, NCHW. Ours is
 `RSMatch.step` with the default recipe past its warm-up, that is with a full queue, routes and the detector's training;
@@ -16,6 +16,8 @@ On a GPU only wall time counts: the device is waited for at both ends of a run a
 processes each, as the repositories give them. Images/s counts labeled and unlabeled images once each. Memory is the
 peak in a run, of the process (Linux) or of the GPU's allocator, with the pool and the networks of all rows in it.
 Not counted are a first run of each row, which warms up and compiles, and on a GPU the first steps of each run.
+`--lines` appends a line for each row when it has warmed up, and one with its figures at the end: times in ms, the time
+that kernels take of a step (with `--profile`), and what torch.compile could not compile.
 
 Needs no data: without `--images` (uint8 images, the first such array of an .npy or .npz file) the pixels are random,
 which changes no shape and no operation. Without an installation of curate, put the repository on `PYTHONPATH`; beside
@@ -37,9 +39,10 @@ import numpy as np
 import torch
 from reference_step import NUM_CLASSES, UNLABELED_RATIO, Data, Reference
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.autograd import DeviceType
 
-from models import methods
+from models import methods, norms
 from models.batch import Batch
 from models.classifier import Classifier
 from models.detector import Detector
@@ -50,6 +53,7 @@ from models.rsmatch import DETECTOR_SETTLES, RSMatch
 NUM_RANDOM_IMAGES = 10_000
 LINUX_RESET = Path("/proc/self/clear_refs")  # "5" resets the peak of the process's memory
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # of a CPU, that decide how fast it trains
+CAPABILITIES = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # of newer versions
 PROFILED_STEPS = 5
 PROFILED_ROWS = 30
 
@@ -103,15 +107,21 @@ def ours(
     controls: Controls = Controls(),
     compiled: str = "off",
 ) -> Callable[[], Iterator[None]]:
-    """RSMatch past its warm-up, built as `curate train` builds it, with as many examples as its bootstrap finds."""
+    """RSMatch past its warm-up, built as `curate train` builds it, with as many examples as its bootstrap finds.
+
+    `compiled` is "off", "on" or "cuda-graphs", or "traced": as "on", without generating code.
+    """
     device = data.images.device
     classifier, detector = Classifier("wrn-28-2", NUM_CLASSES), Detector()
     for network in (classifier, detector):
         network.to(device).to(memory_format=torch.channels_last)
     method = methods.build(recipe, controls, classifier, detector, autocast, num_images=len(data.images))
     if compiled != "off":
+        how = {"cuda-graphs": {"mode": "reduce-overhead"}, "traced": {"backend": "eager"}}
         for network in (classifier, detector):
-            network.compile(mode="reduce-overhead" if compiled == "cuda-graphs" else "default")
+            network.compile(**how.get(compiled, {}))
+    if compiled == "traced":
+        norms.split_all(classifier)  # what a GPU compiles; passes of each group's own size are traced again and again
     rows = torch.arange(len(data.images), device=device)
     number = method.routing_start
     if isinstance(method, RSMatch):
@@ -145,17 +155,19 @@ def ours(
     return train
 
 
-def comparison(data: Data, autocast: AbstractContextManager[object], workers: int, compiled: str) -> list[Row]:
+def comparison(data: Data, autocast: AbstractContextManager[object], args: argparse.Namespace) -> list[Row]:
     """The reference, and ours without and with what RSMatch adds to FixMatch."""
-    return [
-        Row("reference", Reference(data, workers=workers).train),
-        Row("ours, fixmatch", ours(data, Recipe(method="fixmatch"), autocast, compiled=compiled)),
-        Row("ours, rsmatch", ours(data, Recipe(method="rsmatch"), autocast, compiled=compiled)),
-    ]
+    controls = Controls(weak_gradient=args.weak_gradient == "on")
+    rows = [] if args.without_reference else [Row("reference", Reference(data, workers=args.workers).train)]
+    for method in ("fixmatch", "rsmatch"):
+        train = ours(data, Recipe(method=method), autocast, controls=controls, compiled=args.compile)
+        rows.append(Row(f"ours, {method}", train))
+    return rows
 
 
-def measures(data: Data, autocast: AbstractContextManager[object], workers: int, compiled: str) -> list[Row]:
+def measures(data: Data, autocast: AbstractContextManager[object], args: argparse.Namespace) -> list[Row]:
     """The reference and what one measure after the other makes of it; the last row adds the detector."""
+    workers, compiled = args.workers, args.compile
     fixmatch, without = Recipe(method="fixmatch"), Controls(weak_gradient=False)
     rows = [
         Row("reference", Reference(data, workers=workers).train),
@@ -179,6 +191,7 @@ def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> 
     on_gpu = device.type == "cuda"
     for row in rows:
         row.warm_up(args.warm_up, device)
+        write_line(args, row, {"warm_up_s": row.warm_up_s})
     for _ in range(args.runs):
         for row in rows:
             # The loaders' processes have batches ready when a run begins: these are not their pace.
@@ -191,6 +204,23 @@ def compare(rows: list[Row], args: argparse.Namespace, device: torch.device) -> 
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "rows": [_summary(row, rows[0], args.batch * (1 + UNLABELED_RATIO)) for row in rows],
         "detector_share": _spread(shares),
+    }
+
+
+def write_line(args: argparse.Namespace, row: Row, figures: dict[str, Any]) -> None:
+    """Append a line to `--lines`."""
+    if args.lines:
+        setting = {"row": row.name, "compile": args.compile, "weak_gradient": args.weak_gradient, "batch": args.batch}
+        with args.lines.open("a") as file:
+            file.write(json.dumps({"part": args.part, **setting, **figures}) + "\n")
+
+
+def of_compiler() -> dict[str, int]:
+    """What torch.compile made of the networks, and what it left out."""
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "graph_breaks": sum(counters["graph_break"].values()),
+        "cudagraph_skips": counters["inductor"]["cudagraph_skips"],
     }
 
 
@@ -234,8 +264,8 @@ def show(figures: dict[str, Any]) -> None:
     print(f"the detector adds {share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%}) to a step")
 
 
-def profile(row: Row, device: torch.device) -> str:
-    """Where the time of a row's steps goes, by kernel."""
+def profile(row: Row, device: torch.device) -> tuple[str, float | None]:
+    """Where the time of a row's steps goes, by kernel; on a GPU also how many ms of a step kernels take."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -252,10 +282,10 @@ def profile(row: Row, device: torch.device) -> str:
         max_name_column_width=70,
     )
     if device.type != "cuda":
-        return table
+        return table, None
     kernels = [event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     busy_ms = sum(event.self_device_time_total for event in kernels) / PROFILED_STEPS / 1e3
-    return f"{table}\n{row.name}: kernels take {busy_ms:.2f} ms of a step; wall time beyond that is the host's"
+    return f"{table}\n{row.name}: kernels take {busy_ms:.2f} ms of a step; wall time beyond that is the host's", busy_ms
 
 
 def _synchronize(device: torch.device) -> None:
@@ -283,16 +313,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     """What `precision = "auto"` of `curate train` asks; that module needs more than this one may."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return bool(CAPABILITIES.get("amx_bf16") or CAPABILITIES.get("avx512_bf16"))
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    capabilities = torch.cpu.get_capabilities()
     machine: dict[str, Any] = {} if device.type == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
     return machine | {
-        "cpu": capabilities["cpu_name"],
-        "features": " ".join(name for name in FEATURES if capabilities.get(name)),
+        "cpu": CAPABILITIES.get("cpu_name"),
+        "features": " ".join(name for name in FEATURES if CAPABILITIES.get(name)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -324,9 +352,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of ours")
     parser.add_argument("--table", action="store_true", help="what each measure brings")
     parser.add_argument(
-        "--compile", choices=("off", "on", "cuda-graphs"), default="off", help="ours; minutes of warm-up on a CPU"
+        "--compile", choices=("off", "on", "cuda-graphs", "traced"), default="off", help="ours; minutes on a CPU"
     )
-    parser.add_argument("--profile", action="store_true", help="where the last row's time goes")
+    parser.add_argument("--weak-gradient", choices=("on", "off"), default="on", help="of ours, where no table is asked")
+    parser.add_argument("--without-reference", action="store_true", help="ratios are then to the first row of ours")
+    parser.add_argument("--profile", action="store_true", help="where the time of the last two rows goes")
+    parser.add_argument("--lines", type=Path, help="file to append a JSON line for each row to")
+    parser.add_argument("--part", default="step", help="what the lines say that they are of")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -342,13 +374,20 @@ def main() -> None:
     data = Data(images=images, labels=torch.arange(len(images), device=device) % NUM_CLASSES, batch_size=args.batch)
     bf16 = args.precision == "bf16" or (args.precision == "auto" and has_fast_bf16(device))
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-    rows = (measures if args.table else comparison)(data, autocast, args.workers, args.compile)
+    rows = (measures if args.table else comparison)(data, autocast, args)
     figures = compare(rows, args, device)
     show(figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if args.profile:
-        print(profile(rows[-1], device))
+    for row, summary in zip(rows, figures["rows"], strict=True):
+        kernels_ms = None
+        if args.profile and row in rows[-2:]:
+            table, kernels_ms = profile(row, device)
+            print(table)
+        kept = {f"{name}_ms": round(1e3 * summary[f"{name}_s"], 3) for name in ("wall", "cpu")}
+        kept |= {"slowest_run_ms": round(1e3 * max(run["wall_s"] for run in summary["runs"]), 3)}
+        kept |= {"memory_mib": round(summary["memory_mib"]), "kernels_ms": kernels_ms, **figures["machine"]}
+        write_line(args, row, kept | of_compiler())
 
 
 if __name__ == "__main__":

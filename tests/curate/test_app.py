@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from curate.app import app, explain
+from curate import app
+from curate.app import explain
 from curate.config import resolve
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
 from tests.warm import curate
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands if command.callback)
+COMMANDS = sorted(app.COMMANDS)
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -24,13 +25,25 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_starts_without_the_heavy_libraries(tmp_path: Path) -> None:
     script = (
-        "import sys\nimport curate.app\n"
+        "import sys\nfrom curate import app\nfor name in app.COMMANDS: app.load(name)\n"
         "heavy = {'torch', 'timm', 'faiss', 'duckdb', 'pyarrow', 'numpy', 'PIL', 'webdataset', 'jinja2',"
-        "'starlette', 'uvicorn'}\n"
+        "'starlette', 'uvicorn', 'fsspec', 'upath', 'asyncio'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_a_mistake_is_said_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom curate.app import main\n"
+        f"sys.argv = ['curate', '{command}', '--pool', 'nowhere']\n"
+        "try: main()\nfinally: print('torch' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

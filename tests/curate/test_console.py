@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import shlex
+from pathlib import Path
 
 import pytest
 
 from curate import console
 from pipelines.progress import Tick
+from pipelines.storage.json_text import to_json
 
 
 def test_a_warning_is_said_when_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +24,13 @@ def test_a_warning_is_said_when_it_comes(capsys: pytest.CaptureFixture[str]) -> 
     assert not capsys.readouterr().err
 
 
+def test_a_command_can_be_pasted_whatever_its_values_are() -> None:
+    words = ["curate", "export", "--drop", "--out", "b c/it's", "--min-confidence", "0.8", "--pool", "$HOME/{0..1}"]
+    said = console.command("export", "--drop", out="b c/it's", min_confidence=0.8, pool="$HOME/{0..1}")
+    assert shlex.split(said) == words
+    assert console.command("inspect", "KEY", out="clean/") == "curate inspect KEY --out clean/"
+
+
 def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     console.as_json({"a": math.nan, "rows": ({"b": -math.inf, "c": 1.5}, [math.nan, "é"])})
 
@@ -29,3 +40,9 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
     text = capsys.readouterr().out
     assert json.loads(text, parse_constant=refuse) == {"a": None, "rows": [{"b": None, "c": 1.5}, [None, "é"]]}
     assert "é" in text
+
+
+def test_json_of_a_name_that_is_not_utf8_can_be_written_and_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"L\xf6we/\xe9.tar")
+    (tmp_path / "file.json").write_text(to_json({"source": name}), encoding="utf-8")
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == {"source": name}

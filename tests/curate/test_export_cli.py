@@ -15,9 +15,19 @@ def test_the_defaults_and_what_to_do_next(scored: Path, tmp_path: Path) -> None:
     done = curate("export", "--out", str(tmp_path / "clean"), "--keep", "all", cwd=scored)
     assert done.returncode == 0, done.stderr
     assert "kept" in done.stdout and "disc" in done.stdout
-    assert f"Next: read {tmp_path}/clean/00000.tar with webdataset" in done.stderr
+    assert f"Next: {tmp_path}/clean/README.md has the lines that load it" in " ".join(done.stderr.split())
     assert (tmp_path / "clean" / "00000.tar").exists()
     assert "look at images before you delete any" in " ".join(done.stderr.split()).rpartition("The detector: ")[2]
+
+
+def test_a_pool_without_scores_is_exported_as_it_is(scored: Path, tmp_path: Path) -> None:
+    flags = ("--keep", "all", "--run", "none", "--format", "parquet", "--json")
+    done = curate("export", "--out", str(tmp_path / "all"), *flags, cwd=scored)
+    summary = json.loads(done.stdout)
+    assert (summary["kept"], summary["per_class"], summary["warning"]) == (summary["pool"], {}, "")
+    assert (tmp_path / "all" / "00000.parquet").exists()
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert "Nothing was scored" in card and not (tmp_path / "all" / "classes.txt").exists()
 
 
 def test_json_is_one_object_on_stdout_and_its_counts_add_up(scored: Path, tmp_path: Path) -> None:
@@ -43,6 +53,15 @@ def test_a_recipe_is_over_ruled_by_a_flag(scored: Path, tmp_path: Path) -> None:
         (("--out", "clean", "--where", "prob_synthetik < 1"), 1, "did you mean 'prob_synthetic'?"),
         (("--out", "clean", "--min-confidence", "2"), 1, "--min-confidence"),
         (("--out", "clean", "--run", "nowhere"), 1, "run `curate score` first"),
+        (("--out", "clean", "--run", "nowhere"), 1, "or add --keep all"),
+        (
+            ("--out", "clean", "--run", "no", "--keep", "all", "--where", "confidence > 0"),
+            1,
+            "no has no scores of pool",
+        ),
+        (("--out", "clean", "--run", "no", "--keep", "all", "--per-class", "1"), 1, "no has no scores of pool"),
+        (("--out", "clean", "--exclude", "nothing"), 1, "--exclude nothing: nothing cannot be read"),
+        (("--out", "clean", "--format", "zip"), 2, "--format"),
         (("--out", "pool"), 1, "Name another folder with --out"),
         (("--out", "clean", "--keep", "some"), 2, "--keep"),
         (("--out", "clean", "--per-clas", "2"), 2, "--per-class"),

@@ -60,7 +60,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(tiny_models: Any, tmp_
 
     shown = CliRunner().invoke(app, command[:-1], catch_exceptions=False)
     assert "cross" in shown.stdout and "8" in shown.stdout
-    assert f'curate ingest "{killed}/{{00000..00007}}.tar"' in shown.stderr
+    assert f"curate ingest '{killed}/{{00000..00007}}.tar'" in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,31 @@ def test_the_default_pool_and_what_to_do_next(crawl: Path) -> None:
     assert "not_an_image" in done.stdout and "kept" in done.stdout
     assert "Next: curate train --labeled" in done.stderr
     assert (crawl.parent / "pool/00000.tar").exists()
+
+
+def test_the_next_command_can_be_pasted(crawl: Path) -> None:
+    done = curate("ingest", "crawl", "--pool", "pool with space", "--jobs", "1", cwd=crawl.parent)
+    assert "Next: curate train --labeled DIR --pool 'pool with space', where" in done.stderr
+
+
+def test_sources_and_tars_of_any_name_are_ingested(crawl: Path) -> None:
+    names = [b"L\xf6we", b"a b", b"50%", b"{x}"]
+    for number, name in enumerate(names):
+        folder = Path(os.fsdecode(os.fsencode(crawl.parent) + b"/" + name))
+        folder.mkdir()
+        shutil.copy(crawl / "1.jpg", folder / "1.jpg")
+        with tarfile.open(Path(os.fsdecode(os.fsencode(folder) + b"/t\xe9.tar")), "w") as tar:
+            content = (crawl / "2.jpg").read_bytes() + bytes([number])
+            member = tarfile.TarInfo("1.jpg")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    sources = [os.fsdecode(name) for name in names]
+    done = curate("ingest", *sources, "--jobs", "1", "--json", cwd=crawl.parent)
+    summary = json.loads(done.stdout)
+    assert (done.returncode, summary["read"], summary["kept"]) == (0, 8, 5), done.stderr
+    again = json.loads(curate("ingest", *sources, "--jobs", "1", "--json", cwd=crawl.parent).stdout)
+    assert (again["read"], again["skipped"], again["images"]) == (0, 8, 5)
+    assert curate("verify", cwd=crawl.parent).returncode == 0
 
 
 def test_json_is_one_object_on_stdout(crawl: Path) -> None:

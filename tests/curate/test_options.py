@@ -4,6 +4,7 @@ After a wanted change: `python tests/curate/test_options.py > tests/curate/optio
 `python -m curate.reference > docs/configuration.md`.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,14 +14,14 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from typer.testing import CliRunner
 
-from curate import reference
-from curate.app import app
+from curate import app, reference
 from curate.config import resolve
 from curate.options import Command, ConfigFile, Flags, Json, options, settings_of
 from pipelines.errors import BadInput
+from pipelines.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = {name: app.load(name) for name in app.COMMANDS}
 
 
 def listing() -> Iterator[str]:
@@ -49,7 +50,7 @@ def test_every_setting_has_a_description(kind: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_readable_at_80_columns(command: str) -> None:
-    short, long = (CliRunner().invoke(app, [command, flag], env={"COLUMNS": "80"}) for flag in ("-h", "--help"))
+    short, long = (CliRunner().invoke(app.app, [command, flag], env={"COLUMNS": "80"}) for flag in ("-h", "--help"))
     assert short.exit_code == 0 and short.stdout == long.stdout
     assert max(map(len, short.stdout.splitlines())) <= 80
     for parameter in COMMANDS[command].params:
@@ -71,7 +72,7 @@ def test_the_shell_completes_commands_options_and_choices(words: str, completed:
     environment = {
         "_CURATE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)
     }  # fmt: skip
-    done = CliRunner().invoke(app, [], env=environment, prog_name="curate")
+    done = CliRunner().invoke(app.app, [], env=environment, prog_name="curate")
     assert set(done.stdout.split()) == completed
 
 
@@ -131,6 +132,26 @@ def test_the_help_shows_each_default_once_and_by_group(invoke: Any) -> None:
     assert "--strict Strict. --num-steps <int> Training steps. [default: 100]" in text
     assert "--resume / --no-resume Resume. [default: resume]" in text
     assert text.count("[default: 100]") == 1
+
+
+def test_a_path_that_begins_with_the_home_folder_is_expanded_wherever_it_stands(
+    invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert invoke("--out=~/o") == {"out": tmp_path / "o"}  # which a shell leaves as it is
+    assert invoke("--out=~nobody-is-called-so/o") == {"out": Path("~nobody-is-called-so/o")}
+    (tmp_path / "file.toml").write_text('labeled = "~/seed"\npool = "~/pool"\nrun = "~/a~b"\nseed = 1\n')
+    config = resolve(TrainConfig, {}, "~/file.toml")
+    assert (config.labeled, config.pool, config.run) == (tmp_path / "seed", tmp_path / "pool", tmp_path / "a~b")
+    (tmp_path / "file.toml").write_text('labeled = "x~/seed"\npool = "s3://bucket/~pool"\n')
+    config = resolve(TrainConfig, {}, "~/file.toml")
+    assert (str(config.labeled), str(config.pool)) == ("x~/seed", "s3://bucket/~pool")
+
+
+@pytest.mark.parametrize("option", ["pool", "run"])
+def test_a_folder_whose_name_is_not_utf8_is_one_sentence(option: str) -> None:
+    with pytest.raises(BadInput, match=r"^p\\xf6l: is not a name in UTF-8, or the locale is not\. Rename"):
+        resolve(TrainConfig, {"labeled": Path("seed"), option: os.fsdecode(b"p\xf6l")})
 
 
 def test_a_flag_wins_over_the_table_of_its_group_in_the_file(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The step of RSMatch: it is deterministic, a refactoring leaves it alone, and each switch changes what is trained."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,8 @@ from torch import Tensor
 
 from models import augment, methods, residual
 from models.batch import Batch
-from models.classifier import Classifier
-from models.detector import Detector
 from models.marked import Marked
 from models.ranks import Rng
-from models.recipe import Controls, Recipe
 from models.rsmatch import DETECTOR_SETTLES, RSMatch
 from tests.models import toy
 
@@ -290,31 +286,6 @@ def test_views_are_resampled_where_the_spectrum_is_equalized_unless_told_otherwi
     assert toy.build_rsmatch(equalize_spectrum=equalize).resample == equalize
     for resampled in (True, False):
         assert toy.build_rsmatch(equalize_spectrum=equalize, resampled_views=resampled).resample == resampled
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_host_never_waits_for_the_gpu() -> None:
-    labeled, labels, pool = (tensor.cuda() for tensor in toy.pictures())
-    rules = ("fixmatch", "flexmatch", "freematch", "softmatch")
-    for changes in (*({"rule": rule} for rule in rules), {"method": "openmatch"}, {"method": "iomatch"}):
-        torch.manual_seed(0)
-        some = torch.arange(0, len(pool), 9, device="cuda")
-        method = methods.build(
-            Recipe(num_steps=300, warmup=0.0, queue_length=8, **changes),
-            Controls(detector_init="random"),
-            Classifier("small", 2).cuda(),
-            Detector().cuda(),
-            nullcontext(),
-            num_images=len(pool),
-            marked=Marked(some[::2], some[1::2], len(labeled)),
-        )
-        rng = Rng(torch.Generator("cuda").manual_seed(0))
-        rows = rng.integers(0, len(pool), 24)
-        batch = Batch(labeled, labeled, labels, pool[rows], pool[rows], rows)
-        for step in (0, 1, 250):
-            torch.cuda.set_sync_debug_mode("default" if step == 0 else "error")  # the first step sets libraries up
-            method.step(step, batch, lambda picked: pool[picked], rng)
-        torch.cuda.set_sync_debug_mode("default")
 
 
 if __name__ == "__main__":

@@ -388,7 +388,8 @@ function drawViewer(item) {
     declares: item.declared ? `${item.declared} (${item.declared_by})` : "nothing about its origin",
   };
   const outside = Object.entries(item.outside).map(([name, value]) => [name, value === null ? "no value" : String(Number(value.toPrecision(4)))]);
-  $("viewer-facts").replaceChildren(...Object.entries(facts).concat(outside).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  const crawl = Object.entries(item.crawl).map(([name, value]) => [name.replaceAll("_", " "), String(value)]);
+  $("viewer-facts").replaceChildren(...Object.entries(facts).concat(crawl, outside).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("viewer-probs").replaceChildren(...item.probs.map(({ label, prob }) => {
     const bar = make("div", { className: "score" }, make("i"));
     bar.style.setProperty("--score", prob);

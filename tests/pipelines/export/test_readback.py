@@ -62,6 +62,10 @@ def without_metadata(members: Members) -> Members:
     return [(name, b"{}" if name.endswith(".json") else content) for name, content in members]
 
 
+def with_a_caption(members: Members) -> Members:
+    return [*members, (f"{members[-1][0].partition('.')[0]}.caption", b"only here")]
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -72,6 +76,7 @@ def without_metadata(members: Members) -> Members:
         (with_another_image, r"does not find the image of \d{9}"),
         (with_another_class, "finds the class b'77'"),
         (without_metadata, "finds no metadata of"),
+        (with_a_caption, r"finds other members of \d{9} than of \d{9}"),
     ],
 )
 def test_each_difference_is_named(

@@ -21,7 +21,8 @@ import webdataset
 from pipelines import ingest
 from pipelines.errors import BadInput
 from pipelines.ingest import IngestConfig, Summary
-from pipelines.ingest.records import Record, read
+from pipelines.ingest.record import Record
+from pipelines.ingest.records import read
 from pipelines.ingest.sources import TarUnit, Unit, find
 from pipelines.pool.manifest import Pool
 from pipelines.storage.shards import read_samples
@@ -201,13 +202,13 @@ def test_an_image_is_read_whatever_is_beside_it(tmp_path: Path, table: pa.Table)
     "column",
     [
         pa.array(["text"]),
-        pa.array([[picture(0)]]),
+        pa.array([[[picture(0)]]]),
         pa.array([1]),
         pa.array([{"bytes": "text", "path": "a"}]),
         pa.array([{"bytes": {"bytes": picture(0)}}]),
         pa.array([b"abcd"], pa.binary(4)),
     ],
-    ids=["text", "list", "number", "struct of text", "struct of struct", "fixed"],
+    ids=["text", "list of lists", "number", "struct of text", "struct of struct", "fixed"],
 )
 def test_a_column_of_another_type_is_no_column_of_images(tmp_path: Path, column: pa.Array) -> None:
     pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")

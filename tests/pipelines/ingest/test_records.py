@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipelines.images.rejects import Reason, Reject
-from pipelines.ingest.records import Record, read
+from pipelines.ingest.record import Record
+from pipelines.ingest.records import read
 from pipelines.ingest.sources import ParquetUnit, Unit, find
 from tests.pipelines.ingest.crawls import pack
 
@@ -53,10 +54,9 @@ def test_samples_are_grouped_as_webdataset_groups_them(tmp_path: Path) -> None:
             ("readme", jpeg()),
         ],
     )
-    sidecars = {"json": b"{}", "cls": b"7"}
     assert records(tar) == [
-        Record("a/1.JPG", b"first", sidecars),
-        Record("a/1.seg.PNG", b"second", sidecars),
+        Record("a/1.JPG", b"first", {"json": b"{}", "cls": b"7"}),
+        Record("a/1.seg.PNG", b"second", {}),
         Record("b/1.jpg", b"third", {"depth.npy": b"array"}),
         Record("readme", jpeg(), {}),
     ]
@@ -144,7 +144,7 @@ def test_parquet_in_its_usual_shapes(tmp_path: Path, kind: str) -> None:
     read_back = [record for unit in found for record in read(unit, 1 << 20)]
     assert [record.content for record in read_back[:5]] == [jpeg(row) for row in range(5)]
     assert read_back[4].member == ("4.jpg" if kind == "struct" else "row 4")
-    assert json.loads(read_back[4].sidecars["json"]) == {"label": 4, "score": None}
+    assert json.loads(read_back[4].sidecars["json"]) == {"label": 4, "score": None, "nested": [1]}
     assert reasons(read_back)[5][1] is Reason.MISSING
 
 

@@ -83,11 +83,14 @@ def test_duplicates_name_the_first_with_the_same_bytes(tmp_path: Path) -> None:
     check(tmp_path / "pool")
 
 
-def test_a_shard_without_new_images_is_finished_all_the_same(tmp_path: Path) -> None:
-    pack(tmp_path / "0.tar", [("a.jpg", picture(0))])
-    pack(tmp_path / "1.tar", [("a.jpg", picture(0))])
+def test_a_shard_of_duplicates_is_on_record(tmp_path: Path) -> None:
+    pack(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.txt", b"img_0012")])
+    pack(tmp_path / "1.tar", [("b.jpg", picture(0)), ("b.txt", b"a dog on a beach"), ("b.json", b'{"url": "u"}')])
     summary = run(tmp_path / "pool", tmp_path / "{0,1}.tar")
     assert (summary.shards, summary.kept, summary.images) == (2, 1, 1)
+    (row,) = rejects(tmp_path / "pool")
+    assert (row["member"], row["duplicate_of"]) == ("b.jpg", "000000000")
+    assert (row["caption"], row["metadata"]) == ("a dog on a beach", '{"url": "u"}')
     check(tmp_path / "pool")
     assert run(tmp_path / "pool", tmp_path / "{0,1}.tar").skipped == 2
 

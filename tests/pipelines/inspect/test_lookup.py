@@ -202,7 +202,7 @@ def test_the_page_needs_nothing_beside_it(pool: Path, run: Path, tmp_path: Path)
     assert len(images) == 2 * 5
     assert all(str(image["src"]).startswith("data:image/png;base64,") and image["alt"] for image in images)
     assert "script" not in [tag for tag, _ in page.tags]
-    assert not re.findall(r"https?://|url\(", text)
+    assert not re.findall(r"(?:src|href|action|data)=.?https?://|url\(", text)
     assert all(key in page.text for key in keys)
 
 
@@ -228,3 +228,17 @@ def test_a_page_that_cannot_be_written_is_said_in_a_sentence(pool: Path, run: Pa
     key = Pool.open(pool).rows("00000")["key"][0].as_py()
     with pytest.raises(BadInput, match="cannot be written"):
         look(pool, run, key, html=tmp_path / "no" / "such" / "folder.html")
+
+
+def test_an_image_is_found_by_its_name_in_the_crawl(pool: Path, run: Path) -> None:
+    rows = Pool.open(pool).rows("00000").to_pylist()
+    for name in (rows[3]["member"], rows[3]["crawl_key"]):
+        (found,) = look(pool, run, name)
+        if name in {row["key"] for row in rows}:
+            assert found.query.key == name  # a key of the pool comes first
+        else:
+            assert found.query.key == rows[3]["key"]
+            assert found.query.crawl["crawl_key"] == rows[3]["crawl_key"]
+    (rejected,) = pq.read_table(pool / "rejects/00000.parquet").slice(0, 1).to_pylist()
+    with pytest.raises(BadInput, match=f"{rejected['member']}: was rejected: {rejected['reason'].replace('_', ' ')}"):
+        look(pool, run, rejected["member"])

@@ -141,7 +141,57 @@ def test_the_page_shows_each_group_and_is_harmless(pool: Path, run: Path, tmp_pa
     assert "&lt;img src=x onerror=alert(1)&gt;00-large.png" in page and HOSTILE not in page
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Words and small things on white, blank pages; a picture with its mirror image and its quarter turns."""
+    root = tmp_path_factory.mktemp("odd")
+    (root / "crawl").mkdir()
+    rng = np.random.default_rng(5)
+    for text in ("404", "Login", "Sorry", "No image"):
+        page = Image.new("RGB", (640, 480), "white")
+        ImageDraw.Draw(page).text((250, 220), text, fill="black", font_size=40)
+        (root / "crawl" / f"word-{text}.png").write_bytes(encoded(page, "PNG"))
+        (root / "crawl" / f"word-{text}-copy.jpg").write_bytes(encoded(page.resize((480, 360)), "JPEG", quality=80))
+    for i in range(5):
+        page = Image.new("RGB", (600, 224), "white")
+        page.paste(picture(rng).resize((40, 40)), (20 + i, 20))
+        (root / "crawl" / f"thing-{i}.png").write_bytes(encoded(page, "PNG"))
+        (root / "crawl" / f"blank-{i}.png").write_bytes(encoded(Image.new("RGB", (90 + i, 90), "white"), "PNG"))
+    image = picture(rng)
+    (root / "crawl" / "turned-0.png").write_bytes(encoded(image, "PNG"))
+    (root / "crawl" / "turned-0.txt").write_text("the best copy")
+    for i in range(1, 4):
+        (root / "crawl" / f"turned-{i}.jpg").write_bytes(encoded(image.rotate(90 * i, expand=True), "JPEG"))
+        (root / "crawl" / f"turned-{i}.txt").write_text(f"another caption, {i}")
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((72, 60))
+    (root / "crawl" / "turned-4.jpg").write_bytes(encoded(mirrored, "JPEG"))
+    ingest.run(ingest.IngestConfig(sources=(str(root / "crawl"),), pool=root / "pool", jobs=1))
+    return root / "pool"
+
+
+WORDS = sorted(sorted((f"word-{text}.png", f"word-{text}-copy.jpg")) for text in ("404", "Login", "Sorry", "No image"))
+
+
+def test_what_stands_on_white_must_agree_too(odd: Path) -> None:
+    assert names(near_duplicates.run(DuplicatesConfig(pool=odd, run=odd / "none"))) == WORDS
+
+
+def test_mirrored_and_rotated_copies_are_found_on_request(odd: Path) -> None:
+    found = names(near_duplicates.run(DuplicatesConfig(pool=odd, run=odd / "none", turned=True)))
+    assert found == [["turned-0.png", *(f"turned-{i}.jpg" for i in range(1, 5))], *WORDS]
+
+
 # The export
+
+
+def test_an_export_needs_no_scores_and_has_the_captions_of_dropped_copies_on_record(odd: Path, tmp_path: Path) -> None:
+    config = {"keep": "all", "drop_near_duplicates": True, "turned": True, "where": "member like 'turned%'"}
+    export.run(ExportConfig(out=tmp_path / "out", pool=odd, run=odd / "none", **config))
+    (kept,) = pq.read_table(tmp_path / "out" / "kept.parquet").to_pylist()
+    assert kept["member"] == "turned-0.png"
+    rows = [row for row in pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist() if row["match"]]
+    assert [(row["match"], row["how"]) for row in rows] == [(kept["key"], "near")] * 4
+    assert [row["caption"] for row in rows] == [*(f"another caption, {i}" for i in range(1, 4)), None]
 
 
 def reasons(out: Path) -> dict[str, str]:

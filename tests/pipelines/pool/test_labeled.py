@@ -1,4 +1,7 @@
+import io
+import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from PIL import Image
 from pipelines.errors import BadInput
 from pipelines.images.views import Decoder
 from pipelines.pool import labeled
+from pipelines.pool.labeled_files import in_natural_order
 
 DECODER = Decoder(32, 32)
 
@@ -140,7 +144,16 @@ def test_a_validation_set_needs_classes_on_both_sides(seed: Path) -> None:
         (lambda seed: shutil.rmtree(seed), "does not exist"),
         (lambda seed: [shutil.rmtree(seed / name) for name in ("cat", "dog")], r"seed holds no image \(\.avif, "),
         (lambda seed: [path.unlink() for path in (seed / "cat").iterdir()], "cat holds no image"),
-        (lambda seed: (seed / "cat" / "0.png").write_bytes(b"<html>"), r"cat/0.png cannot be decoded"),
+        (lambda seed: (seed / "cat" / "0.png").write_bytes(b"<html>"), r"cat/0.png is not an image \(HTML\)\. Fix or"),
+        (lambda seed: (seed / "cat" / "0.png").write_bytes(b""), r"cat/0.png is not an image \(0 bytes\)\. Fix or"),
+        (
+            lambda seed: (seed / "cat" / "0.png").write_bytes((seed / "cat" / "0.png").read_bytes()[:60]),
+            r"^image [^ ]*cat/0.png cannot be decoded \([^<>]*\)\. Fix or remove it\.$",
+        ),
+        (
+            lambda seed: (seed / "cat" / "photo").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+            "cat/photo is heic, which curate does not decode. Save it as JPEG or PNG",
+        ),
         (
             lambda seed: (seed / "cat" / "0.png").rename(seed / "a.png"),
             r"seed/a.png is not in a class folder, but .*/cat/1.png is\.",
@@ -161,8 +174,9 @@ def test_bad_sets_are_one_sentence(seed: Path, spoil: object, sentence: str) -> 
         ("list.csv", "path,label\nnowhere.png,cat\nelsewhere.png,dog", "nowhere.png cannot be read"),
         ("list.csv", "path,label\n", "has no rows"),
         ("list.csv", "path,label\na.png,cat\nb.png,\n", "column 'label' is empty in row 2"),
-        ("list.csv", "path,label\na.png,cat\nb.png,dog\na.png,dog\n", "lists a.png both as 'cat' and as 'dog'"),
-        ("list.csv", b"path,label\na.png,cat\nb.png,caf\xe9\n", "column 'label' is not UTF-8 text"),
+        ("list.csv", "path,label\na.png,cat\nb.png,dog\na.png,dog\n", "lists .*/a.png both as 'cat' and as 'dog'"),
+        ("list.csv", b"path,label\na.png,cat\nb.png,caf\xe9\n", "column 'label' is not UTF-8 text in row 2"),
+        ("list.csv", 'path,label\na.png,cat\nb.png,"a\nb"\n', "column 'label' is more than a line in row 2"),
         ("list.txt", "a.png cat", "is not a labeled set"),
     ],
 )
@@ -170,3 +184,149 @@ def test_bad_lists_are_one_sentence(tmp_path: Path, name: str, text: str | bytes
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=sentence):
         labeled.read(tmp_path / name, DECODER)
+
+
+def png(shade: int, codec: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), (shade, shade, shade)).save(out, codec)
+    return out.getvalue()
+
+
+def fill(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True)
+    for shade, name in enumerate(names):
+        (folder / name).write_bytes(png(shade))
+
+
+def test_classes_are_texts_in_natural_order(tmp_path: Path) -> None:
+    for name in ("10", "2", "007", "1", "img12", "img9", "true"):
+        fill(tmp_path / "seed" / name, "a.png")
+    assert labeled.read(tmp_path / "seed", DECODER).classes == ("1", "2", "007", "10", "img9", "img12", "true")
+    ten = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    assert tuple(in_natural_order(set(ten))) == ten  # the order of CIFAR-10's labels
+
+
+def test_labels_of_a_csv_are_as_they_are_written(seed: Path) -> None:
+    (seed / "list.csv").write_text(
+        "path,label\ncat/0.png,007\ncat/1.png,010\ncat/2.png,1e3\ndog/0.png,true\ndog/1.png,NA"
+    )
+    read = labeled.read(seed / "list.csv", DECODER)
+    assert read.classes == ("1e3", "007", "010", "NA", "true")
+    assert [read.classes[label] for label in read.labels] == ["007", "010", "1e3", "true", "NA"]
+
+
+def test_names_of_macos_and_of_linux_are_the_same_class(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        fill(tmp_path / form / unicodedata.normalize(form, "café"), "1.png")
+        fill(tmp_path / form / "thé", "1.png")
+    read = labeled.read(tmp_path / "NFD", DECODER)
+    assert read.classes == ("café", "thé")
+    assert labeled.read(tmp_path / "NFC", DECODER, read.classes).labels.tolist() == [0, 1]
+    (tmp_path / "list.csv").write_text(f"path,label\nNFC/thé/1.png,{unicodedata.normalize('NFD', 'café')}")
+    assert labeled.read(tmp_path / "list.csv", DECODER, read.classes).labels.tolist() == [0]
+
+
+def test_an_image_is_known_by_its_bytes(seed: Path) -> None:
+    (seed / "cat" / "a.jfif").write_bytes(png(1, "JPEG"))
+    (seed / "cat" / "b.jp2").write_bytes(png(2, "JPEG2000"))
+    (seed / "cat" / "without suffix").write_bytes(png(3))
+    (seed / "cat" / "notes.md").write_bytes(b"# none")
+    (seed / "cat" / "layers.psd").write_bytes(b"8BPS" + bytes(40))
+    assert [path.name for path, label in labeled.files(seed) if label == "cat"][3:] == [
+        "a.jfif",
+        "b.jp2",
+        "without suffix",
+    ]
+
+
+def test_all_problems_are_said_at_once_the_first_ten_in_full(tmp_path: Path) -> None:
+    fill(tmp_path / "cat", *(f"{i:02d}.png" for i in range(20)))
+    fill(tmp_path / "dog", "0.png")
+    (tmp_path / "empty").mkdir()
+    for i in range(12):
+        (tmp_path / "cat" / f"{i:02d}.png").write_bytes(png(i)[: 60 if i % 2 else 0])
+    with pytest.raises(BadInput) as error:
+        labeled.read(tmp_path, DECODER)
+    first, *lines = str(error.value).splitlines()
+    assert first == f"{tmp_path}: 13 problems."
+    assert len(lines) == 11 and lines[-1] == "  And 3 more."
+    assert lines[0] == f"  {tmp_path}/cat/00.png is not an image (0 bytes). Fix or remove it."
+    assert f"  {tmp_path}/empty holds no image. Put images of that class into it, or remove the folder." in lines
+    assert any("01.png cannot be decoded" in line for line in lines)
+    (tmp_path / "empty").rmdir()
+    for i in range(0, 12, 2):
+        (tmp_path / "cat" / f"{i:02d}.png").unlink()
+    with pytest.raises(BadInput, match="6 problems") as error:
+        labeled.read(tmp_path, DECODER)
+    assert [f"{i:02d}.png cannot be decoded" in str(error.value) for i in range(1, 12, 2)] == [True] * 6
+
+
+def test_the_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            fill(tmp_path / "set" / part / name, "1.png")
+            fill(tmp_path / "vehicles" / ("train" if part == "train" else "truck") / name, "1.png")
+    with pytest.raises(BadInput, match=r"set holds train, val: the parts .* such as --labeled .*/set/train\.$"):
+        labeled.read(tmp_path / "set", DECODER)
+    assert labeled.read(tmp_path / "vehicles", DECODER).classes == ("train", "truck")
+
+
+@pytest.mark.parametrize("kind", ["struct", "bytes", "large bytes"])
+@pytest.mark.parametrize("has_names", [True, False])
+def test_a_parquet_of_images_is_read_as_hugging_face_writes_it(tmp_path: Path, kind: str, has_names: bool) -> None:
+    contents, numbers = [png(shade) for shade in (10, 20, 30)], [1, 0, 1]
+    images = pa.array(
+        [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(contents)]
+        if kind == "struct"
+        else contents,
+        pa.large_binary() if kind == "large bytes" else None,
+    )
+    table = pa.table({"image": images, "label": numbers})
+    if has_names:
+        features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "hf.parquet")
+    read = labeled.read(tmp_path / "hf.parquet", DECODER)
+    assert read.classes == (("cat", "dog") if has_names else ("0", "1")) and read.labels.tolist() == numbers
+    assert read.views.images[:, 0, 0, 0].tolist() == [10, 20, 30]
+    assert [path.read_bytes() for path, _ in labeled.files(tmp_path / "hf.parquet")] == contents
+
+
+def test_what_is_wrong_with_a_parquet_of_images_never_shows_their_bytes(tmp_path: Path) -> None:
+    images = [
+        {"bytes": png(1)[:50], "path": "a.png"},
+        {"bytes": None, "path": None},
+        {"bytes": b"<html>", "path": None},
+    ]
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": images, "label": [0, 1, -1]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "hf.parquet")
+    with pytest.raises(BadInput) as error:
+        labeled.read(tmp_path / "hf.parquet", DECODER)
+    text = str(error.value)
+    assert "hf.parquet: 4 problems." in text and len(text) < 1000 and "\\x" not in text
+    for problem in (
+        "row 1 (a.png) cannot be decoded",
+        "row 2, holds no image",
+        "'label' is empty in row 3",
+        "row 3 cannot be",
+    ):
+        assert problem in text
+
+
+def test_a_folder_of_parquet_files_names_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"key": ["1"]}), tmp_path / "data" / "dropped.parquet")
+    pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(
+        BadInput, match=r"holds no image, but parquet files\. Give one .*/train-00000-of-00001.parquet\."
+    ):
+        labeled.read(tmp_path, DECODER)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
+    fill(tmp_path / "cat", "1.png")
+    fill(tmp_path / "L\udcf6we", "1.png")
+    with pytest.raises(BadInput, match="its name is not a line of UTF-8"):
+        labeled.read(tmp_path, DECODER)

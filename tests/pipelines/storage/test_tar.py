@@ -6,7 +6,8 @@ import tarfile
 import pytest
 
 from pipelines.images.rejects import Reason, Reject
-from pipelines.storage.tar import is_unsafe, read_tar
+from pipelines.storage.tar import Member, is_unsafe, read_tar
+from tests.pipelines.storage.tar_bytes import END, member
 
 FILES = [
     ("a.jpg", b"x" * 700),
@@ -106,3 +107,21 @@ def test_a_hostile_size_is_no_allocation() -> None:
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
     content[:512] = info.tobuf(tarfile.GNU_FORMAT)
     assert unpack(bytes(content)) == [("", Reason.INCOMPLETE_ARCHIVE)]
+
+
+def test_joined_archives_are_read_as_one() -> None:
+    archives = [member(f"{number}.jpg", bytes([number]) * 700) + END + bytes(512 * 16) for number in range(3)]
+    found = list(read_tar(io.BytesIO(b"".join(archives)), 1 << 20))
+    assert found == [Member(f"{number}.jpg", bytes([number]) * 700) for number in range(3)]
+
+
+def test_what_follows_the_end_of_an_archive_is_on_record() -> None:
+    (image, end) = read_tar(io.BytesIO(member("0.jpg", b"x") + END + b"garbage" * 200), 1 << 20)
+    assert image.name == "0.jpg" and end.name == ""
+    assert end.content == Reject(Reason.INCOMPLETE_ARCHIVE, "no tar header at byte 2048")
+
+
+@pytest.mark.parametrize(("content", "kind"), [(b"<!doctype html>", "HTML"), (b"\xff\xd8\xff", "an image (jpg)")])
+def test_a_file_that_is_no_tar_is_said_to_be_what_it_is(content: bytes, kind: str) -> None:
+    (end,) = read_tar(io.BytesIO(content.ljust(2048, b" ")), 1 << 20)
+    assert end.content == Reject(Reason.INCOMPLETE_ARCHIVE, f"no tar archive, but {kind}")

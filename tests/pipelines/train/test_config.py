@@ -57,14 +57,15 @@ def test_only_rsmatch_has_a_detector_and_only_oracles_need_the_truth(
 def test_identity_is_what_changes_the_numbers() -> None:
     config = TrainConfig(labeled=LABELED)
     free: list[dict[str, Any]] = [
-        {"run": Path("elsewhere")}, {"resume": False}, {"validation": Path("v")}, {"truth": Path("t")},
+        {"pool": Path("other")}, {"run": Path("elsewhere")}, {"resume": False}, {"validation": Path("v")},
+        {"truth": Path("t")},
         {"machine": {"device": "cpu"}}, {"machine": {"memory": "stream"}}, {"machine": {"checkpoint_every": 7}},
         {"machine": {"evaluate_every": 7}},
     ]  # fmt: skip
     for changes in free:
         assert TrainConfig(labeled=LABELED, **changes).identity == config.identity, changes
     bound: list[dict[str, Any]] = [
-        {"pool": Path("other")}, {"seed": 1}, {"network": {"backbone": "small"}}, {"recipe": {"momentum": 0.5}},
+        {"seed": 1}, {"network": {"backbone": "small"}}, {"recipe": {"momentum": 0.5}},
         {"controls": {"split_norms": False}}, {"machine": {"precision": "fp32"}}, {"machine": {"log_every": 7}},
         {"machine": {"compile": "on"}}, {"network": {"tiles": 9}}, {"network": {"detector": "panel"}},
         {"known_synthetic": Path("fakes")}, {"ignore_declared": True}, {"scores": ("other=other.csv",)},

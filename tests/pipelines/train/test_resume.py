@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipelines import train
 from pipelines.errors import CorruptShard, Incompatible
+from pipelines.pool.manifest import Pool
 from pipelines.run import checkpoint, model
 from tests.conftest import World
 from tests.pipelines.train.runs import config, interrupt_at, metrics, weights
@@ -109,8 +110,35 @@ def test_other_images_do_not_resume(uninterrupted: Path, world: World, tmp_path:
     seed = tmp_path / "seed"
     shutil.copytree(world.seed, seed)
     next(seed.rglob("*.jpg")).unlink()
-    with pytest.raises(Incompatible, match="other images, labeled"):
+    with pytest.raises(Incompatible, match="trained with other labeled\\. Repeat"):
         train.run(config(world, tmp_path / "run", labeled=seed))
+    _swap_labels(seed)
+    with pytest.raises(Incompatible, match="trained with other labeled\\. Repeat"):
+        train.run(config(world, tmp_path / "run", labeled=seed))
+    smaller = tmp_path / "pool"
+    shutil.copytree(world.pool, smaller)
+    last = Pool.open(smaller).shards[-1]
+    (smaller / f"{last}_stats.json").unlink()
+    with pytest.raises(Incompatible, match="trained with other pool\\. Repeat"):
+        train.run(config(world, tmp_path / "run", pool=smaller))
+
+
+def _swap_labels(seed: Path) -> None:
+    """Exchange the names of two classes."""
+    first, second, *_ = sorted(seed.iterdir())
+    first.rename(seed / "between")
+    second.rename(first)
+    (seed / "between").rename(second)
+
+
+def test_a_training_resumes_after_pool_and_labeled_set_were_moved(
+    uninterrupted: Path, world: World, tmp_path: Path
+) -> None:
+    moved = {"pool": tmp_path / "b c" / "the pool", "labeled": tmp_path / "b c" / "the seed"}
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.copytree(world.pool, moved["pool"])
+    shutil.copytree(world.seed, moved["labeled"])
+    assert train.run(config(world, tmp_path / "run", **moved)).resumed_at == 24
 
 
 def test_a_broken_checkpoint_is_one_sentence(world: World, tmp_path: Path) -> None:

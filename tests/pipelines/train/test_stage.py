@@ -44,6 +44,7 @@ def test_what_training_leaves(uninterrupted: Path, world: World) -> None:
     assert written["config"] == resolved.model_dump(mode="json")
     loaded = model.load(uninterrupted, CPU)
     assert loaded.config.classes == tuple(summary["classes"])
+    assert (uninterrupted / "classes.txt").read_text() == "cross\ndisc\nsquare\nstripes\ntriangle\n"
     assert loaded.config.has_detector
     assert loaded.config.estimated_share == summary["estimated_share"]
 
