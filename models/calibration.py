@@ -244,7 +244,7 @@ def nearest(vectors_ND: Tensor, references_LD: Tensor, *, themselves: bool = Fal
     """
     references = F.normalize(references_LD.float(), dim=1)
     count = min(NEIGHBORS, len(references) - themselves)
-    if count < 1:
+    if count < 1 or not len(vectors_ND):
         return torch.zeros(len(vectors_ND))
     parts = []
     for start in range(0, len(vectors_ND), _CHUNK):

@@ -1,12 +1,14 @@
 """Whatever fails around a stage, it says so and goes on later; nothing is lost or doubled."""
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,7 +114,9 @@ def prepare(home: Home, whole: Home, stage: str) -> None:
         shutil.copytree(whole.run / "model", home.run / "model")
     if stage == "export":
         shutil.copytree(whole.run / "scores", home.run / "scores")
-        shutil.copy(whole.run / "thresholds.json", home.run)
+        for name in ("thresholds.json", "labels.json", "quality.json"):
+            if (whole.run / name).exists():
+                shutil.copy(whole.run / name, home.run)
 
 
 # The disk
@@ -246,9 +250,14 @@ def pool_files(pool: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("fault", ["grows", "is cut", "is gone"])
 def test_a_tar_that_changes_under_the_reader_is_not_taken(fault: str, world: World, tmp_path: Path) -> None:
     crawl, pool = crawl_of(world, tmp_path), tmp_path / "pool"
-    for number in range(2, 5):
-        for suffix in (".tar", ".parquet", "_stats.json"):
-            shutil.copy2(crawl / f"00001{suffix}", crawl / f"{number:05d}{suffix}")
+    for number in range(2, 5):  # other images: what a pool holds is not read again
+        with tarfile.open(crawl / "00001.tar") as read, tarfile.open(crawl / f"{number:05d}.tar", "w") as written:
+            for member in read:
+                file = read.extractfile(member)
+                assert file is not None
+                content = file.read() + bytes([number]) * member.name.endswith("png")
+                member.name, member.size = member.name.replace("00001", f"{number:05d}", 1), len(content)
+                written.addfile(member, io.BytesIO(content))
     tars = sorted(crawl.glob("*.tar"))
     tar = tars[-1]  # far from the first, after which it changes: a shard is read while the one before is committed
     content, status = tar.read_bytes(), tar.stat()

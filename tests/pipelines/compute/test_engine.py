@@ -187,7 +187,7 @@ def test_export_on_ray_with_a_worker_killed_writes_the_same_shards(
     run = untrained / "run"
 
     def written(name: str, engine: EngineName) -> dict[str, bytes]:
-        out = tmp_path / name
+        out = tmp_path / name / "clean"  # whose name is in its README
         config = export.ExportConfig(
             out=out, pool=world.pool, run=run, keep="all", shard_size=60, jobs=1, engine=engine, ray_address="local"
         )
@@ -195,5 +195,5 @@ def test_export_on_ray_with_a_worker_killed_writes_the_same_shards(
         return content(out)
 
     whole = written("here", "local")
-    with killed(1, lambda: any(tmp_path.glob(".there.partial/*.tar*"))):
+    with killed(1, lambda: any(tmp_path.glob("there/.clean.partial/*.tar*"))):
         assert written("there", "ray") == whole
