@@ -145,8 +145,10 @@ def _write(
     with (
         replacing(work / "kept.parquet") as kept_path,
         replacing(work / "dropped.parquet") as dropped_path,
-        pq.ParquetWriter(kept_path, KEPT_SCHEMA, compression="zstd") as kept_table,
-        pq.ParquetWriter(dropped_path, DROPPED_SCHEMA, compression="zstd") as dropped_table,
+        kept_path.open("wb") as kept_file,  # a writer that meets a full disk does not close its file
+        dropped_path.open("wb") as dropped_file,
+        pq.ParquetWriter(kept_file, KEPT_SCHEMA, compression="zstd") as kept_table,
+        pq.ParquetWriter(dropped_file, DROPPED_SCHEMA, compression="zstd") as dropped_table,
     ):
 
         def record(refused: pa.Table) -> None:

@@ -196,6 +196,11 @@ def _expand_braces(source: str) -> Iterator[str]:
 def _tar_units(entry: Entry) -> Iterator[Find]:
     """Yield a tar, or one note if it is none."""
     if "://" not in entry.path and not Path(entry.path).is_file():
+        if not os.path.lexists(entry.path):  # it was listed a moment ago
+            raise BadInput(
+                f"{shown(entry.path)}: cannot be read (No such file or directory). Once the source is complete, run the "
+                "same command again to resume."
+            )
         yield f"{entry.path}: skipped, it is a link to nowhere, a pipe or a device."
     elif kind := compression(entry.path):
         yield f"{entry.path}: skipped, it is compressed by {kind} although it is called .tar; unpack it first."

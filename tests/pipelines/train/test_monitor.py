@@ -28,7 +28,7 @@ def test_a_labeled_class_the_pool_lacks_and_a_collapse_raise_alarms(world: World
         world,
         tmp_path / "run",
         labeled=seed,
-        recipe={"method": "fixmatch", "num_steps": 60, "norm_momentum": 0.05, "warmup": 0.0},
+        recipe={"method": "fixmatch", "num_steps": 60, "norm_momentum": 0.05, "warmup": 0.0, "calibration_share": 0.0},
         machine={"log_every": 20},
     )
     summary = train.run(settings, lambda tick: heard.append(tick.note) if tick.note else None)
