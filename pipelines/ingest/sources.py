@@ -198,8 +198,8 @@ def _tar_units(entry: Entry) -> Iterator[Find]:
     if "://" not in entry.path and not Path(entry.path).is_file():
         if not os.path.lexists(entry.path):  # it was listed a moment ago
             raise BadInput(
-                f"{shown(entry.path)}: cannot be read (No such file or directory). Once the source is complete, run the "
-                "same command again to resume."
+                f"{shown(entry.path)}: cannot be read (No such file or directory). Once the source is complete, run "
+                "the same command again to resume."
             )
         yield f"{entry.path}: skipped, it is a link to nowhere, a pipe or a device."
     elif kind := compression(entry.path):

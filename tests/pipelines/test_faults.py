@@ -276,10 +276,11 @@ def test_a_tar_that_changes_under_the_reader_is_not_taken(fault: str, world: Wor
     sentence = "cannot be read .No such file" if fault == "is gone" else f"{tar.name}: changed while it was read"
     with pytest.raises(BadInput, match=f"{sentence}.*run the same command again"):
         bring(crawl, pool, spoil)
-    assert len(list(pool.glob("*.tar"))) == len(tars) - 1
+    made = len(list(pool.glob("*.tar")))
+    assert made == len(tars) - 1 - (fault == "is gone")  # which is seen before the shard before it is read
     tar.write_bytes(content)
     os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert bring(crawl, pool).skipped == len(tars) - 1
+    assert bring(crawl, pool).skipped == made
     bring(crawl, tmp_path / "undisturbed")
     assert pool_files(pool) == pool_files(tmp_path / "undisturbed")
 
