@@ -85,7 +85,7 @@ def text(facts: Facts) -> str:
     sections = [
         _head(facts),
         f"# {_safe(facts.name)}\n\n{facts.summary.kept:,} of the {facts.summary.pool:,} images of a pool, chosen by "
-        f"[curate](https://pypi.org/project/curate) {version('curate')}: every image decodes to its end, and its bytes "
+        f"curate {version('curate')}: every image decodes to its end, and its bytes "
         "are those that were crawled.",
         _section("What is in it", _content(facts)),
         _section("How it was chosen", _choice(facts)),
