@@ -110,9 +110,8 @@ class Panel(nn.Module):
         fold_M, num_witnesses = packed_MF[:, -1].long(), len(self.widths)
         pool_M, known_M = examples.pool.double() * (examples.real == 0), examples.synthetic
         sides = num_witnesses * [pool_M if pool_M.any() else examples.pool.double()] + num_witnesses * [known_M]
-        has_known = bool(known_M.any())
         for name, part, synthetic_M in zip(self._names, self._parts(packed_MF), sides, strict=True):
-            if synthetic_M is not known_M or has_known:
+            if synthetic_M.any():
                 self._fit_score(name, part, fold_M, examples, synthetic_M)
         scores_MW = self.alone(packed_MF)
         for k in range(FOLDS):
@@ -131,6 +130,8 @@ class Panel(nn.Module):
         for k in range(FOLDS):
             others = (fold_M != k).double()
             real, synthetic = real_M * others, synthetic_M * others
+            if name not in self.widths and not synthetic.any():
+                continue  # one fold holds all known images: this one gets no score by them, rather than one that saw it
             if not (real.any() and synthetic.any()):  # so few images that one fold holds all
                 real, synthetic = real_M, synthetic_M
             fitted = _ridge(features_MF, real, synthetic, penalty)

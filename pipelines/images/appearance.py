@@ -63,7 +63,7 @@ def with_image(content: bytes, use: Callable[[Image.Image], Result]) -> Result:
             return use(image)
     except MemoryError:
         raise  # a problem of this machine, not of the image
-    except Exception:
+    except Exception:  # Pillow's decoders raise almost anything on damaged bytes
         bare = _without_metadata(content)
         if bare is None:
             raise

@@ -34,8 +34,8 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
 FITTED_IMAGES = 20_000  # of the pool: more teach the panel nothing more, because the labeled images are few
-# Weights of images that declare what they are, against one that a person knows. Few tools declare anything, so those
-# that do pull the panel towards themselves: at .5 it ranks all others worse than without (docs/benchmarks.md).
+# Weights of images that declare what they are, against one that a person knows. Few tools declare anything, and all the
+# images of one tool are alike.
 DECLARED_SYNTHETIC, DECLARED_CAMERA = 0.05, 0.2
 
 

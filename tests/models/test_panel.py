@@ -179,6 +179,14 @@ def test_known_images_that_are_like_none_of_the_pool_hardly_mislead() -> None:
     assert (found.votes[:, len(WIDTHS) + 2] < found.votes[:, 0] / 10).all()
 
 
+def test_the_fold_of_the_only_known_image_has_no_score_by_it() -> None:
+    """Its labeled images would have been seen, and would seem to lie below the pool."""
+    packed, examples, _ = world(1)
+    by_known = fitted(packed, examples).alone(packed)[:, len(WIDTHS) :]
+    mine = packed[:, -1] == packed[examples.synthetic > 0, -1]
+    assert (by_known[mine] == 0).all() and (by_known[~mine] != 0).all()
+
+
 def test_without_known_images_their_scores_are_silent() -> None:
     packed, examples, _ = world()
     assert (fitted(packed, examples).alone(packed)[:, len(WIDTHS) :] == 0).all()
