@@ -1,6 +1,6 @@
 """CPU time of scoring against the loop that a timm user writes: webdataset, DataLoader, timm's transforms, float32.
 
-    python tests/bench/score.py --pool POOL --run RUN [--repeats 3]
+    python tests/bench/score.py --pool POOL --run RUN [--repeats 3] [--shards 1]
 
 Both read the same shards and give probabilities of the same network, without a detector. Each measurement is a process
 of its own, with one thread; the two take turns, so that what else the machine does hits both. It prints CPU-seconds for
@@ -30,8 +30,8 @@ BATCH = 64
 
 def with_curate(pool: Pool, run: Path) -> Iterator[np.ndarray]:
     scorer = Scorer.load(run, "cpu")
-    for number in range(len(pool.shards)):
-        for scores in scorer.score_shard(pool, number, BATCH):
+    for _, parts in scorer.score_shards(pool, range(len(pool.shards)), BATCH):
+        for scores in parts:
             assert scores.probs is not None
             yield scores.probs
 
