@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 TOOL = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_crawl.py"
@@ -42,16 +43,17 @@ def main() -> None:
 def one(work: Path, labels_per_class: int, seed: int, steps: int) -> dict[str, Any]:
     """Run all commands on the crawl of one seed, and compare what they say with what is true."""
     drawn = ["--labels-per-class", labels_per_class, "--real", 6000, "--test", 100, "--seed", seed]
-    shell([sys.executable, TOOL, "--out", work, *drawn], Path.cwd())
+    if not (work / "truth.parquet").exists():
+        shell([sys.executable, TOOL, "--out", work, *drawn], Path.cwd())
     shell([*CURATE, "ingest", "crawl"], work)
     started = time.monotonic()
     shell([*CURATE, "train", "--config", "cpu", "--labeled", "seed", "--num-steps", steps, "--seed", seed], work)
     minutes = (time.monotonic() - started) / 60
     shell([*CURATE, "score"], work)
-    rows = pq.read_table(work / "pool", columns=["key", "member"]).to_pylist()
+    rows = [row for path in sorted((work / "pool").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     truth = {row["key"]: row for row in pq.read_table(work / "truth.parquet").to_pylist()}
     known = {row["key"]: truth[Path(row["member"]).stem] for row in rows}
-    scores = pq.read_table(work / "run" / "scores").to_pylist()
+    scores = pa.concat_tables(map(pq.read_table, sorted((work / "run" / "scores").glob("*.parquet")))).to_pylist()
     numbers = {name: number for number, name in enumerate((work / "run" / "classes.txt").read_text().split())}
     real = np.array([known[row["key"]]["is_synthetic"] == 0 for row in scores])
     right = np.array([numbers[row["pseudo_label"]] == known[row["key"]]["cls"] for row in scores])
