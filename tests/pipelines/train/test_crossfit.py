@@ -85,7 +85,7 @@ def test_the_classifier_learns_from_the_pool_only_where_that_does_no_harm(harms:
         given = replace(given, training=replace(given.training, examples=replace(given.training.examples, views=views)))
     else:
         of_pool = features(POOL, 1)
-    recipe = config().recipe.model_copy(update={"num_steps": 100, "confidence_threshold": 0.34})
+    recipe = config().recipe.model_copy(update={"num_steps": 100, "confidence_threshold": 0.34 if harms else 0.95})
     changed = config().model_copy(update={"recipe": recipe})
     prior, pool = Prior(Panel({"nothing": 1}), torch.zeros(POOL), 0.0, (0.0, 0.0)), Views(of_pool, torch.zeros(POOL, 2))
     said = list[str]()
