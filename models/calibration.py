@@ -79,6 +79,17 @@ def weigh(labels_L: Tensor, mix_K: Tensor) -> Tensor:
     return weights_L * len(labels_L) / weights_L.sum()
 
 
+def mix(probs_NK: Tensor, probs_LK: Tensor, mix_K: Tensor) -> Tensor:
+    """Class mix (K,) float64 of a pool, by calibrated probabilities of its images and of labeled ones with a known mix.
+
+    That a classifier favors a class shows in both means and cancels. This is the first step of maximum likelihood
+    (Saerens et al. 2002): it underestimates how far the pool is from the labeled images, but iterating makes much of
+    the errors of a classifier that knows little (docs/log.md).
+    """
+    found_K = mix_K.double() * probs_NK.double().mean(0) / probs_LK.double().mean(0).clamp(min=1e-9)
+    return found_K / found_K.sum()
+
+
 class Share(NamedTuple):
     """An estimated share with its 95 % interval, all 0..1, and how many equal trials it rests on."""
 
