@@ -189,8 +189,8 @@ def limit(confidence_L: Tensor, right_L: Tensor, weights_L: Tensor, *, precision
     Confidences are tried downward until a test fails. The chance that any false limit passes is at most 1 - `level`,
     since the first false one in the sequence has to pass (fixed-sequence testing). The first is the one that most
     likely passes if each image is right as often as its calibrated confidence says: with few images at the top not even
-    a faultless record is proof. Weights reduce the number of trials to the effective one; with equal weights the test is
-    exact, but for what the calibration has learned from the same images.
+    a faultless record is proof. Weights reduce the number of trials to the effective one. With equal weights the test
+    is exact, but for what the calibration has learned from the same images.
     """
     order = confidence_L.argsort(descending=True, stable=True)
     right, weights = right_L[order].double(), weights_L[order].double()
