@@ -14,12 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import timm
 import torch
 import webdataset as wds
@@ -27,45 +26,56 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader
 
 from pipelines.pool.manifest import Pool
+from pipelines.pool.rows import Rows
 from pipelines.run.scorer import Scorer
 
 BATCH = 64
 
+Loop = Callable[[], Iterator[int]]  # scores a pool; yields numbers of images
 
-def with_curate(pool: Pool, run: Path, precision: Literal["auto", "fp32"] = "auto") -> Iterator[np.ndarray]:
+
+def with_curate(pool: Pool, run: Path, precision: Literal["auto", "fp32"] = "auto") -> Loop:
     scorer = Scorer.load(run, "cpu", precision)
-    for _, parts in scorer.score_shards(pool, range(len(pool.shards)), BATCH):
-        for scores in parts:
-            assert scores.probs is not None
-            yield scores.probs
+    rows = Rows.of_shard(pool, 0)
+    scorer.score(rows.read(range(min(BATCH, len(rows)))))
+
+    def loop() -> Iterator[int]:
+        for _, parts in scorer.score_shards(pool, range(len(pool.shards)), BATCH):
+            yield sum(len(scores.embeddings) for scores in parts)
+
+    return loop
 
 
-@torch.inference_mode()
-def with_timm(pool: Pool, run: Path) -> Iterator[np.ndarray]:
+def with_timm(pool: Pool, run: Path) -> Loop:
     config = Scorer.load(run, "cpu").model.config
+    torch.set_grad_enabled(False)
     network = timm.create_model(config.backbone.removeprefix("timm:"), num_classes=len(config.classes)).eval()
     transform = create_transform((3, config.image_size, config.image_size), crop_pct=1.0, interpolation="bicubic")
     shards = [str(pool.tar(shard)) for shard in pool.shards]
     dataset = wds.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("jpg;png;webp").map_tuple(transform)
-    for (images,) in DataLoader(dataset.batched(BATCH), batch_size=None, num_workers=0):
-        yield network(images).softmax(1).numpy()
 
+    def loop() -> Iterator[int]:
+        for (images,) in DataLoader(dataset.batched(BATCH), batch_size=None, num_workers=0):
+            yield len(network(images).softmax(1).numpy())
 
-def measured(kind: str, pool: Path, run: Path, images: int, cores: int) -> None:
-    """Print CPU and wall seconds for an image, loading included, imports and the first batch not."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    torch.set_num_threads(cores)
-    opened, score = Pool.open(pool), KINDS[kind]
-    next(score(opened, run))
-    started, wall, count = time.process_time(), time.perf_counter(), 0
-    for probs in score(opened, run):
-        count += len(probs)
-        if count >= images:
-            break
-    print((time.process_time() - started) / count, (time.perf_counter() - wall) / count)
+    next(loop())
+    return loop
 
 
 KINDS = {"timm": with_timm, "curate, fp32": partial(with_curate, precision="fp32"), "curate": with_curate}
+
+
+def measured(kind: str, pool: Path, run: Path, images: int, cores: int) -> None:
+    """Print CPU and wall seconds for an image, reading included, imports and the first batch not."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    torch.set_num_threads(cores)
+    loop = KINDS[kind](Pool.open(pool), run)
+    started, wall, count = time.process_time(), time.perf_counter(), 0
+    for scored in loop():
+        count += scored
+        if count >= images:
+            break
+    print((time.process_time() - started) / count, (time.perf_counter() - wall) / count)
 
 
 def main() -> None:
@@ -73,7 +83,9 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=10**9, help="at most so many, to the next batch")
+    parser.add_argument(
+        "--images", type=int, default=10**9, help="at most so many, to the end of a batch of the loop, or of a shard"
+    )
     parser.add_argument("--cores", type=int, nargs="*", default=[1])
     parser.add_argument("--kind", choices=KINDS, help="one measurement, for a child process")
     given = parser.parse_args()
