@@ -125,7 +125,7 @@ def _warnings(config: ReportConfig, findings: Findings) -> list[Warned]:
     called = found.num_synthetic / max(1, found.num_images)
     if estimate is not None and estimate >= called + SHARE_MISSED:
         text = (
-            f"An estimated {estimate:.0%} of the pool is synthetic, and {called:.0%} is called so: the other synthetic "
+            f"An estimated {estimate:.0%} of the pool is synthetic, and {called:.1%} is called so: the other synthetic "
             "images are among the unsure and the real."
         )
         said.append(("Share", "trust", text))

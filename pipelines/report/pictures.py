@@ -113,7 +113,7 @@ class Album:
             "key": row["key"],
             "verdict": row.get("verdict"),
             "reason": reason(row, self._thresholds),
-            "facts": {name: value for name, value in facts.items() if value},
+            "facts": [(name, value) for name, value in facts.items() if value],
             "neighbors": neighbors,
         }
 

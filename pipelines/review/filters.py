@@ -16,7 +16,7 @@ class Filter(BaseModel):
 
     verdict: Literal["any", "real", "unsure", "synthetic"] = "any"
     label: str | None = None
-    marked: Literal["any", "no", "yes", "real", "synthetic", "skip", "labeled"] = "any"
+    marked: Literal["any", "no", "yes", "real", "synthetic", "off-class", "skip", "labeled"] = "any"
     text: str = Field(default="", max_length=search.MAX_TEXT)  # see `pipelines.review.search`
     region: str = Field(default="", max_length=region.MAX_TEXT)  # outline on the map: see `pipelines.review.region`
     low: float = Field(default=0.0, ge=0, le=1)  # of prob_synthetic

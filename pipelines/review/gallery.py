@@ -33,7 +33,7 @@ NO_SCORE = -1.0  # prob_synthetic if no detector was trained
 SUGGESTED = 100  # images that a person is asked to mark before the next training
 MOST_AT_ONCE = 100_000  # images that one action may mark
 
-_MARKS: tuple[Verdict, ...] = ("real", "synthetic", "skip")
+_MARKS: tuple[Verdict, ...] = ("real", "synthetic", "off-class", "skip")
 _NONE = -1
 _SEARCHES = 8  # whose results are kept, a byte an image
 
@@ -283,18 +283,24 @@ class Gallery:
         """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""
         passed = np.ones(len(self), dtype=bool)
         if wanted.verdict != "any":
-            by_person = np.array([VERDICTS.index("real"), VERDICTS.index("synthetic"), _NONE], dtype=np.int8)
-            said = np.where(self.marked == _NONE, _NONE, by_person[self.marked])  # skipped images keep the model's
+            by_person = {
+                "real": "real",
+                "synthetic": "synthetic",
+                "off-class": "real",
+            }  # of skipped images, the model's
+            codes = [VERDICTS.index(by_person[mark]) if mark in by_person else _NONE for mark in _MARKS]
+            said = np.where(self.marked == _NONE, _NONE, np.array(codes, dtype=np.int8)[self.marked])
             passed &= np.where(said == _NONE, self.verdicts, said) == VERDICTS.index(wanted.verdict)
         if wanted.label is not None:
             number = self.classes.index(wanted.label) if wanted.label in self.classes else len(self.classes)
             passed &= np.where(self.marked_labels == _NONE, self._model_labels, self.marked_labels) == number
+            passed &= self.marked != _MARKS.index("off-class")
         match wanted.marked:
             case "no" | "yes":
                 passed &= (self.marked == _NONE) == (wanted.marked == "no")
             case "labeled":
                 passed &= self.marked_labels != _NONE
-            case "real" | "synthetic" | "skip":
+            case "real" | "synthetic" | "off-class" | "skip":
                 passed &= self.marked == _MARKS.index(wanted.marked)
         if wanted.text.strip():
             passed &= self._found(wanted.text)
@@ -336,8 +342,14 @@ class Gallery:
         shards = self.scored.shards
         probs = (np.stack(self.scored.rows(shard, ["probs"])["probs"].to_numpy()) for shard in shards)
         doubt = np.concatenate([order.margin_doubt(each) for each in probs])
-        rows = order.to_label(doubt, lambda: (self.scored.embeddings(shard) for shard in shards))
-        return np.concatenate((rows[~self.synthetic[rows]], rows[self.synthetic[rows]]))
+        return order.to_label(doubt, ~self.synthetic, lambda: map(self.scored.embeddings, shards), self._labeled())
+
+    def _labeled(self) -> npt.NDArray[np.float32]:
+        """Embeddings (L, D) of the labeled images; none where training kept none."""
+        from pipelines.run import calibration  # not before: torch takes seconds to load
+
+        evidence = calibration.load(self.scored.run)
+        return np.empty((0, 1), np.float32) if evidence is None else evidence.references.float().numpy()
 
     def _suggested(self) -> Rows:
         doubt = order.uncertainty(self.prob, self.scored.real_below) if self.has_detector else 1 - self.confidence

@@ -58,7 +58,7 @@ function enlarge(image) {
   $("large-picture").alt = image.alt;
   $("large-picture").className = image.className;
   $("large-reason").textContent = known.reason;
-  $("large-facts").replaceChildren(...Object.entries(known.facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  $("large-facts").replaceChildren(...known.facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("large-neighbors-head").hidden = !known.neighbors.length;
   $("large-neighbors").replaceChildren(...known.neighbors.map((other) => {
     const picture = other.picture === null ? [] : [make("img", { src: data.thumbnails[other.picture], alt: "" })];

@@ -298,19 +298,22 @@ function text(item) {
   return make("div", { className: "text" }, make("span", {}, labelOf(item)), make("span", {}, prob.toFixed(2)));
 }
 
-// A person's label, else the model's; nothing without classes.
+const WORDS = { real: "real", synthetic: "synthetic", "off-class": "none of the classes", skip: "skipped" };
+
+// A person's label, else the model's; nothing without classes, and for an image of none of them.
 function labelOf(item) {
+  if (item.marked === "off-class") return "";
   return item.label ?? item.pseudo_label ?? "";
 }
 
 function tag(item) {
-  const words = { real: item.label ?? "real", synthetic: "synthetic", skip: "skipped" };
-  return make("span", { className: `tag ${item.marked}` }, words[item.marked]);
+  const name = item.marked === "real" && item.label ? item.label : WORDS[item.marked];
+  return make("span", { className: `tag ${item.marked}` }, name);
 }
 
 function inWords(item) {
   const verdict = item.prob_synthetic === null ? "" : `${item.verdict} ${item.prob_synthetic.toFixed(2)}`;
-  const marked = item.marked ? `marked ${item.label ? `real and ${item.label}` : item.marked}` : "";
+  const marked = item.marked ? `marked ${item.label ? `real and ${item.label}` : WORDS[item.marked]}` : "";
   const said = [item.pseudo_label, verdict, marked].filter(Boolean).join(", ");
   return said ? `${item.key}: ${said}` : item.key;
 }
@@ -351,7 +354,7 @@ function mark(verdict, label = null) {
       await describe(rows);
       const changed = await post("/api/marks", { keys: keys ?? rows.map((row) => known.get(row).key), verdict, label });
       take(changed);
-      const what = label ? `real: ${label}` : verdict === "skip" ? "skipped" : verdict;
+      const what = label ? `real: ${label}` : WORDS[verdict];
       say(`${changed.rows.length === 1 ? changed.rows[0].key : `${changed.number.toLocaleString("en")} images`} ${what}`);
       if (!changed.rows.length) await load();
     } catch (error) {
@@ -388,7 +391,7 @@ function markAll(verdict) {
     try {
       say("Marking");
       const changed = await post("/api/marks/all", { wanted, count, verdict, label });
-      say(`${changed.number.toLocaleString("en")} images ${label ? `real: ${label}` : verdict === "skip" ? "skipped" : verdict}`);
+      say(`${changed.number.toLocaleString("en")} images ${label ? `real: ${label}` : WORDS[verdict]}`);
       await load();
     } catch (error) {
       say("");
@@ -563,7 +566,8 @@ function key(event) {
     return name === undefined ? undefined : run(event, () => mark("real", name));
   }
   const anywhere = {
-    r: () => mark("real"), s: () => mark("synthetic"), x: () => mark("skip"), l: pick, u: undo, "?": () => $("help").showModal(),
+    r: () => mark("real"), s: () => mark("synthetic"), x: () => mark("skip"), l: pick, u: undo,
+    o: () => classes.length && mark("off-class"), "?": () => $("help").showModal(),
   };
   const outside = { n: () => load(), m: showMap, a: askAll, "/": () => openFilters(true) || $("search").focus() };
   if (!control && !viewer.open && outside[pressed]) return run(event, outside[pressed]);
