@@ -54,9 +54,7 @@ function enlarge(image) {
   opened = image;
   const known = data.pictures[image.dataset.picture];
   $("large-name").textContent = known.key;
-  $("large-picture").src = image.src;
-  $("large-picture").alt = image.alt;
-  $("large-picture").className = image.className;
+  $("large-figure").replaceChildren(make("img", { id: "large-picture", src: image.src, alt: image.alt, className: image.className }));
   $("large-reason").textContent = known.reason;
   $("large-facts").replaceChildren(...known.facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
   $("large-neighbors-head").hidden = !known.neighbors.length;

@@ -134,10 +134,10 @@ def test_galleries_hold_the_ends(found: Survey, everything: list[dict[str, Any]]
     assert keys(found.least_sure) == first(everything, lambda row: -abs(np.float32(row["prob_synthetic"]) - 0.5), 7)
     for name in found.classes:
         for best, called, column in (
-            (found.synthetic_of_class, True, "prob_synthetic"),
-            (found.real_of_class, False, "confidence"),
+            (found.synthetic_of_class, "synthetic", "prob_synthetic"),
+            (found.real_of_class, "real", "confidence"),
         ):
-            mine = [row for row in everything if row["pseudo_label"] == name and row["synthetic"] == called]
+            mine = [row for row in everything if row["pseudo_label"] == name and row["verdict"] == called]
             assert keys(best, name) == first(mine, lambda row, column=column: row[column], 3)
 
 
