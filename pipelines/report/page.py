@@ -62,7 +62,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
     pool, scored, found = findings.pool, findings.scored, findings.survey
     templates = resources("pipelines").joinpath("templates")
     style, script = (templates.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    album = pictures.Album(pool, scored, Index.open(scored, on_tick) if scored else None)
+    album = pictures.Album(pool, scored, _index(scored, on_tick) if scored else None)
     mapped = maps.draw(config.map, pool, scored, found, on_tick) if scored else None
     values = {
         "style": Markup(style),
@@ -110,6 +110,14 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
     # After the pictures, which fill the album.
     values["data"] = {"pictures": album.details, "thumbnails": album.thumbnails, "map": mapped.data if mapped else None}
     return pages.render("report.html.j2", values)
+
+
+def _index(scored: ScoredPool, on_tick: OnTick) -> Index | None:
+    """The index that finds neighbors; None where it is missing and the run's folder cannot be written to."""
+    try:
+        return Index.open(scored, on_tick)
+    except OSError:
+        return None
 
 
 def _warnings(config: ReportConfig, findings: Findings) -> list[Warned]:

@@ -3,13 +3,15 @@
     python tests/bench/many_reviewed.py WORK [--images 1000000] [--width 128]
 
 WORK gets a pool whose manifests, scores and embeddings are written as ingest and score write them; all images are one
-file. The real command then serves it. With Chromium and playwright, a browser opens the page and scrolls.
+file. The real command then serves it. With Chromium and playwright, a browser opens the page and scrolls. Seconds of
+CPU are the server's, and hardly depend on what else the machine does.
 """
 
 import argparse
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import statistics
@@ -141,8 +143,8 @@ def scores_of(shard: str, labels: Any, prob: Any, called: Any) -> pa.Table:
 class Client:
     """The page's requests, timed."""
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+    def __init__(self, url: str, pid: int) -> None:
+        self._pid, parts = pid, urlsplit(url)
         self._connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=600)
         self.own = {"origin": f"http://127.0.0.1:{parts.port}", "content-type": "application/json"}
         _, headers, _ = self._ask("GET", f"/?{parts.query}")
@@ -155,11 +157,18 @@ class Client:
 
     def timed(self, what: str, path: str, body: Any = None) -> bytes:
         """Ask, and say how long it took."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), cpu(self._pid)
         method, text = ("GET", None) if body is None else ("POST", json.dumps(body))
         status, _, content = self._ask(method, path, text)
-        print(f"{what:44} {time.perf_counter() - start:8.3f} s  {len(content):>10,} bytes  {status}", flush=True)
+        took = f"{time.perf_counter() - start:8.3f} s, {cpu(self._pid) - before:6.2f} of CPU"
+        print(f"{what:44} {took}  {len(content):>10,} bytes  {status}", flush=True)
         return content
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> str:
@@ -178,9 +187,10 @@ def measure(work: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         url = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
-        print(f"start: {time.perf_counter() - start:.1f} s; {memory(process.pid)}", flush=True)
+        took = f"{time.perf_counter() - start:.1f} s, {cpu(process.pid):.1f} of CPU"
+        print(f"start: {took}; {memory(process.pid)}", flush=True)
         try:
-            requests(Client(url))
+            requests(Client(url, process.pid))
             print(memory(process.pid), flush=True)
             browse(url)
             print(memory(process.pid), flush=True)

@@ -509,7 +509,7 @@ def test_only_the_person_at_this_machine_gets_in(home: Path) -> None:
             ({"keys": ["000990000"], "verdict": "real"}, "no scored image"),
             ({"keys": [key], "verdict": "real", "label": "zebra"}, "none of the classes"),
             ({"keys": [key], "verdict": "synthetic", "label": "disc"}, "a label says that an image is real"),
-            ({"keys": [key], "verdict": "perhaps"}, "'real', 'synthetic' or 'skip'"),
+            ({"keys": [key], "verdict": "perhaps"}, "'real', 'synthetic', 'off-class' or 'skip'"),
             ([], "should be an object"),
         ):
             status, _, body = client.ask("/api/marks", "POST", wrong, **own, **send)

@@ -457,7 +457,9 @@ def test_pools_of_any_size_make_pages_of_one_size(home: Path, written: Summary, 
             shutil.copyfile(source, target)
     summary = report.run(settings(home, pool=pool, run=run, labeled=home / "seed"))
     assert summary.num_images == 10 * written.num_images and summary.num_rejected == 10 * written.num_rejected
-    assert summary.num_bytes < written.num_bytes + 100_000 + maps.SHEET_BYTES * 4 / 3  # more of the map's places are taken
+    assert (
+        summary.num_bytes < written.num_bytes + 100_000 + maps.SHEET_BYTES * 4 / 3
+    )  # more of the map's places are taken
 
 
 def test_scores_from_outside_and_declared_images_are_on_the_page(untrained: Path, tmp_path: Path) -> None:
