@@ -542,12 +542,12 @@ def test_images_are_the_crawls_bytes_and_stay_in_the_browsers_cache(scored: Path
 
 
 def test_mistakes_are_one_sentence(home: Path, served: Server) -> None:
-    def refused(*arguments: str) -> str:
+    def refused(*arguments: str, code: int = 1) -> str:
         done = curate("review", "--no-open", *arguments, cwd=home)
-        assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
+        assert done.returncode == code and "Traceback" not in done.stderr and not done.stdout
         return done.stderr
 
-    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port))
+    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port), code=2)
     assert "run `curate score` first" in refused("--run", "nowhere", "--port", "0")
     (home / "run" / "marks.jsonl").write_text("nonsense\n")
     assert "line 1 is not a mark" in refused("--port", "0")
