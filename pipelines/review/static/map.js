@@ -19,8 +19,7 @@ export async function loadMap(fetchOk, total) {
 // Draw all dots, those of the rows in `view` last and in color.
 export function drawMap(canvas, { dots, verdicts }, view) {
   const side = canvas.width, image = new ImageData(side, side), pixels = new Uint32Array(image.data.buffer);
-  const style = getComputedStyle(canvas);
-  const [gray, plain, ...colors] = ["--line", "--soft", ...COLORS].map((name) => packed(style.getPropertyValue(name)));
+  const [gray, plain, ...colors] = ["--line", "--soft", ...COLORS].map((name) => packed(canvas, name));
   const total = verdicts.length, reach = total < 3000 ? 3 : total < 30000 ? 1 : 0;
   const dot = (row, color) => {
     const x = dots[2 * row], y = dots[2 * row + 1];
@@ -33,10 +32,11 @@ export function drawMap(canvas, { dots, verdicts }, view) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-// A color of CSS as a pixel of ImageData on a little-endian machine.
-function packed(color) {
+// A color of the style sheet as a pixel of ImageData on a little-endian machine.
+function packed(element, name) {
+  element.style.color = `var(${name})`; // a color, where the variable itself may be a function of the theme
   const one = new OffscreenCanvas(1, 1).getContext("2d");
-  one.fillStyle = color;
+  one.fillStyle = getComputedStyle(element).color;
   one.fillRect(0, 0, 1, 1);
   return new Uint32Array(one.getImageData(0, 0, 1, 1).data.buffer)[0];
 }
