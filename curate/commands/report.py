@@ -36,7 +36,7 @@ def report(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "unsure": "unknown" if summary.unsure_share is None else f"{summary.unsure_share:.1%}",
         **({} if summary.num_changed is None else {"another verdict than before": summary.num_changed}),
         "size of the page": f"{summary.num_bytes / 1e6:.2f} MB",
-        "seconds": summary.seconds,
+        "took": console.duration(summary.seconds),
     }
     console.facts(f"Report in {summary.out}", facts)
     if summary.audit:
