@@ -148,7 +148,7 @@ def _among(rows: pa.Table, keys: Mapping[str, Match]) -> npt.NDArray[np.bool_]:
 
 def prepare(rows: Rows, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
     """Prepare the choice that `config` asks for: one pass over all scores for near-duplicates, one for `per_class`."""
-    selection = Selection(config, where, promise=promise.make(config, rows.scored.run))
+    selection = Selection(config, where, promise=promise.make(config, rows.scored))
     if config.exclude:
         selection = replace(selection, held_out=held_out.find(rows, config.exclude, on_tick))
     if config.drop_near_duplicates:

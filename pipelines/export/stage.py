@@ -91,7 +91,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
         written = _write(rows, config, chosen, shape, workers, work, on_tick)
         summary = _finish(rows, config, chosen, shape, written, work)
         if origins != rows.origins:
-            raise Incompatible(f"{config.run}/scores changed during the export. Run the same command again.")
+            raise Incompatible(f"{rows.scored.folder}/scores changed during the export. Run the same command again.")
     return summary
 
 
@@ -176,7 +176,7 @@ def _finish(
     with replacing(work / "uids.npy") as path:
         save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *written.uids])))
     told = quality.load(config.run) if rows.has_scores else None
-    of_labels = labels.load(config.run) if rows.classes else None
+    of_labels = labels.load(rows.scored.folder) if rows.classes else None
     summary = Summary(
         out=str(config.out),
         pool=rows.pool.num_images,

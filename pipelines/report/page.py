@@ -85,7 +85,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "audit": findings.audit,
         "limits": association,
         "note": findings.note,
-        "stages": history.stages(config.pool, config.run),
+        "stages": history.stages(config.pool, config.run, scored.folder if scored else config.run),
         "next": findings.next,
     }
     return pages.render("report.html.j2", values)

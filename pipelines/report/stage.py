@@ -26,7 +26,7 @@ from pipelines.report import confounds, page, pictures
 from pipelines.report.config import ReportConfig, Summary
 from pipelines.report.history import read_record
 from pipelines.report.survey import survey
-from pipelines.run import domains, labels, quality
+from pipelines.run import domains, labels, quality, verdicts
 from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
         audit=audit,
         num_unscored=num_unscored,
         quality=quality.load(config.run) if scored else None,
-        labels=labels.load(config.run) if scored and scored.classes else None,
-        domains=domains.load(config.run).to_pylist() if scored else [],
+        labels=labels.load(scored.folder) if scored and scored.classes else None,
+        domains=domains.load(scored.folder).to_pylist() if scored else [],
         note=note,
         next=_next(config, scored is not None),
     )
-    out = config.out or config.run / "report.html"
+    out = config.out or with_run.folder / "report.html"
     write_page(out, page.render(config, findings, on_tick), option="--out", parents=True)
     return Summary(
         out=str(out),
@@ -88,7 +88,7 @@ def _scorer(scored: ScoredPool, device: Literal["auto", "cuda", "cpu"]) -> "Scor
         return None
     from pipelines.run.scorer import Scorer  # imported here: without a detector none is needed, and torch takes seconds
 
-    return Scorer.load(scored.run, device)
+    return Scorer.load(scored.run, device, verdicts.load(scored.folder))
 
 
 def _labeled_files(config: ReportConfig) -> tuple[list["File"] | None, str]:

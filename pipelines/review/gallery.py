@@ -117,7 +117,7 @@ class Gallery:
 
     def _neighborhood(self, on_tick: OnTick) -> Neighborhood:
         """The disagreement of all images, computed once for an index and its scores and stored in run/review/."""
-        folder = self.scored.run / "review"
+        folder = self.scored.folder / "review"
         with locks.awaited(folder):  # a second page uses the result of the first
             return self._look_up(folder / "neighborhood.npy", on_tick)
 
@@ -177,7 +177,8 @@ class Gallery:
     def undo(self) -> list[int]:
         """Undo the latest action; returns the rows of its images."""
         with self._lock:
-            undone = marks.undo(self.scored.run)
+            self._read_marks()
+            undone = marks.undo(self.scored.run) if self.can_undo else ()
             self._read_marks()
         return [int(row) for row in self._rows_of(undone)]
 
@@ -192,7 +193,7 @@ class Gallery:
             if mark.label in self.classes:
                 labels[row] = self.classes.index(mark.label)
         self.marked, self.marked_labels = marked, labels  # replaced whole, as other threads read them
-        self.can_undo = found.last_action is not None
+        self.can_undo = bool(len(self._rows_of(found.last)))  # the last action may be of another pool
 
     def _size_on_disk(self) -> int:
         file = marks.path(self.scored.run)

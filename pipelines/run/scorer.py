@@ -46,11 +46,16 @@ class Scorer:
         self._threads = ThreadPoolExecutor(max(2, torch.get_num_threads()))
 
     @classmethod
-    def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto") -> "Scorer":
-        """Load run/model/ and run/thresholds.json; MissingArtifact before the end of training."""
+    def load(
+        cls,
+        run: Path,
+        device: Literal["auto", "cuda", "cpu"] = "auto",
+        thresholds: verdicts.Thresholds | None = None,
+    ) -> "Scorer":
+        """Load run/model/, and run/thresholds.json unless others are given; MissingArtifact before training ends."""
         chosen = devices.choose(device)
         trained = model.load(run, chosen)
-        return cls(trained, chosen, verdicts.load(run))
+        return cls(trained, chosen, thresholds or verdicts.load(run))
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
         """Score images given as file contents; CorruptShard names one that cannot be decoded."""

@@ -68,6 +68,7 @@ class ScoreConfig(BaseModel):
 class Summary:
     """Result of scoring, for the shards of this call."""
 
+    folder: str  # the run, or a folder in it for a pool that it was not trained on
     num_images: int
     num_shards: int
     num_scored_before: int  # shards that were skipped, because they had scores

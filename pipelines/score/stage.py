@@ -4,7 +4,8 @@ in      pool/, run/model/
 out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool;
         run/domains.parquet, the synthetic share by domain (`pipelines.run.domains`);
         run/labels.json, how often the labels are right (`pipelines.run.labels`);
-        run/outside.parquet if scores from outside are given (`pipelines.run.outside`)
+        run/outside.parquet if scores from outside are given (`pipelines.run.outside`);
+        the same in run/pools/ID/ of a pool that is not the one that was trained on (`pipelines.run.belonging`)
 again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
         they are scored again
 
@@ -36,7 +37,7 @@ from pipelines.pool import truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import domains, evaluation, labels, model, outside, quality, verdicts
+from pipelines.run import belonging, domains, evaluation, labels, model, outside, quality, verdicts
 from pipelines.run.scorer import Scorer, Scores
 from pipelines.run.scores import SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
@@ -62,18 +63,21 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     pool = Pool.open(config.pool if here else config.pool.absolute())
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
+    if known:
+        known.check(pool)
     from_outside = outside.read(pool, config.scores)
     trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
     thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate, trained.config.unsure_from)
+    folder = belonging.claim(config.run, pool)
     if from_outside.values:
-        outside.store(config.run, from_outside, trained=False)
-    for folder in ("scores", "embeddings"):
-        make_folder(config.run / folder)
+        outside.store(config.run, from_outside, trained=False, folder=folder)
+    for name in ("scores", "embeddings"):
+        make_folder(folder / name)
     if config.shard_index == 0:  # for all calls that share the pool: their thresholds are equal
-        verdicts.save(config.run, thresholds)
-    scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], trained.digest)}
+        verdicts.save(folder, thresholds)
+    scored = {number for number in mine if _is_scored(folder, pool, pool.shards[number], trained.digest)}
     for number in mine:
-        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        path = folder / "scores" / f"{pool.shards[number]}.parquet"
         if number in scored:
             _update_verdicts(path, thresholds)
         else:
@@ -85,9 +89,11 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
         done += count
         on_tick(Tick(done=done, total=total, unit="images"))
 
+    if known is not None and known.note:
+        on_tick(Tick(done=done, total=total, unit="images", note=known.note))
     if here:
         scorer = Scorer(trained, devices.choose(config.device), thresholds)
-        score = partial(_score_shard, scorer, pool, config.run, config.batch_size, on_images)
+        score = partial(_score_shard, scorer, pool, folder, config.batch_size, on_images)
     else:
         at = config.model_copy(update={"run": config.run.absolute()})
         score = partial(_score_elsewhere, at, pool, thresholds, trained.digest)
@@ -98,19 +104,19 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     for number, _ in workers.in_order(score, (number for number in mine if number not in scored)):
         if not here:
             on_images(pool.counts[number])
-    return _summarize(config, pool, mine, len(scored), trained, thresholds, known, started)
+    return _summarize(config, folder, pool, mine, len(scored), trained, thresholds, known, started)
 
 
 def _score_shard(
-    scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
+    scorer: Scorer, pool: Pool, folder: Path, batch_size: int, on_images: Callable[[int], None], number: int
 ) -> None:
-    """Score one shard of a pool into a run; calls `on_images` with the size of every batch."""
+    """Score one shard of a pool into its folder of a run; calls `on_images` with the size of every batch."""
     rows = Rows.of_shard(pool, number)
     parts = []
     for part in scorer.score_shard(pool, number, batch_size):
         parts.append(part)
         on_images(len(part.embeddings))
-    _write(run, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
+    _write(folder, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
 
 
 def _score_elsewhere(
@@ -118,7 +124,7 @@ def _score_elsewhere(
 ) -> None:
     """Score one shard in a process that may be on another machine."""
     scorer = _scorer(config.run, config.device, thresholds, digest)
-    _score_shard(scorer, pool, config.run, config.batch_size, lambda count: None, number)
+    _score_shard(scorer, pool, belonging.folder(config.run, pool), config.batch_size, lambda count: None, number)
 
 
 @lru_cache(maxsize=1)  # a worker scores many shards
@@ -132,8 +138,8 @@ def _scorer(run: Path, device: Literal["auto", "cuda", "cpu"], thresholds: verdi
     return Scorer(trained, chosen, thresholds)
 
 
-def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
-    path = run / "scores" / f"{shard}.parquet"
+def _is_scored(folder: Path, pool: Pool, shard: str, digest: str) -> bool:
+    path = folder / "scores" / f"{shard}.parquet"
     if not path.exists():
         return False
     schema = pq.read_schema(path)
@@ -143,11 +149,11 @@ def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
     return origin.get(b"model") == digest.encode() and origin.get(b"shard") == pool.digest(shard).encode()
 
 
-def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
+def _write(folder: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
     """Write a shard's embeddings, then its scores, whose presence says that the shard is done."""
     trained = scorer.model
     embeddings = _joined([part.embeddings for part in parts], (0, trained.embedding_width))
-    with replacing(run / "embeddings" / f"{shard}.npy") as temporary:
+    with replacing(folder / "embeddings" / f"{shard}.npy") as temporary:
         save_array(temporary, embeddings.astype(np.float16))
     has = trained.config.has_detector
     columns: dict[str, Any] = {
@@ -159,7 +165,7 @@ def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Score
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
     origin = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _as_text(scorer.thresholds)}
-    with replacing(run / "scores" / f"{shard}.parquet") as temporary:
+    with replacing(folder / "scores" / f"{shard}.parquet") as temporary:
         pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(origin)), temporary)
 
 
@@ -210,6 +216,7 @@ def _joined(parts: Sequence[npt.NDArray[Any] | None], empty: tuple[int, ...] = (
 
 def _summarize(
     config: ScoreConfig,
+    folder: Path,
     pool: Pool,
     mine: Sequence[int],
     before: int,
@@ -225,7 +232,7 @@ def _summarize(
     pseudo_labels = dict.fromkeys(trained.config.classes, 0)
     check = evaluation.NO_DECLARATIONS
     for number in mine:
-        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        path = folder / "scores" / f"{pool.shards[number]}.parquet"
         table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
         synthetic += sum(value is True for value in table["synthetic"].to_pylist())
         for count in table["verdict"].value_counts().to_pylist():
@@ -240,6 +247,7 @@ def _summarize(
         )
     has_detector = trained.config.has_detector
     summary = Summary(
+        folder=str(folder),
         num_images=num_images,
         num_shards=len(mine),
         num_scored_before=before,
@@ -249,28 +257,28 @@ def _summarize(
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
         quality=quality.load(config.run) if has_detector else None,
-        labels=_labels_of_pool(config, pool, trained),
-        domains=_domains(config.run, pool, trained) if has_detector and config.num_shards == 1 else None,
+        labels=_labels_of_pool(config, folder, pool, trained),
+        domains=_domains(config.run, folder, pool, trained) if has_detector and config.num_shards == 1 else None,
         mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
-        truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
+        truth=evaluation.evaluate(pool, folder, known, trained.config.classes) if known and has_detector else None,
         declared=check if check and has_detector else None,
-        outside=_with_value(pool, config.run, mine),
+        outside=_with_value(pool, outside.of_pool(config.run, folder), mine),
     )
     if config.num_shards == 1:
-        write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
+        write_json(folder / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
     return summary
 
 
-def _labels_of_pool(config: ScoreConfig, pool: Pool, trained: model.Model) -> labels.Labels | None:
-    """Measure the labels of the pool by a sample of the images that are called real, and write run/labels.json."""
+def _labels_of_pool(config: ScoreConfig, folder: Path, pool: Pool, trained: model.Model) -> labels.Labels | None:
+    """Measure the labels of the pool by a sample of the images that are called real, and write labels.json."""
     if trained.evidence is None or config.num_shards > 1:
         return None
     names = ["synthetic", "probs", "raw_confidence", "typicality"]
     every = max(1, pool.num_images // SAMPLE)
     parts = []
     for shard in pool.shards:
-        part = read_parquet(config.run / "scores" / f"{shard}.parquet", names)
+        part = read_parquet(folder / "scores" / f"{shard}.parquet", names)
         part = part.filter(pc.invert(pc.fill_null(part["synthetic"], False)))
         parts.append(part.take(np.arange(0, part.num_rows, every)))
     sample = pa.concat_tables(parts)
@@ -280,15 +288,14 @@ def _labels_of_pool(config: ScoreConfig, pool: Pool, trained: model.Model) -> la
         torch.from_numpy(sample["raw_confidence"].to_numpy().astype(np.float64)),
         torch.from_numpy(sample["typicality"].to_numpy().astype(np.float64)),
     )
-    before = labels.load(config.run)
+    before = labels.load(folder) or labels.load(config.run)
     found = labels.measure(trained.evidence, trained.config.classes, of_pool, before.suspects if before else ())
-    labels.save(config.run, found)
+    labels.save(folder, found)
     return found
 
 
-def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
+def _with_value(pool: Pool, others: outside.Outside, mine: Sequence[int]) -> dict[str, int]:
     """Images that have a value, by name of the run's scores from outside."""
-    others = outside.load(run)
     counts = dict.fromkeys(others.names, 0)
     for number in mine if counts else ():
         for name, values in others.of(pool.rows(pool.shards[number], ["sha256"])["sha256"]).items():
@@ -296,13 +303,13 @@ def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
     return counts
 
 
-def _domains(run: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
-    """Bound the synthetic share of each large domain, and write run/domains.parquet."""
+def _domains(run: Path, folder: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
+    """Bound the synthetic share of each large domain, and write domains.parquet."""
     tally = domains.Tally()
     for shard in pool.shards:
-        probs = read_parquet(run / "scores" / f"{shard}.parquet", ["prob_synthetic"])["prob_synthetic"].to_numpy()
+        probs = read_parquet(folder / "scores" / f"{shard}.parquet", ["prob_synthetic"])["prob_synthetic"].to_numpy()
         tally.add(domains.of_shard(pool, shard), probs, pool.rows(shard, ["declared"])["declared"].to_pylist())
     table = tally.table(torch.tensor(trained.config.held_out), quality.load(run))
-    domains.save(run, table)
+    domains.save(folder, table)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
