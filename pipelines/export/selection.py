@@ -164,7 +164,9 @@ def prepare(rows: Rows, config: ExportConfig, where: Where, on_tick: OnTick) -> 
 def _best_copies(rows: Rows, selection: Selection, on_tick: OnTick) -> Copies:
     """Find the best image of each group of near-duplicates, in one pass over all scores."""
     config = selection.config
-    groups = Groups.find(rows.scored, config.radius, config.max_distance, config.turned, on_tick)
+    groups = Groups.find(
+        rows.scored, config.radius, config.max_distance, turned=config.turned, cropped=config.cropped, on_tick=on_tick
+    )
     best: dict[int, tuple[int, int, str]] = {}
     for shard in rows.pool.shards:
         numbers = pa.array(groups.of(shard))

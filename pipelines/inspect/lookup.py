@@ -169,7 +169,7 @@ def _is_key(text: str, scored: ScoredPool) -> bool:
     if not _KEY.fullmatch(text):
         return False
     shard = shard_of(text)
-    return shard not in scored.pool.shards or text in scored.pool.rows(shard, ["key"])["key"].to_pylist()
+    return shard in scored.pool.shards and text in scored.pool.rows(shard, ["key"])["key"].to_pylist()
 
 
 def _from_pool(key: str, scored: ScoredPool) -> _Query:

@@ -167,8 +167,12 @@ class Pool:
 
     @cached_property
     def identity(self) -> str:
-        """The digest of the first shard that holds an image: it stays when the pool moves or grows."""
-        return self.digest(next(shard for shard, count in zip(self.shards, self.counts, strict=True) if count))
+        """The digest of the first shard that holds an image: it stays when the pool moves or grows.
+
+        CorruptShard if that cannot be read.
+        """
+        found = (shard for shard in self.shards if self.rows(shard, ["key"]).num_rows)
+        return self.digest(next(found, self.shards[0]))
 
     def files(self, shard: str) -> Location:
         """Path of the digests of a shard's loose files."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.errors import CurateError, MissingArtifact, what_is_wrong
+from pipelines.errors import CorruptShard, CurateError, MissingArtifact, what_is_wrong
 from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, outside, verdicts
@@ -51,14 +51,13 @@ def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
             num_rejects += _rejects(pool, shard).num_rows
         on_tick(Tick(done=number + 1, total=len(pool.shards), unit="shards"))
     problems += _twice(pool, heads)
-    scored = ScoredPool(pool, config.run)
-    if config.run.is_dir():
-        problems += _run(scored)
+    num_scored, of_run = _scored(ScoredPool(pool, config.run))
+    problems += of_run
     return Summary(
         num_shards=len(pool.shards),
         num_images=sum(map(len, heads.values())),
         num_rejects=num_rejects,
-        num_scored=len(scored.shards),
+        num_scored=num_scored,
         problems=tuple(problems),
     )
 
@@ -174,6 +173,17 @@ def _twice(pool: Pool, heads: dict[str, npt.NDArray[np.uint64]]) -> Iterator[Pro
 
 
 # The run
+
+
+def _scored(scored: ScoredPool) -> tuple[int, list[Problem]]:
+    """Number of shards with scores, and the problems of a run, if there is one."""
+    if not scored.run.is_dir():
+        return 0, []
+    try:
+        return len(scored.shards), list(_run(scored))
+    except CorruptShard as error:  # the pool's first manifest, or the run's pool.json
+        what = f"which scores are of this pool cannot be known, because {what_is_wrong(error)}"
+        return 0, [Problem(where=str(scored.run), what=what, fix="fix that first")]
 
 
 def _run(scored: ScoredPool) -> Iterator[Problem]:
