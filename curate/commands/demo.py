@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate import console
+from curate.commands.inspect import show
 from curate.config import resolve
-from curate.inspect import show
 from curate.options import Json
 from pipelines import export, ingest, inspect, score, train
 from pipelines.errors import BadInput
