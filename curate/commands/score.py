@@ -48,8 +48,9 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     console.facts(f"Scored into {summary.folder}/scores", facts | (summary.truth or {}))
     if summary.folder != str(settings.run):
         console.note(
-            f"{settings.run} is of another pool, whose scores stay as they are. The threshold and what was measured in "
-            "training are of that pool; train on this one if it has other sources or another share of synthetic images."
+            f"{settings.run} is of another pool, whose scores stay as they are. The threshold was set for that pool, "
+            "and the detector was measured on it alone: train on this pool if it has other sources or another share of "
+            "synthetic images."
         )
     for statement in summary.quality.statements if summary.quality else ():
         console.note(statement)

@@ -175,7 +175,7 @@ def _finish(
     """Write what describes the export as a whole, and `run.json` last."""
     with replacing(work / "uids.npy") as path:
         save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *written.uids])))
-    told = quality.load(config.run) if rows.has_scores else None
+    told = quality.load(rows.scored.folder) if rows.has_scores else None
     of_labels = labels.load(rows.scored.folder) if rows.classes else None
     summary = Summary(
         out=str(config.out),

@@ -79,7 +79,7 @@ class Summary:
     verdicts: dict[str, int] | None  # images by verdict
     thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on, by which the threshold was set
-    quality: "Quality | None"  # of the detector on the pool that was trained on
+    quality: "Quality | None"  # of the detector; None on a pool that was not trained on
     labels: "Labels | None"  # how often they are right; None without classes, or for a part of a pool
     domains: (
         list[dict[str, Any]] | None

@@ -256,9 +256,9 @@ def _summarize(
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
-        quality=quality.load(config.run) if has_detector else None,
+        quality=quality.load(folder) if has_detector else None,
         labels=_labels_of_pool(config, folder, pool, trained),
-        domains=_domains(config.run, folder, pool, trained) if has_detector and config.num_shards == 1 else None,
+        domains=_domains(folder, pool, trained) if has_detector and config.num_shards == 1 else None,
         mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
         truth=evaluation.evaluate(pool, folder, known, trained.config.classes) if known and has_detector else None,
@@ -303,13 +303,13 @@ def _with_value(pool: Pool, others: outside.Outside, mine: Sequence[int]) -> dic
     return counts
 
 
-def _domains(run: Path, folder: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
+def _domains(folder: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
     """Bound the synthetic share of each large domain, and write domains.parquet."""
     tally = domains.Tally()
     for shard in pool.shards:
         probs = read_parquet(folder / "scores" / f"{shard}.parquet", ["prob_synthetic"])["prob_synthetic"].to_numpy()
         tally.add(domains.of_shard(pool, shard), probs, pool.rows(shard, ["declared"])["declared"].to_pylist())
-    table = tally.table(torch.tensor(trained.config.held_out), quality.load(run))
+    table = tally.table(torch.tensor(trained.config.held_out), quality.load(folder))
     domains.save(folder, table)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

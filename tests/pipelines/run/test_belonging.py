@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from pipelines import export, ingest, report, score
@@ -16,7 +17,7 @@ from pipelines.errors import BadInput, CorruptShard, Incompatible
 from pipelines.export import ExportConfig
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import Tick
-from pipelines.run import belonging, marks, outside
+from pipelines.run import belonging, marks, outside, quality
 from pipelines.run.neighbors import Index
 from pipelines.run.scores import ScoredPool
 from pipelines.score import ScoreConfig
@@ -176,6 +177,20 @@ def test_marks_go_by_the_image_and_stay_with_their_pool(home: Path) -> None:
     marks.append(run, [marks.Mark(sha256=row["sha256"], key=row["key"], verdict="synthetic")])
     for name, expected in (("a", "synthetic"), ("b", None)):
         assert ScoredPool.open(home / name, run).rows("00000", ["marked"])["marked"][0].as_py() == expected
+
+
+def test_what_training_measured_is_said_of_its_pool_alone(home: Path) -> None:
+    run = home / "run"
+    measured = quality.measure(torch.linspace(-3, 3, 200), torch.linspace(-4, 1, 60))
+    quality.save(run, measured)
+    assert score.run(config(home, "a")).quality == measured
+    assert score.run(config(home, "b")).quality is None
+    settings = {"run": run, "keep": "all", "jobs": 1}
+    warnings = [
+        export.run(ExportConfig.model_validate({"out": home / "out", "pool": home / name, **settings})).warning
+        for name in ("a", "b")
+    ]
+    assert warnings == [measured.warning, quality.UNMEASURED]
 
 
 def test_a_new_training_gives_the_run_to_its_pool(home: Path) -> None:
