@@ -37,7 +37,7 @@ class Truth:
 
         They are known by their names and, where it is given here and in the file, by their SHA-256.
         """
-        names = [_name(member) for member in members]
+        names = [self._key(member) for member in members]
         synthetic = np.array([self.synthetic.get(name, UNKNOWN) for name in names], dtype=np.int64)
         label = np.array([self.label.get(name, UNKNOWN) for name in names], dtype=np.int64)
         if self.sha256 and sha256 is not None:
@@ -52,7 +52,7 @@ class Truth:
             members = rows["member"].to_pylist()
             if (self.of(members, rows["sha256"].to_pylist())[0] != UNKNOWN).any():
                 return
-            same += sum(_name(member) in self.synthetic for member in members)
+            same += sum(self._key(member) in self.synthetic for member in members)
         if same and self.sha256:
             raise BadInput(
                 f"--truth {self.path} is of another crawl: {same:,} of its keys are names in {pool.root}, but none of "
@@ -63,6 +63,11 @@ class Truth:
             "suffix."
         )
 
+    def _key(self, member: str) -> str:
+        """Name of an image without its suffix or, if the file knows it by that, up to the first dot."""
+        name = PurePosixPath(member)
+        return name.stem if name.stem in self.synthetic else name.name.partition(".")[0]
+
     @property
     def note(self) -> str | None:
         """What to know of a file that knows images by name alone."""
@@ -72,10 +77,6 @@ class Truth:
             f"--truth {self.path} knows images by name alone, and another crawl may have the same names. With a column "
             "sha256, images of another crawl are left out."
         )
-
-
-def _name(member: str) -> str:
-    return PurePosixPath(member).stem
 
 
 def read(path: Path) -> Truth:
