@@ -75,6 +75,14 @@ def turned() -> Any:
     return Field(default=False, description="Count mirrored and rotated copies as near-duplicates, too.")
 
 
+def cropped() -> Any:
+    """Whether crops are near-duplicates."""
+    return Field(
+        default=False,
+        description="Count crops that lack up to 5 % of a side as near-duplicates, too. Every image is decoded for it.",
+    )
+
+
 def max_distance() -> Any:
     """Distance of the embeddings of near-duplicates."""
     return Field(

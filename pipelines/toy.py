@@ -45,6 +45,7 @@ JPEG = {"quality": 92, "subsampling": "4:2:0"}
 TRUTH_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # stem of the crawl's member
+        pa.field("sha256", pa.string(), nullable=False),  # of its bytes
         pa.field("is_synthetic", pa.int8(), nullable=False),  # 1, 0, or -1 for a file that is not an image
         pa.field("cls", pa.int8(), nullable=False),  # index into CLASSES, or -1
         pa.field("kind", pa.string(), nullable=False),  # real, synthetic, duplicate, truncated, html or empty
@@ -202,6 +203,7 @@ def _write_shard(crawl: Path, shard: int, files: list[_File], rng: np.random.Gen
             truth.append(
                 {
                     "key": meta["key"],
+                    "sha256": hashlib.sha256(file.data).hexdigest(),
                     "is_synthetic": file.is_synthetic,
                     "cls": file.cls,
                     "kind": file.kind,

@@ -20,6 +20,7 @@ from pipelines.export import ExportConfig
             "min_confidence",
             "drop_near_duplicates",
             "turned",
+            "cropped",
             "radius",
             "semantic_duplicates",
             "exclude",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     InspectConfig,
     DisagreementConfig,
     DuplicatesConfig,
-    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "turned", "html")},
+    groups={"Data": ("pool", "run"), "Listing": ("neighbors", "top", "radius", "turned", "cropped", "html")},
     names={"neighbors": "--neighbors -k"},
 )
 def inspect(
@@ -67,6 +67,7 @@ def inspect(
         "top": not queries,
         "radius": near_duplicates,
         "turned": near_duplicates,
+        "cropped": near_duplicates,
     }
     for path, does in applies.items():
         if path in flags and not does:

@@ -45,7 +45,13 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "mean confidence": "no classes" if summary.mean_confidence is None else summary.mean_confidence,
         "took": console.duration(summary.seconds),
     }
-    console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
+    console.facts(f"Scored into {summary.folder}/scores", facts | (summary.truth or {}))
+    if summary.folder != str(settings.run):
+        console.note(
+            f"{settings.run} is of another pool, whose scores stay as they are. The threshold was set for that pool, "
+            "and the detector was measured on it alone: train on this pool if it has other sources or another share of "
+            "synthetic images."
+        )
     for statement in summary.quality.statements if summary.quality else ():
         console.note(statement)
     for statement in summary.labels.statements if summary.labels else ():

@@ -12,6 +12,7 @@ holds beside them:
 NAME:SHARE applies to that share of the synthetic images; the others are balanced.
 """
 
+import hashlib
 import io
 import math
 import shutil
@@ -177,6 +178,7 @@ def _write_truth(folder: Path, pool: Sequence[_Picture], number: Rows) -> None:
     """Write truth.parquet; `number` (K,) gives each class of the sources its number in the truth."""
     truth = {
         "key": [picture.stem for picture in pool],
+        "sha256": [hashlib.sha256(picture.data()).hexdigest() for picture in pool],
         "is_synthetic": [int(picture.synthetic) for picture in pool],
         "cls": number[[picture.source.labels[picture.row] for picture in pool]],
     }

@@ -55,7 +55,7 @@ class Facts:
         thresholds = None
         if rows.has_detector:
             with suppress(MissingArtifact):  # scores can be exported without them
-                thresholds = verdicts.load(config.run)
+                thresholds = verdicts.load(rows.scored.folder)
         return cls(
             name=config.out.name or "export",
             config=config,

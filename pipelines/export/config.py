@@ -49,6 +49,7 @@ class ExportConfig(BaseModel):
         default=False, description="Of each group of near-duplicates, keep only the best copy that other options allow."
     )
     turned: bool = settings.turned()
+    cropped: bool = settings.cropped()
     semantic_duplicates: float | None = Field(
         default=None,
         gt=0,

@@ -29,16 +29,15 @@ from pipelines.export.rows import Rows
 from pipelines.images.appearance import as_seen, with_image
 from pipelines.images.check import foreign_images
 from pipelines.images.formats import sniff
-from pipelines.images.phash import SIDE, phash
 from pipelines.images.rejects import Reject
 from pipelines.progress import OnTick, Tick
+from pipelines.run import crops
 from pipelines.run.duplicates import MIN_BITS, Hashes, Looks, Positions, hashes
 from pipelines.run.likeness import ALIKE, Look
 from pipelines.storage.tar import read_tar
 
 RADIUS = 8  # bits between a hash of the pool and one of the twenty of a held-out image
 
-_CROPPED = 0.05  # of a side
 _MAX_BYTES = 1 << 28  # of a held-out image
 _MAX_PIXELS = 1 << 28
 _QUERIES_AT_ONCE = 4096
@@ -167,16 +166,8 @@ def _decoded(content: bytes) -> Image.Image | None:
 
 def _hashes(picture: Image.Image) -> Iterator[int]:
     """Hashes of a picture and of nine crops of it, straight and mirrored."""
-    width, height = picture.size
-    right, bottom = round(width * _CROPPED), round(height * _CROPPED)
-    lefts, tops = sorted({0, right // 2, right}), sorted({0, bottom // 2, bottom})
-    crops = [(left, top, left + width - right, top + height - bottom) for left in lefts for top in tops]
-    for turned in (picture, ImageOps.mirror(picture)):
-        for box in [(0, 0, width, height), *crops]:
-            crop = turned.crop(box)
-            shrink = max(min(crop.size) // (2 * SIDE), 1)
-            small = np.asarray(crop.reduce(shrink) if shrink > 1 else crop)
-            yield phash(small, (crop.height / shrink, crop.width / shrink))
+    yield from crops.hashes(picture)
+    yield from crops.hashes(ImageOps.mirror(picture))
 
 
 def _images(path: Path, source: str) -> Iterator[tuple[str, bytes]]:

@@ -1,7 +1,6 @@
 """Chooses the confidence from which labels are promised to be right, and says the promise with what it assumes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from pipelines.errors import Incompatible
 from pipelines.export.config import ExportConfig
 from pipelines.run import labels
 from pipelines.run.labels import Labels
+from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
     from models.calibration import Limit
@@ -47,7 +47,7 @@ class Promise:
         return rows
 
 
-def make(config: ExportConfig, run: Path) -> Promise | None:
+def make(config: ExportConfig, scored: ScoredPool) -> Promise | None:
     """Make the promise that `config` asks for, None if for none; Incompatible if the labels were never measured."""
     if config.label_precision is None:
         return None
@@ -56,11 +56,11 @@ def make(config: ExportConfig, run: Path) -> Promise | None:
     from models import calibration
     from pipelines.run import calibration as stored
 
-    evidence, measured = stored.load(run), labels.load(run)
+    evidence, measured = stored.load(scored.run), labels.load(scored.folder)
     if evidence is None or measured is None:
         raise Incompatible(
-            f"--label-precision: {run} has too few labeled images that its classifier has not seen, so nothing can be "
-            "promised. Train with more labeled images of each class, then run `curate score`."
+            f"--label-precision: {scored.run} has too few labeled images that its classifier has not seen, so nothing "
+            "can be promised. Train with more labeled images of each class, then run `curate score`."
         )
     shares = [each.pool_share for each in measured.classes if each.pool_share is not None]
     weights = torch.ones(len(evidence.labels), dtype=torch.float64)

@@ -36,12 +36,12 @@ class Rows:
         scored = ScoredPool(pool, config.run, marks.read(config.run).current)
         if not scored.shards and config.keep != "all":
             raise MissingArtifact(
-                f"{config.run}/scores has no scores of {config.pool}: run `curate score` first, or add --keep all to "
+                f"{config.run} has no scores of {config.pool}: run `curate score` first, or add --keep all to "
                 "export all images that ingest accepted."
             )
         if scored.shards and scored.unscored:
             raise MissingArtifact(
-                f"{config.run}/scores: {len(scored.unscored)} of {len(pool.shards)} shards of {config.pool} have no "
+                f"{scored.folder}/scores: {len(scored.unscored)} of {len(pool.shards)} shards of {config.pool} have no "
                 f"scores, among them {scored.unscored[0]}: run `curate score` first."
             )
         scored.check()

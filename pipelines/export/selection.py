@@ -148,7 +148,7 @@ def _among(rows: pa.Table, keys: Mapping[str, Match]) -> npt.NDArray[np.bool_]:
 
 def prepare(rows: Rows, config: ExportConfig, where: Where, on_tick: OnTick) -> Selection:
     """Prepare the choice that `config` asks for: one pass over all scores for near-duplicates, one for `per_class`."""
-    selection = Selection(config, where, promise=promise.make(config, rows.scored.run))
+    selection = Selection(config, where, promise=promise.make(config, rows.scored))
     if config.exclude:
         selection = replace(selection, held_out=held_out.find(rows, config.exclude, on_tick))
     if config.drop_near_duplicates:
@@ -164,7 +164,9 @@ def prepare(rows: Rows, config: ExportConfig, where: Where, on_tick: OnTick) -> 
 def _best_copies(rows: Rows, selection: Selection, on_tick: OnTick) -> Copies:
     """Find the best image of each group of near-duplicates, in one pass over all scores."""
     config = selection.config
-    groups = Groups.find(rows.scored, config.radius, config.max_distance, config.turned, on_tick)
+    groups = Groups.find(
+        rows.scored, config.radius, config.max_distance, turned=config.turned, cropped=config.cropped, on_tick=on_tick
+    )
     best: dict[int, tuple[int, int, str]] = {}
     for shard in rows.pool.shards:
         numbers = pa.array(groups.of(shard))

@@ -95,7 +95,7 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
             note = f"No image meets --where: {where.values(map(rows.of, shards))}."
             on_tick(Tick(done=summary.pool, total=summary.pool, unit="images", note=note))
         if origins != rows.origins:
-            raise Incompatible(f"{config.run}/scores changed during the export. Run the same command again.")
+            raise Incompatible(f"{rows.scored.folder}/scores changed during the export. Run the same command again.")
     return summary
 
 
@@ -179,8 +179,8 @@ def _finish(
     """Write what describes the export as a whole, and `run.json` last."""
     with replacing(work / "uids.npy") as path:
         save_array(path, np.sort(np.concatenate([np.zeros(0, dtype=_UIDS), *written.uids])))
-    told = quality.load(config.run) if rows.has_scores else None
-    of_labels = labels.load(config.run) if rows.classes else None
+    told = quality.load(rows.scored.folder) if rows.has_scores else None
+    of_labels = labels.load(rows.scored.folder) if rows.classes else None
     summary = Summary(
         out=str(config.out),
         pool=rows.pool.num_images,

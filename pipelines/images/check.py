@@ -24,6 +24,7 @@ from pipelines.images.phash import SIDE, phash
 from pipelines.images.provenance import NOTHING, declared
 from pipelines.images.rejects import Reason, Reject
 
+_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # tags of TIFF
 _HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this size before hashing
 _MAX_TEXT_BYTES = 16 << 20  # of one text or profile of a PNG; Photoshop and ComfyUI write more than Pillow's 1 MB
 _OBJECT = re.compile(r"\s*<\S+ object at 0x[0-9a-f]+>")
@@ -81,7 +82,7 @@ def examine(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted 
 def _examine(
     image: Image.Image, format_: str, content: bytes, metadata: bytes | None, limits: Limits
 ) -> Accepted | Reject:
-    if reject := _judge_size(*image.size, limits) or _judge_tiles(image, limits):
+    if reject := _judge_tiff(image, limits) or _judge_size(*image.size, limits):
         return reject
     size = size_as_seen(image)
     hash_ = _decode_and_hash(image)
@@ -115,10 +116,16 @@ def _judge_size(width: int, height: int, limits: Limits) -> Reject | None:
     return None
 
 
-def _judge_tiles(image: Image.Image, limits: Limits) -> Reject | None:
-    """Reject a TIFF in which one tile takes more memory than the largest image, however small the TIFF itself is."""
+def _judge_tiff(image: Image.Image, limits: Limits) -> Reject | None:
+    """Reject a camera's raw file, of which Pillow shows the thumbnail, and a TIFF with a tile larger than any image.
+
+    Such a tile takes that much memory, however small the TIFF itself is.
+    """
     if not isinstance(image, TiffImageFile):
         return None
+    is_reduced = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
+    if _DNG_VERSION in image.tag_v2 or (isinstance(is_reduced, int) and is_reduced & 1):
+        return Reject(Reason.UNSUPPORTED_FORMAT, "a camera's raw file")
     width, height = (image.tag_v2.get(tag) for tag in (TILEWIDTH, TILELENGTH))
     if isinstance(width, int) and isinstance(height, int) and width * height > limits.max_pixels:
         return Reject(Reason.TOO_MANY_PIXELS, f"a tile of {width}x{height}, over the limit of {limits.max_pixels}")

@@ -28,7 +28,7 @@ def sniff(content: bytes) -> str | None:
     if content.startswith(b"BM") and int.from_bytes(content[14:18], "little") in _BMP_HEADER_SIZES:
         return "bmp"
     if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "tif"
+        return "cr2" if content[8:10] == b"CR" else "tif"
     if content[4:8] == b"ftyp":
         brands = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
         if any(brand in brands for brand in _AVIF_BRANDS):

@@ -47,6 +47,13 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
+def text_column(schema: pa.Schema) -> str | None:
+    """Name of a column that should hold images by its name, and holds text."""
+    types = pa.types
+    texts = [each.name for each in schema if types.is_string(each.type) or types.is_large_string(each.type)]
+    return next((name for name in texts if name in IMAGE_COLUMNS or re.search("image|img", name, re.IGNORECASE)), None)
+
+
 def described(schema: pa.Schema, images: tuple[str, ...]) -> list[str]:
     """Names of the columns that go into an image's JSON: all but those of images and of plain bytes."""
     return [

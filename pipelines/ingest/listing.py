@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from pipelines.errors import BadInput, why
 from pipelines.storage.locations import driver_hint, without_file_scheme
 
-_STAMPS = ("ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created")
-_DIGEST = re.compile(r"\"?[0-9a-f]{32}(-\d+)?\"?")  # MD5, as an S3 store's ETag
+_STAMPS = ("ETag", "etag", "md5", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+_DIGEST = re.compile(r"\"?([0-9a-f]{32}(-\d+)?|[0-9a-f]{40})\"?")  # MD5, as an S3 store's ETag; git's, as the Hub's
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _BUFFER_BYTES = 1 << 20
 _PROBE_BYTES = 16 << 10

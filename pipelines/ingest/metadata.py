@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import mmap
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -26,16 +27,38 @@ from pipelines.ingest.sidecars import composed
 _NAMES = ("file_name", "image_file_name", "image")  # fields that name the image
 
 
+@lru_cache(maxsize=8)  # the sources are looked at twice
+def complaint(path: str, stamp: str) -> str | None:
+    """What is wrong with a table: rows that are of no image. The `stamp` tells one version of a table from another."""
+    listing = Listing.open(path, stamp)
+    if not listing.num_rows:
+        return f"{path}: not used, none of its rows names an image in a column file_name."
+    folder = os.path.dirname(path)  # noqa: PTH120 - a Path refuses some of the names that a table may hold
+    missing = 0 if "://" in path else sum(not os.path.exists(f"{folder}/{name}") for name in listing.names())  # noqa: PTH110
+    said = [
+        f"{count:,} of {listing.num_lines:,} rows {what}"
+        for count, what in (
+            (listing.num_lines - listing.num_rows, "name no image"),
+            (missing, "name a file that is not there"),
+        )
+        if count
+    ]
+    return f"{path}: {' and '.join(said)}." if said else None
+
+
 class Listing:
     """The rows of one table as lines of JSON, by the name of their image."""
 
     def __init__(self, text: bytes | mmap.mmap) -> None:
         self._text = text
         digests, starts, start = [], [], 0
+        self.num_lines = 0  # that are not empty
         while start < len(text):
             end = text.find(b"\n", start)
             end = len(text) if end < 0 else end
-            if name := _name(text[start:end]):
+            line = text[start:end]
+            self.num_lines += bool(line.strip())
+            if name := _name(line):
                 digests.append(_digest(name))
                 starts.append(start)
             start = end + 1
@@ -45,12 +68,23 @@ class Listing:
 
     @staticmethod
     @lru_cache(maxsize=4)
-    def open(path: str) -> "Listing":
-        """Open a table, once in each process. One that cannot be read has no rows."""
+    def open(path: str, stamp: str = "") -> "Listing":
+        """Open a table, once in each process and for each `stamp`. One that cannot be read has no rows."""
         try:
             return Listing(_lines(path))
         except (ValueError, pa.ArrowException, csv.Error, RecursionError):
             return Listing(b"")
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that name an image."""
+        return len(self._starts)
+
+    def names(self) -> Iterator[str]:
+        """Names of the images, in no order."""
+        for start in self._starts.tolist():
+            end = self._text.find(b"\n", start)
+            yield _name(self._text[start : end if end >= 0 else len(self._text)]) or ""
 
     def row(self, name: str) -> bytes | None:
         """The row of an image as JSON, by its name relative to the table's folder; None without one."""

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from pipelines.images.formats import sniff
 from pipelines.images.rejects import Reason, Reject
+from pipelines.ingest import clutter
 from pipelines.ingest.listing import beside_tar, open_source
 from pipelines.ingest.record import Record
-from pipelines.ingest.sidecars import METADATA, beside, composed, is_clutter, owners, split
+from pipelines.ingest.sidecars import METADATA, beside, composed, owners, split
 from pipelines.ingest.sources import Unit
 from pipelines.storage.tar import read_tar
 
@@ -130,7 +131,7 @@ class _Sample:
 
     def _missing(self, orphans: list[_Member]) -> Iterator[Record]:
         """Yield a reject for each image that only metadata tell of; remember what tells of none."""
-        orphans = [orphan for orphan in orphans if not is_clutter(orphan.base)]
+        orphans = [orphan for orphan in orphans if clutter.kind(orphan.base) != ""]
         groups: dict[str, list[str]] = {split(base)[0]: [] for _, base, _ in orphans if split(base)[1] in METADATA}
         for name, base, _ in orphans:
             group = next((groups[owner] for owner, _ in owners(base) if owner in groups), None)

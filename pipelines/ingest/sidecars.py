@@ -11,11 +11,6 @@ from unicodedata import normalize
 
 METADATA = {"json", "txt", "caption", "cls"}  # suffixes of what is known to describe an image
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face, each about a folder's images
-_CLUTTER = {
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "dataset_info.json", "dataset_infos.json", "sizes.json"),
-}
-_ABOUT = {"readme", "license", "licence", "notice", "copying", "changelog"}  # without a suffix, or .txt
-_CLUTTER_SUFFIXES = {"md", "rst", "csv", "tsv", "jsonl", "yaml", "yml", "toml", "ini", "db", "log", "py", "ipynb", "sh"}
 
 
 def split(name: str) -> tuple[str, str]:
@@ -58,9 +53,3 @@ def beside(found: list[tuple[str, str, bytes]]) -> dict[str, bytes]:
     if "caption" in taken and "txt" not in taken:
         taken["txt"] = taken.pop("caption")
     return taken
-
-
-def is_clutter(name: str) -> bool:
-    """Whether a file is no image by its name: a readme, a table, or what a file manager leaves behind."""
-    stem, suffix = split(name)
-    return name.lower() in _CLUTTER or suffix in _CLUTTER_SUFFIXES or (suffix in ("", "txt") and stem.lower() in _ABOUT)

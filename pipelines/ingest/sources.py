@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import BadInput, why
-from pipelines.ingest.columns import IMAGE_COLUMNS, image_columns
+from pipelines.ingest import clutter
+from pipelines.ingest.columns import IMAGE_COLUMNS, image_columns, text_column
 from pipelines.ingest.known import NOTHING, Known, file_digest
 from pipelines.ingest.listing import (
     Entry,
@@ -30,7 +31,9 @@ from pipelines.ingest.listing import (
     open_source,
     shown,
 )
-from pipelines.ingest.sidecars import METADATA, TABLES, composed, is_clutter, owners, split
+from pipelines.ingest.metadata import complaint
+from pipelines.ingest.sidecars import METADATA, TABLES, composed, owners, split
+from pipelines.pool.labeled_files import NOT_OURS
 from pipelines.pool.manifest import MAX_SHARDS
 from pipelines.storage.locations import Location, without_file_scheme
 
@@ -136,6 +139,8 @@ def find(
                 yield found
         elif _suffix(entry.name) in _ARCHIVES:
             raise BadInput(f"{source}: is compressed; unpack it, or give uncompressed .tar shards.")
+        elif container := clutter.kind(entry.name):
+            raise BadInput(f"{source}: is not read. {clutter.what_to_do(container)}")
         else:
             raise BadInput(f"{source}: is neither a folder nor a .tar or .parquet file; name the folder that holds it.")
 
@@ -215,9 +220,6 @@ def _parquet_units(entry: Entry, look: Look) -> Iterator[Find]:
         yield f"{shown(entry.path)}: skipped, {found}."
         return
     columns, rows = found
-    if not columns:
-        yield f"{shown(entry.path)}: skipped, {_no_images(look.image_column)}."
-        return
     mark = fingerprint(entry)
     start, groups, first_row, num_known = 0, list[int](), 0, 0
     for group, num_rows in enumerate(rows):
@@ -250,30 +252,34 @@ def _footer(entry: Entry, named: str | None) -> tuple[tuple[str, ...], list[int]
         with open_source(entry.path) as file:
             parquet = pq.ParquetFile(file)
             columns = image_columns(parquet.schema_arrow, named)
+            if not columns:
+                return _no_images(parquet.schema_arrow, named)
             return columns, [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # the last two for names that are not UTF-8
         return f"it cannot be read as parquet ({why(error)})"
 
 
-def _no_images(named: str | None) -> str:
+def _no_images(schema: pa.Schema, named: str | None) -> str:
     if named is not None:
         return f"it has no column {named!r} of image bytes"
+    if (text := text_column(schema)) is not None:
+        return f"its column {text!r} is text (paths, URLs or base64), and curate reads images from columns of bytes"
     return f"it has no column of image bytes ({', '.join(IMAGE_COLUMNS[:4])}, ...); name it by --image-column"
 
 
 class _Clutter(NamedTuple):
-    name: str  # of a file that is no image by its name
+    name: str
+    kind: str  # see `clutter.kind`
 
 
 def _folder_units(root: str, look: Look) -> Iterator[Find]:
     """Yield all tars and parquet files below a folder, and its loose files in runs of `shard_size`."""
     run: list[tuple[File, str]] = []
-    clutter: list[str] = []
-    start = num_files = num_clutter = num_known = 0
+    left_out = clutter.LeftOut()
+    start = num_files = num_known = 0
     for found in _walk(root, "", "", look):
         if isinstance(found, _Clutter):
-            num_clutter += 1
-            clutter = [*clutter, found.name][:3]
+            left_out.add(*found)
         elif not isinstance(found, tuple) or isinstance(found, Skipped):
             yield found
         else:
@@ -290,10 +296,7 @@ def _folder_units(root: str, look: Look) -> Iterator[Find]:
         yield _files_unit(root, f"files {start}-{num_files - 1}", run)
     if num_known:
         yield Skipped(-(-num_known // look.shard_size))
-    if clutter:
-        names = ", ".join(clutter) + (", ..." if num_clutter > len(clutter) else "")
-        what = "a file that is no image by its name" if num_clutter == 1 else f"{num_clutter} files that are no images"
-        yield f"{root}: skipped {what} ({names})."
+    yield from left_out.notes(root)
 
 
 def _files_unit(root: str, part: str, run: list[tuple[File, str]]) -> FilesUnit:
@@ -328,9 +331,11 @@ def _walk(root: str, below: str, table: str, look: Look) -> Iterator[Find | _Clu
     table = next((below + name for name in TABLES if name in files), table)
     sidecars, taken = _sidecars(files)
     for entry in entries:
+        if below + entry.name == table and (note := complaint(entry.path, entry.stamp)):
+            yield note
         name, suffix = below + entry.name, _suffix(entry.name)
         if entry.is_folder:
-            if entry.path == look.pool:
+            if entry.path == look.pool or entry.name in NOT_OURS:
                 continue
             if "://" not in entry.path and Path(entry.path).is_symlink():
                 yield f"{entry.path}: skipped, it is a link to a folder; name its target as another source."
@@ -345,8 +350,8 @@ def _walk(root: str, below: str, table: str, look: Look) -> Iterator[Find | _Clu
         elif suffix in _ARCHIVES:
             yield f"{entry.path}: skipped, it is compressed; unpack it first."
         elif entry.name not in taken:
-            if is_clutter(entry.name):
-                yield _Clutter(name)
+            if (kind := clutter.kind(entry.name)) is not None:
+                yield _Clutter(name, kind)
                 continue
             own = {*sidecars.get(split(entry.name)[0], ()), *sidecars.get(composed(entry.name), ())}
             file = File(name, entry.num_bytes, tuple(below + each for each in sorted(own)), table)
@@ -384,7 +389,7 @@ def _is_record(entry: Entry, files: set[str], folders: set[str], look: Look) -> 
     if f"{shard}_stats.json" in files:
         return True
     found = _footer(entry, look.image_column)
-    return isinstance(found, str) or not found[0]
+    return isinstance(found, str)
 
 
 def _suffix(name: str) -> str:

@@ -57,5 +57,6 @@ class DuplicatesConfig(BaseModel):
     radius: int = settings.radius()
     max_distance: float = settings.max_distance()
     turned: bool = settings.turned()
+    cropped: bool = settings.cropped()
     top: int = _top()
     html: Path | None = _html()

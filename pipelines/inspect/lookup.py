@@ -165,7 +165,7 @@ def _is_key(text: str, scored: ScoredPool) -> bool:
     if not _KEY.fullmatch(text):
         return False
     shard = shard_of(text)
-    return shard not in scored.pool.shards or text in scored.pool.rows(shard, ["key"])["key"].to_pylist()
+    return shard in scored.pool.shards and text in scored.pool.rows(shard, ["key"])["key"].to_pylist()
 
 
 def _from_pool(key: str, scored: ScoredPool) -> _Query:
@@ -216,9 +216,10 @@ def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredP
     """Score images from outside the pool with the run's model."""
     if not files:
         return []
-    from pipelines.run.scorer import Scorer  # imported here: keys need no model, and torch takes seconds to load
+    from pipelines.run import verdicts  # imported here: keys need no model, and torch takes seconds to load
+    from pipelines.run.scorer import Scorer
 
-    scorer = Scorer.load(scored.run)
+    scorer = Scorer.load(scored.run, thresholds=verdicts.load(scored.folder))
     queries = []
     for path, content, accepted in files:
         # One at a time, as they are few and of any size.

@@ -68,7 +68,9 @@ def run(config: DuplicatesConfig, on_tick: OnTick = ignore) -> Summary:
     Raises MissingArtifact if there is no pool.
     """
     scored = ScoredPool(Pool.open(config.pool), config.run)
-    groups = Groups.find(scored, config.radius, config.max_distance, config.turned, on_tick)
+    groups = Groups.find(
+        scored, config.radius, config.max_distance, turned=config.turned, cropped=config.cropped, on_tick=on_tick
+    )
     sizes = np.bincount(groups.number_N[groups.number_N >= 0])
     largest = np.argsort(-sizes, kind="stable")[: config.top]
     summary = Summary(

@@ -29,7 +29,7 @@ SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", "
 PATH_COLUMNS = ("path", "file", "filename", "image")
 LABEL_COLUMNS = ("label", "class", "class_name", "cls")
 
-_NOT_OURS = {"__MACOSX", "@eaDir"}  # folders of macOS and of network disks; they hold thumbnails and other files
+NOT_OURS = {"__MACOSX", "@eaDir"}  # folders of macOS and of network disks; they hold thumbnails and other files
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _PHOTOGRAPHS = ("heic", "jxl")  # formats of photographs that are not decoded
 _HEAD_BYTES = 1024  # enough to know a format
@@ -128,7 +128,7 @@ def _problem(path: Path) -> str | None:
 
 def _is_hidden(inside: Path) -> bool:
     """Whether a path within a labeled set, or a folder on its way, is none of ours."""
-    return any(part.startswith(".") or part in _NOT_OURS for part in inside.parts)
+    return any(part.startswith(".") or part in NOT_OURS for part in inside.parts)
 
 
 def _folders(source: Path) -> Found:

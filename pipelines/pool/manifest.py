@@ -8,6 +8,7 @@ pool/files/00000.npy        uint64, digests of the loose files that the shard wa
 pool/run.json               what was ingested, and when
 run/scores/00000.parquet    SCORE_SCHEMA, row i for row i of pool/00000.parquet
 run/embeddings/00000.npy    float16 (N, D), row i for row i of the scores
+run/pools/ID/scores/ ...    the same of further pools (`pipelines.run.belonging`)
 """
 
 import hashlib
@@ -163,6 +164,15 @@ class Pool:
         Everything computed from the shard records it.
         """
         return hashlib.sha256(locations.read(self.root / f"{shard}.parquet")).hexdigest()[:16]
+
+    @cached_property
+    def identity(self) -> str:
+        """The digest of the first shard that holds an image: it stays when the pool moves or grows.
+
+        CorruptShard if that cannot be read.
+        """
+        found = (shard for shard in self.shards if self.rows(shard, ["key"]).num_rows)
+        return self.digest(next(found, self.shards[0]))
 
     def files(self, shard: str) -> Location:
         """Path of the digests of a shard's loose files."""

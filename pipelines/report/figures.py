@@ -50,7 +50,7 @@ def histograms(scored: ScoredPool | None, found: Survey, audit: Audit | None) ->
     """Histograms of the scores, with the labeled images as an outline, and of the classifier's confidence."""
     drawn: list[Figure] = []
     if scored and found.scores is not None:
-        overlay, text, thresholds = None, "", verdicts.load(scored.run)
+        overlay, text, thresholds = None, "", verdicts.load(scored.folder)
         if audit and audit.labeled_probs:
             overlay = np.histogram(audit.labeled_probs, bins=BINS, range=(0.0, 1.0))[0]
             above = np.mean(np.asarray(audit.labeled_probs) >= thresholds.sure_from)

@@ -26,8 +26,8 @@ class Stage:
     facts: dict[str, Any]
 
 
-def stages(pool: Location, run: Location) -> list[Stage]:
-    """The stages that left a record in a pool and a run: the latest ingests, the training and the scoring."""
+def stages(pool: Location, run: Location, folder: Location) -> list[Stage]:
+    """The stages that left a record: latest ingests in the pool, training in the run, scoring in `folder`."""
     found = []
     for number, ingest in enumerate(read_record(pool / "run.json").get("ingests", [])[-_INGESTS:], 1):
         sources = ingest["config"]["sources"]
@@ -43,7 +43,7 @@ def stages(pool: Location, run: Location) -> list[Stage]:
                 facts={"finished": ingest["finished_at"], "digest of the input": ingest["input_digest"]},
             )
         )
-    for name, path in (("train", run / "run.json"), ("score", run / "scores.json")):
+    for name, path in (("train", run / "run.json"), ("score", folder / "scores.json")):
         record = read_record(path)
         if "config" in record:
             found.append(

@@ -84,7 +84,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "domains": sorted(found.domains.items(), key=lambda item: -item[1].num_images)[:DOMAINS_LISTED],
         "num_domains": len(found.domains),
         "bounds": findings.domains,
-        "thresholds": verdicts.load(config.run) if scored and found.scores is not None else None,
+        "thresholds": verdicts.load(scored.folder) if scored and found.scores is not None else None,
         "verdicts": VERDICTS,
         "quality": findings.quality,
         "warnings": _warnings(config, findings),
@@ -104,7 +104,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "audit": findings.audit,
         "limits": association,
         "note": findings.note,
-        "stages": history.stages(config.pool, config.run),
+        "stages": history.stages(config.pool, config.run, scored.folder if scored else config.run),
         "next": findings.next,
     }
     # After the pictures, which fill the album.

@@ -51,7 +51,7 @@ class Album:
 
     def __init__(self, pool: Pool, scored: ScoredPool | None, index: Index | None) -> None:
         self._pool, self._scored, self._index = pool, scored, index
-        self._thresholds = verdicts.load(scored.run) if scored else None
+        self._thresholds = verdicts.load(scored.folder) if scored else None
         self.details: list[dict[str, Any]] = []  # of each picture, by its number
         self.thumbnails: list[str] = []  # of neighbors, as addresses
         self._numbers: dict[tuple[str, int], int | None] = {}  # of a neighbor's thumbnail; None beyond the limit

@@ -27,7 +27,7 @@ from pipelines.report import comparison, confounds, page, pictures
 from pipelines.report.config import ReportConfig, Summary
 from pipelines.report.history import read_record
 from pipelines.report.survey import survey
-from pipelines.run import domains, labels, quality
+from pipelines.run import domains, labels, quality, verdicts
 from pipelines.run.scores import ScoredPool
 
 if TYPE_CHECKING:
@@ -69,13 +69,13 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
         audit=audit,
         comparison=compared,
         num_unscored=num_unscored,
-        quality=quality.load(config.run) if scored else None,
-        labels=labels.load(config.run) if scored and scored.classes else None,
-        domains={row["domain"]: row for row in domains.load(config.run).to_pylist()} if scored else {},
+        quality=quality.load(scored.folder) if scored else None,
+        labels=labels.load(scored.folder) if scored and scored.classes else None,
+        domains={row["domain"]: row for row in domains.load(scored.folder).to_pylist()} if scored else {},
         note=note,
         next=_next(config, scored is not None),
     )
-    out = config.out or config.run / "report.html"
+    out = config.out or with_run.folder / "report.html"
     write_page(out, page.render(config, findings, on_tick), option="--out", parents=True)
     return Summary(
         out=str(out),
@@ -98,7 +98,7 @@ def _scorer(scored: ScoredPool, device: Literal["auto", "cuda", "cpu"]) -> "Scor
         return None
     from pipelines.run.scorer import Scorer  # imported here: without a detector none is needed, and torch takes seconds
 
-    return Scorer.load(scored.run, device)
+    return Scorer.load(scored.run, device, thresholds=verdicts.load(scored.folder))
 
 
 def _labeled_files(config: ReportConfig) -> tuple[list["File"] | None, str]:

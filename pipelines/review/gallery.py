@@ -46,7 +46,7 @@ class Gallery:
     def __init__(self, scored: ScoredPool, on_tick: OnTick = ignore) -> None:
         self.scored = ScoredPool(scored.pool, scored.run)  # without marks: what the model says
         self.classes = scored.classes
-        self.thresholds = verdicts.load(scored.run)
+        self.thresholds = verdicts.load(scored.folder)
         self._shard_number = {shard: number for number, shard in enumerate(scored.shards)}
         self.starts = [0, *accumulate(scored.num_rows(shard) for shard in scored.shards)]
         self._columns()
@@ -153,7 +153,8 @@ class Gallery:
     def undo(self) -> list[int]:
         """Undo the latest action; returns the rows of its images."""
         with self._lock:
-            undone = marks.undo(self.scored.run)
+            self._read_marks()
+            undone = marks.undo(self.scored.run) if self.can_undo else ()
             self._read_marks()
         return [int(row) for row in self._rows_of(undone)]
 
@@ -168,7 +169,7 @@ class Gallery:
             if mark.label in self.classes:
                 labels[row] = self.classes.index(mark.label)
         self.marked, self.marked_labels = marked, labels  # replaced whole, as other threads read them
-        self.can_undo = found.last_action is not None
+        self.can_undo = bool(len(self._rows_of(found.last)))  # the last action may be of another pool
 
     def _size_on_disk(self) -> int:
         file = marks.path(self.scored.run)

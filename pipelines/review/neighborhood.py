@@ -30,7 +30,7 @@ def find(
     index: Index, labels_N: npt.NDArray[np.int16], synthetic_N: npt.NDArray[np.bool_], on_tick: OnTick
 ) -> Neighborhood:
     """The disagreement of all N images of an index, whose positions are those of `labels_N` and `synthetic_N`."""
-    folder = index.scored.run / "review"
+    folder = index.scored.folder / "review"
     with locks.awaited(folder):  # a second page uses the result of the first
         return _look_up(folder / "neighborhood.npy", index, labels_N, synthetic_N, on_tick)
 

@@ -223,7 +223,7 @@ class _Pages:
             "order": self._order,
             "total": len(gallery),
             "thresholds": gallery.thresholds,
-            "quality": quality.load(gallery.scored.run),
+            "quality": quality.load(gallery.scored.folder),
             "map_side": SIDE,
             "max_space": MAX_SPACE,
             "max_marks": MAX_MARKS,

@@ -5,14 +5,15 @@ both have one, are within `max_distance`, and their pixels agree (`likeness`). T
 against the sky, or two words on white, are one to it. Groups are the connected components of such pairs.
 
 On request mirrored and rotated copies count, too. The hash of a turned image follows from its own, up to a few bits:
-they are signs of frequencies, of which turning swaps the axes and flips the odd ones. Embeddings do not count there.
+they are signs of frequencies, of which turning swaps the axes and flips the odd ones. Crops count on request as well:
+every image is decoded and hashed in nine crops (`crops`). Embeddings do not count there.
 
 No step takes more than about N log N. Hashes that differ in at most `radius` bits agree in at least three of
 radius + 3 blocks of bits, so sorting by every choice of three blocks brings them together. This is exact while at most
 `_WINDOW` images share three blocks; beyond that, each image is compared with the next ones in order, which still
 connects a dense cluster. An image whose hash has few bits set is a nearly plain surface, about which the hash says
 nothing, so it is in no group. Memory use is about 110 bytes an image, most of it while hashes are sorted (eight times
-that with turned copies), and up to 300 MB for looks at images whose hashes are near.
+that with turned copies, ten times with crops), and up to 300 MB for looks at images whose hashes are near.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ from pipelines.compute.processes import usable_cores
 from pipelines.images.check import foreign_images
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.run import crops
 from pipelines.run.likeness import ALIKE, Look
 from pipelines.run.neighbors import embeddings_at
 from pipelines.run.scores import ScoredPool
@@ -38,7 +40,7 @@ MIN_BITS = 12  # bits set in a hash that can be trusted; a detailed picture has 
 
 _BLOCKS_IN_COMMON = 3
 _WINDOW = 64  # hashes with the same blocks that each hash is compared with
-_TURNED_RADIUS = 8  # bits, of which the hash of a turned image is a guess
+_WIDE_RADIUS = 8  # bits, where the hash of a turned or cropped image is a guess
 _LOOKS = 1 << 15  # in memory
 _AT_ONCE = 256  # images read before they are decoded
 _MOST_UNLIKE = 1 << 22  # pairs that are known to differ
@@ -58,11 +60,19 @@ class Groups:
 
     @classmethod
     def find(
-        cls, scored: ScoredPool, radius: int, max_distance: float, turned: bool = False, on_tick: OnTick = ignore
+        cls,
+        scored: ScoredPool,
+        radius: int,
+        max_distance: float,
+        *,
+        turned: bool = False,
+        cropped: bool = False,
+        on_tick: OnTick = ignore,
     ) -> "Groups":
         """Group a pool's images by hashes within `radius` bits, embeddings within `max_distance` (1 - cosine), pixels.
 
-        With `turned`, mirrored and rotated copies are in the group of their original.
+        With `turned`, mirrored and rotated copies are in the group of their original; with `cropped`, crops that lack
+        up to 5 % of a side.
         """
         hash_N = hashes(scored)
         detailed = np.flatnonzero(np.bitwise_count(hash_N) >= MIN_BITS)
@@ -79,6 +89,8 @@ class Groups:
             on_tick(Tick(done=done, total=len(masks), unit="passes"))
         if turned:
             root_N = _with_turned(root_N, hash_N, detailed, looks, on_tick)
+        if cropped:
+            root_N = _with_cropped(root_N, hash_N, looks, on_tick)
         _, number_N, count_N = np.unique(root_N, return_inverse=True, return_counts=True)
         grouped = count_N > 1
         return cls(
@@ -157,9 +169,9 @@ def _with_turned(root_N: Positions, hash_N: Hashes, detailed: Positions, looks: 
     num = len(hash_N)
     all_8N = np.concatenate([hash_N, *(turned_hashes(hash_N, turn) for turn in range(1, 8))])
     chosen = np.concatenate([detailed + turn * num for turn in range(8)])
-    masks = block_masks(_TURNED_RADIUS)
+    masks = block_masks(_WIDE_RADIUS)
     for done, mask in enumerate(masks, 1):
-        for a, b in near_pairs(all_8N, chosen, mask, _TURNED_RADIUS):
+        for a, b in near_pairs(all_8N, chosen, mask, _WIDE_RADIUS):
             turn = np.where(a < num, b // num, a // num)
             is_asked = ((a < num) != (b < num)) & (root_N[a % num] != root_N[b % num])
             a, b, turn = a[is_asked], b[is_asked], turn[is_asked]
@@ -169,11 +181,26 @@ def _with_turned(root_N: Positions, hash_N: Hashes, detailed: Positions, looks: 
     return root_N
 
 
+def _with_cropped(root_N: Positions, hash_N: Hashes, looks: "Looks", on_tick: OnTick) -> Positions:
+    """Connect images with crops of them, by the hashes of nine crops of each image, and by their pixels."""
+    num = len(hash_N)
+    all_10N = np.concatenate([hash_N, *crops.of_pool(looks.pool, on_tick)])
+    chosen = np.flatnonzero(np.bitwise_count(all_10N) >= MIN_BITS)
+    masks = block_masks(_WIDE_RADIUS)
+    for done, mask in enumerate(masks, 1):
+        for a, b in near_pairs(all_10N, chosen, mask, _WIDE_RADIUS):
+            is_asked = ((a < num) != (b < num)) & (root_N[a % num] != root_N[b % num])
+            pairs = np.unique(np.sort(np.stack([a, b], 1)[is_asked] % num, 1), axis=0)  # several crops, one pair
+            root_N = joined(root_N, *looks.alike(pairs[:, 0], pairs[:, 1]))
+        on_tick(Tick(done=done, total=len(masks), unit="passes for crops"))
+    return root_N
+
+
 class Looks:
     """Looks at the images of a pool by their pixels, each by its position; those asked for last stay in memory."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._starts = np.cumsum([0, *pool.counts])
         self._spans: dict[str, tuple[Positions, Positions]] = {}
         self._known: dict[int, Look | None] = {}
@@ -215,13 +242,13 @@ class Looks:
 
     def _span(self, position: int) -> Range:
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        shard = self._pool.shards[number]
+        shard = self.pool.shards[number]
         if shard not in self._spans:
-            rows = self._pool.rows(shard, ["offset", "num_bytes"])
+            rows = self.pool.rows(shard, ["offset", "num_bytes"])
             self._spans[shard] = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
         row = position - int(self._starts[number])
         offset, num_bytes = self._spans[shard]
-        return self._pool.tar(shard), int(offset[row]), int(num_bytes[row])
+        return self.pool.tar(shard), int(offset[row]), int(num_bytes[row])
 
 
 def _turned(look: Look, number: int) -> Look:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.pool.manifest import Pool, read_parquet
-from pipelines.pool.truth import UNKNOWN, Truth, check
+from pipelines.pool.truth import UNKNOWN, Truth
 
 if TYPE_CHECKING:  # torch takes seconds, and the report on a pool without scores does without it
     from torch import Tensor
@@ -118,16 +118,17 @@ def is_color(images_BCHW: "Tensor") -> "Tensor":
     return mean_BC.amax(1) - mean_BC.amin(1) >= 6
 
 
-def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> dict[str, float]:
-    """Compare the scores of a run with the truth; a figure is `nan` if there are no images to compute it from.
+def evaluate(pool: Pool, folder: Path, truth: Truth, classes: tuple[str, ...]) -> dict[str, float]:
+    """Compare the scores of a pool, in its `folder` of a run, with the truth; a figure is `nan` if no image gives it.
 
     Without classes there are no pseudo-labels to compare.
     """
     probs, verdicts, labels, synthetic, correct = [], [], [], [], []
     number = {name: i for i, name in enumerate(classes)}
     for shard in pool.shards:
-        scores = read_parquet(run / "scores" / f"{shard}.parquet", ["prob_synthetic", "synthetic", "pseudo_label"])
-        is_synthetic, label = truth.of(pool.rows(shard, ["member"])["member"].to_pylist())
+        scores = read_parquet(folder / "scores" / f"{shard}.parquet", ["prob_synthetic", "synthetic", "pseudo_label"])
+        rows = pool.rows(shard, ["member", "sha256"])
+        is_synthetic, label = truth.of(rows["member"].to_pylist(), rows["sha256"].to_pylist())
         probs.append(scores["prob_synthetic"].to_numpy())
         verdicts.append(np.array(scores["synthetic"].to_pylist(), dtype=bool))
         predicted = [number.get(name, UNKNOWN) for name in scores["pseudo_label"].to_pylist()]
@@ -135,7 +136,6 @@ def evaluate(pool: Pool, run: Path, truth: Truth, classes: tuple[str, ...]) -> d
         synthetic.append(is_synthetic)
         labels.append(label)
     kind, known_label = np.concatenate(synthetic), np.concatenate(labels) != UNKNOWN
-    check(kind, pool)
     prob, verdict, right = np.concatenate(probs), np.concatenate(verdicts), np.concatenate(correct)
     real, fake = kind == 0, kind == 1
     known = real | fake

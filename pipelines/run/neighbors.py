@@ -3,6 +3,7 @@
     run/index/faiss.index   the index over the normalized embeddings; vector i is the i-th image of the shards in order
     run/index/index.json    FAISS's name of the index, its measured recall, and each shard with its number of rows and
                             the fingerprint of its scores; written last, so it vouches that both files agree
+    run/pools/ID/index/     the same of a further pool (`pipelines.run.belonging`)
 
 Small pools are searched exactly. From `EXACT_BELOW` images on, the index is an inverted file (IVF) that searches only
 the lists nearest to the query; how many is measured against exact search. From `FULL_BELOW` images on it stores 6 bits
@@ -108,12 +109,12 @@ class Index:
 
         If another process is doing that already, wait for it and use its result.
         """
-        with locks.awaited(scored.run / "index"):
+        with locks.awaited(scored.folder / "index"):
             return cls._open(scored, on_tick)
 
     @classmethod
     def _open(cls, scored: ScoredPool, on_tick: OnTick) -> "Index":
-        folder = scored.run / "index"
+        folder = scored.folder / "index"
         parts = tuple(_Part(shard, scored.num_rows(shard), scored.fingerprint(shard)) for shard in scored.shards)
         width = scored.embeddings(scored.shards[0]).shape[1]
         factory = choose(sum(part.num_rows for part in parts))
@@ -311,7 +312,7 @@ def contradiction(scored: ScoredPool) -> str | None:
 
     Shards scored since are no contradiction: they are added when the index is next opened.
     """
-    folder = scored.run / "index"
+    folder = scored.folder / "index"
     facts, known = _read_facts(folder / "index.json")
     if facts is None:
         return "its index.json cannot be read"

@@ -1,7 +1,8 @@
 """Scores from outside: what other detectors, aesthetic models, CLIP or NSFW filters say about images.
 
 A parquet or CSV has one value per image, by the pool's `key` or by the `sha256` of the image's bytes. `read` checks
-such files, `store` keeps them in run/outside.parquet: a row per sha256, sorted, with a float column for each name. From
+such files, `store` keeps them in run/outside.parquet, or in that of a further pool (`pipelines.run.belonging`): a row
+per sha256, sorted, with a float column for each name. From
 there they are columns of the scored pool (`pipelines.run.scores`), for `--where`, report, review and export. Files by
 sha256 may also score images that are not in the pool, such as the labeled set.
 """
@@ -143,18 +144,19 @@ def read(pool: Pool, given: Sequence[str]) -> Outside:
     return outside
 
 
-def store(run: Path, outside: Outside, *, trained: bool) -> Outside:
-    """Write run/outside.parquet and return all that it holds then.
+def store(run: Path, outside: Outside, *, trained: bool, folder: Path | None = None) -> Outside:
+    """Write outside.parquet in a run, or in its `folder` of a pool, and return all that it holds then.
 
     Training (`trained`) replaces what was there. Otherwise `outside` is added to it, and replaces scores of the same
     names; Incompatible for a name that the run was trained with.
     """
+    folder = folder or run
     if trained:
         kept = Outside(outside.digests, outside.values, frozenset(outside.names))
     else:
-        before = load(run)
+        before, trained_with = load(folder), load(run).trained
         for name in outside.names:
-            if name.lower() in {each.lower() for each in before.trained}:
+            if name.lower() in {each.lower() for each in trained_with}:
                 raise Incompatible(
                     f"--scores {name}: {run} was trained with scores of this name. Train again to replace them, or "
                     "give these another name."
@@ -163,7 +165,7 @@ def store(run: Path, outside: Outside, *, trained: bool) -> Outside:
         others = {name: values for name, values in before.values.items() if name.lower() not in replaced}
         kept = _merged(Outside(before.digests, others, before.trained), outside)
     if not kept.values:
-        (run / FILE).unlink(missing_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
         return kept
     fixed = pa.Array.from_buffers(pa.binary(64), len(kept.digests), [None, pa.py_buffer(kept.digests)])
     digests = fixed.cast(pa.binary()).cast(pa.string())
@@ -171,9 +173,15 @@ def store(run: Path, outside: Outside, *, trained: bool) -> Outside:
     schema = pa.schema([pa.field("sha256", pa.string(), nullable=False), *kept.schema]).with_metadata(
         {_TRAINED: " ".join(sorted(kept.trained))}
     )
-    with replacing(run / FILE) as temporary:
+    with replacing(folder / FILE) as temporary:
         pq.write_table(pa.table([digests, *values], schema=schema), temporary)
     return kept
+
+
+def of_pool(run: Path, folder: Path) -> Outside:
+    """Scores that a run has of a pool: those in the pool's `folder`, and those that it was trained with."""
+    found = load(run)
+    return found if folder == run else _merged(found.only(sorted(found.trained)), load(folder))
 
 
 def load(run: Path) -> Outside:

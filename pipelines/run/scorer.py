@@ -58,11 +58,18 @@ class Scorer:
         self._threads = ThreadPoolExecutor(max(2, torch.get_num_threads()))
 
     @classmethod
-    def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto", precision: Wanted = "auto") -> "Scorer":
-        """Load run/model/ and run/thresholds.json; MissingArtifact before the end of training."""
+    def load(
+        cls,
+        run: Path,
+        device: Literal["auto", "cuda", "cpu"] = "auto",
+        precision: Wanted = "auto",
+        thresholds: verdicts.Thresholds | None = None,
+    ) -> "Scorer":
+        """Load run/model/, and run/thresholds.json unless others are given; MissingArtifact before training ends."""
         chosen = devices.choose(device)
         trained = model.load(run, chosen)
-        return cls(trained, chosen, verdicts.load(run), choose_precision(run, trained, precision, chosen))
+        precise = choose_precision((run,), trained, precision, chosen)
+        return cls(trained, chosen, thresholds or verdicts.load(run), precise)
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
         """Score images given as file contents; CorruptShard names one that cannot be decoded."""
@@ -151,11 +158,12 @@ def _batches(pool: Pool, numbers: Sequence[int], batch_size: int) -> Iterator[tu
             yield rows, torch.arange(start, min(start + batch_size, len(rows)))
 
 
-def choose_precision(run: Path, trained: model.Model, wanted: Wanted, device: torch.device) -> Precision:
+def choose_precision(folders: Sequence[Path], trained: model.Model, wanted: Wanted, device: torch.device) -> Precision:
     """What `wanted` means for a run.
 
-    `auto` is the precision of the scores that the run has, so that all its images are seen alike, also those from
-    outside; without scores, bf16 where the device is faster in it.
+    `auto` is the precision of the scores that the first of `folders` with scores has, so that all images of a run are
+    seen alike, also those from outside; without scores, bf16 where the device is faster in it.
     """
-    stored = scores.precision(run, trained.digest) if wanted == "auto" else None
-    return devices.precision_of(stored or wanted, device)
+    stored = [scores.precision(folder, trained.digest) for folder in folders] if wanted == "auto" else []
+    found = next((each for each in stored if each is not None), wanted)
+    return devices.precision_of(found, device)

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptShard, Incompatible, MissingArtifact
 from pipelines.pool.manifest import POOL_SCHEMA, Pool, read_parquet
+from pipelines.run import belonging, outside, verdicts
 from pipelines.run import marks as marks_file
-from pipelines.run import outside, verdicts
 from pipelines.run.marks import Mark
 from pipelines.storage import locations
 from pipelines.storage.locations import Location
@@ -59,9 +59,9 @@ def model_digest(run: Location) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def precision(run: Path, digest: str) -> str | None:
-    """Precision of the scores that the model of this digest has made in a run; None if it has made none."""
-    for path in sorted((run / "scores").glob("[!.]*.parquet")):
+def precision(folder: Path, digest: str) -> str | None:
+    """Precision of the scores of a pool in a folder, by the model of this digest; None if there are none."""
+    for path in sorted((folder / "scores").glob("[!.]*.parquet")):
         with suppress(OSError, pa.ArrowInvalid):  # gone meanwhile, or damaged: then it is scored again
             origin = pq.read_schema(path).metadata or {}
             if origin.get(b"model") == digest.encode():
@@ -94,9 +94,14 @@ class ScoredPool:
         """
         scored = cls(Pool.open(pool), run, marks_file.read(run).current)
         if not scored.shards:
-            raise MissingArtifact(f"{run}/scores has no scores of {pool}; run `curate score` first.")
+            raise MissingArtifact(f"{run} has no scores of {pool}; run `curate score` first.")
         scored.check()
         return scored
+
+    @cached_property
+    def folder(self) -> Path:
+        """Folder with the scores of this pool and what is made from them: `run`, or one in it for a further pool."""
+        return belonging.folder(self.run, self.pool)
 
     def check(self) -> None:
         """Raise Incompatible unless the run's present model made all scores, with the same precision and thresholds.
@@ -110,7 +115,7 @@ class ScoredPool:
             (b"thresholds", "sets of thresholds", None),
         ):
             if len({origin.get(name, default) for origin in origins}) > 1:
-                raise Incompatible(f"{self.run}/scores has scores by two {what}; run `curate score` again.")
+                raise Incompatible(f"{self.folder}/scores has scores by two {what}; run `curate score` again.")
         by, now = origins[0].get(b"model") if origins else None, model_digest(self.run)
         if by is not None and now is not None and by != now.encode():
             raise Incompatible(f"{self.run} was trained again after it was scored; run `curate score` again.")
@@ -141,12 +146,12 @@ class ScoredPool:
     @property
     def threshold(self) -> float:
         """Lowest probability at which the scores call an image synthetic."""
-        return verdicts.load(self.run).synthetic_from
+        return verdicts.load(self.folder).synthetic_from
 
     @property
     def real_below(self) -> float:
         """Lowest probability at which the scores do not call an image real."""
-        return verdicts.load(self.run).real_below
+        return verdicts.load(self.folder).real_below
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -160,8 +165,8 @@ class ScoredPool:
 
     @cached_property
     def outside(self) -> outside.Outside:
-        """Scores from outside that the run has."""
-        return outside.load(self.run)
+        """Scores from outside that the run has of this pool."""
+        return outside.of_pool(self.run, self.folder)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -220,7 +225,7 @@ class ScoredPool:
 
         Raises CorruptShard if they are missing, unreadable or of the wrong shape.
         """
-        path = self.run / "embeddings" / f"{shard}.npy"
+        path = self.folder / "embeddings" / f"{shard}.npy"
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
@@ -239,7 +244,7 @@ class ScoredPool:
         return self.pool.counts[self.pool.shards.index(shard)]
 
     def _scores(self, shard: str) -> Path:
-        return self.run / "scores" / f"{shard}.parquet"
+        return self.folder / "scores" / f"{shard}.parquet"
 
 
 _OF_DETECTOR: dict[str | None, str] = {"real": "real", "off-class": "real", "synthetic": "synthetic"}

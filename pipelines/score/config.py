@@ -73,6 +73,7 @@ class ScoreConfig(BaseModel):
 class Summary:
     """Result of scoring, for the shards of this call."""
 
+    folder: str  # the run, or a folder in it for a pool that it was not trained on
     num_images: int
     num_shards: int
     num_scored_before: int  # shards that were skipped, because they had scores
@@ -84,7 +85,7 @@ class Summary:
     verdicts: dict[str, int] | None  # images by verdict
     thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on, by which the threshold was set
-    quality: "Quality | None"  # of the detector on the pool that was trained on
+    quality: "Quality | None"  # of the detector; None on a pool that was not trained on
     labels: "Labels | None"  # how often they are right; None without classes, or for a part of a pool
     domains: (
         list[dict[str, Any]] | None

@@ -4,7 +4,8 @@ in      pool/, run/model/
 out     run/scores/00000.parquet (SCORE_SCHEMA) and run/embeddings/00000.npy, a pair for each shard of the pool;
         run/domains.parquet, the synthetic share by domain (`pipelines.run.domains`);
         run/labels.json, how often the labels are right (`pipelines.run.labels`);
-        run/outside.parquet if scores from outside are given (`pipelines.run.outside`)
+        run/outside.parquet if scores from outside are given (`pipelines.run.outside`);
+        the same in run/pools/ID/ of a pool that is not the one that was trained on (`pipelines.run.belonging`)
 again   shards that this model has scored are skipped; after a new training, or where a shard of the pool has changed,
         they are scored again
 
@@ -36,7 +37,7 @@ from pipelines.pool import truth
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import domains, evaluation, labels, model, outside, quality, verdicts
+from pipelines.run import belonging, domains, evaluation, labels, model, outside, quality, verdicts
 from pipelines.run.scorer import Scorer, Scores, choose_precision
 from pipelines.run.scores import FIRST_PRECISION, PRECISION, SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
@@ -62,20 +63,24 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     pool = Pool.open(config.pool if here else config.pool.absolute())
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
+    if known:
+        known.check(pool)
     from_outside = outside.read(pool, config.scores)
     device = devices.choose(config.device if here else "cpu")
     trained = model.load(config.run, device)
     thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate, trained.config.unsure_from)
+    folder = belonging.claim(config.run, pool)
     if from_outside.values:
-        outside.store(config.run, from_outside, trained=False)
-    for folder in ("scores", "embeddings"):
-        make_folder(config.run / folder)
+        outside.store(config.run, from_outside, trained=False, folder=folder)
+    for name in ("scores", "embeddings"):
+        make_folder(folder / name)
     if config.shard_index == 0:  # for all calls that share the pool: their thresholds are equal
-        verdicts.save(config.run, thresholds)
-    scorer = Scorer(trained, device, thresholds, choose_precision(config.run, trained, config.precision, device))
-    scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], scorer)}
+        verdicts.save(folder, thresholds)
+    precision = choose_precision((folder, config.run), trained, config.precision, device)
+    scorer = Scorer(trained, device, thresholds, precision)
+    scored = {number for number in mine if _is_scored(folder, pool, pool.shards[number], scorer)}
     for number in mine:
-        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        path = folder / "scores" / f"{pool.shards[number]}.parquet"
         if number in scored:
             _update_verdicts(path, thresholds)
         else:
@@ -87,21 +92,28 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
         done += count
         on_tick(Tick(done=done, total=total, unit="images"))
 
+    if known is not None and known.note:
+        on_tick(Tick(done=done, total=total, unit="images", note=known.note))
     missing = [number for number in mine if number not in scored]
     if here:
-        _score_shards(scorer, pool, config, missing, on_images)
+        _score_shards(scorer, pool, folder, config.batch_size, missing, on_images)
     else:
         _score_on_ray(scorer, pool, config, missing, on_images)
-    return _summarize(config, pool, mine, len(scored), scorer, known, started)
+    return _summarize(config, folder, pool, mine, len(scored), scorer, known, started)
 
 
 def _score_shards(
-    scorer: Scorer, pool: Pool, config: ScoreConfig, numbers: Sequence[int], on_images: Callable[[int], None]
+    scorer: Scorer,
+    pool: Pool,
+    folder: Path,
+    batch_size: int,
+    numbers: Sequence[int],
+    on_images: Callable[[int], None],
 ) -> None:
-    """Score shards of a pool in this process; calls `on_images` with the size of every batch."""
-    for number, parts in scorer.score_shards(pool, numbers, config.batch_size, on_images):
+    """Score shards of a pool into its folder of a run; calls `on_images` with the size of every batch."""
+    for number, parts in scorer.score_shards(pool, numbers, batch_size, on_images):
         keys = Rows.of_shard(pool, number).key.tolist()
-        _write(config.run, pool, pool.shards[number], keys, parts, scorer)
+        _write(folder, pool, pool.shards[number], keys, parts, scorer)
 
 
 def _score_on_ray(
@@ -120,7 +132,8 @@ def _score_elsewhere(
     config: ScoreConfig, pool: Pool, thresholds: verdicts.Thresholds, digest: str, number: int
 ) -> None:
     """Score one shard in a process that may be on another machine."""
-    _score_shards(_scorer(config, thresholds, digest), pool, config, [number], lambda count: None)
+    scorer, folder = _scorer(config, thresholds, digest), belonging.folder(config.run, pool)
+    _score_shards(scorer, pool, folder, config.batch_size, [number], lambda count: None)
 
 
 @lru_cache(maxsize=1)  # a worker scores many shards
@@ -134,8 +147,8 @@ def _scorer(config: ScoreConfig, thresholds: verdicts.Thresholds, digest: str) -
     return Scorer(trained, chosen, thresholds, devices.precision_of(config.precision, chosen))
 
 
-def _is_scored(run: Path, pool: Pool, shard: str, scorer: Scorer) -> bool:
-    path = run / "scores" / f"{shard}.parquet"
+def _is_scored(folder: Path, pool: Pool, shard: str, scorer: Scorer) -> bool:
+    path = folder / "scores" / f"{shard}.parquet"
     if not path.exists():
         return False
     schema = pq.read_schema(path)
@@ -149,11 +162,11 @@ def _is_scored(run: Path, pool: Pool, shard: str, scorer: Scorer) -> bool:
     )
 
 
-def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
+def _write(folder: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
     """Write a shard's embeddings, then its scores, whose presence says that the shard is done."""
     trained = scorer.model
     embeddings = _joined([part.embeddings for part in parts], (0, trained.embedding_width))
-    with replacing(run / "embeddings" / f"{shard}.npy") as temporary:
+    with replacing(folder / "embeddings" / f"{shard}.npy") as temporary:
         save_array(temporary, embeddings.astype(np.float16))
     has = trained.config.has_detector
     columns: dict[str, Any] = {
@@ -170,7 +183,7 @@ def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Score
         PRECISION.decode(): scorer.precision,
         "thresholds": _as_text(scorer.thresholds),
     }
-    with replacing(run / "scores" / f"{shard}.parquet") as temporary:
+    with replacing(folder / "scores" / f"{shard}.parquet") as temporary:
         pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(origin)), temporary)
 
 
@@ -221,6 +234,7 @@ def _joined(parts: Sequence[npt.NDArray[Any] | None], empty: tuple[int, ...] = (
 
 def _summarize(
     config: ScoreConfig,
+    folder: Path,
     pool: Pool,
     mine: Sequence[int],
     before: int,
@@ -236,7 +250,7 @@ def _summarize(
     pseudo_labels = dict.fromkeys(trained.config.classes, 0)
     check = evaluation.NO_DECLARATIONS
     for number in mine:
-        path = config.run / "scores" / f"{pool.shards[number]}.parquet"
+        path = folder / "scores" / f"{pool.shards[number]}.parquet"
         table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
         synthetic += sum(value is True for value in table["synthetic"].to_pylist())
         for count in table["verdict"].value_counts().to_pylist():
@@ -251,6 +265,7 @@ def _summarize(
         )
     has_detector = trained.config.has_detector
     summary = Summary(
+        folder=str(folder),
         num_images=num_images,
         num_shards=len(mine),
         num_scored_before=before,
@@ -260,29 +275,29 @@ def _summarize(
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
-        quality=quality.load(config.run) if has_detector else None,
-        labels=_labels_of_pool(config, pool, trained),
-        domains=_domains(config.run, pool, trained) if has_detector and config.num_shards == 1 else None,
+        quality=quality.load(folder) if has_detector else None,
+        labels=_labels_of_pool(config, folder, pool, trained),
+        domains=_domains(folder, pool, trained) if has_detector and config.num_shards == 1 else None,
         mean_confidence=confidence / max(num_images, 1) if pseudo_labels else None,
         pseudo_labels=pseudo_labels,
-        truth=evaluation.evaluate(pool, config.run, known, trained.config.classes) if known and has_detector else None,
+        truth=evaluation.evaluate(pool, folder, known, trained.config.classes) if known and has_detector else None,
         declared=check if check and has_detector else None,
-        outside=_with_value(pool, config.run, mine),
+        outside=_with_value(pool, outside.of_pool(config.run, folder), mine),
     )
     if config.num_shards == 1:
-        write_json(config.run / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
+        write_json(folder / "scores.json", {"config": config.model_dump(mode="json"), "summary": asdict(summary)})
     return summary
 
 
-def _labels_of_pool(config: ScoreConfig, pool: Pool, trained: model.Model) -> labels.Labels | None:
-    """Measure the labels of the pool by a sample of the images that are called real, and write run/labels.json."""
+def _labels_of_pool(config: ScoreConfig, folder: Path, pool: Pool, trained: model.Model) -> labels.Labels | None:
+    """Measure the labels of the pool by a sample of the images that are called real, and write labels.json."""
     if trained.evidence is None or config.num_shards > 1:
         return None
     names = ["synthetic", "probs", "raw_confidence", "typicality"]
     every = max(1, pool.num_images // SAMPLE)
     parts = []
     for shard in pool.shards:
-        part = read_parquet(config.run / "scores" / f"{shard}.parquet", names)
+        part = read_parquet(folder / "scores" / f"{shard}.parquet", names)
         part = part.filter(pc.invert(pc.fill_null(part["synthetic"], False)))
         parts.append(part.take(np.arange(0, part.num_rows, every)))
     sample = pa.concat_tables(parts)
@@ -292,15 +307,14 @@ def _labels_of_pool(config: ScoreConfig, pool: Pool, trained: model.Model) -> la
         torch.from_numpy(sample["raw_confidence"].to_numpy().astype(np.float64)),
         torch.from_numpy(sample["typicality"].to_numpy().astype(np.float64)),
     )
-    before = labels.load(config.run)
+    before = labels.load(folder) or labels.load(config.run)
     found = labels.measure(trained.evidence, trained.config.classes, of_pool, before.suspects if before else ())
-    labels.save(config.run, found)
+    labels.save(folder, found)
     return found
 
 
-def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
+def _with_value(pool: Pool, others: outside.Outside, mine: Sequence[int]) -> dict[str, int]:
     """Images that have a value, by name of the run's scores from outside."""
-    others = outside.load(run)
     counts = dict.fromkeys(others.names, 0)
     for number in mine if counts else ():
         for name, values in others.of(pool.rows(pool.shards[number], ["sha256"])["sha256"]).items():
@@ -308,13 +322,13 @@ def _with_value(pool: Pool, run: Path, mine: Sequence[int]) -> dict[str, int]:
     return counts
 
 
-def _domains(run: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
-    """Bound the synthetic share of each large domain, and write run/domains.parquet."""
+def _domains(folder: Path, pool: Pool, trained: model.Model) -> list[dict[str, Any]]:
+    """Bound the synthetic share of each large domain, and write domains.parquet."""
     tally = domains.Tally()
     for shard in pool.shards:
-        probs = read_parquet(run / "scores" / f"{shard}.parquet", ["prob_synthetic"])["prob_synthetic"].to_numpy()
+        probs = read_parquet(folder / "scores" / f"{shard}.parquet", ["prob_synthetic"])["prob_synthetic"].to_numpy()
         tally.add(domains.of_shard(pool, shard), probs, pool.rows(shard, ["declared"])["declared"].to_pylist())
-    table = tally.table(torch.tensor(trained.config.held_out), quality.load(run))
-    domains.save(run, table)
+    table = tally.table(torch.tensor(trained.config.held_out), quality.load(folder))
+    domains.save(folder, table)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -32,6 +32,7 @@ Range: TypeAlias = tuple[Location, int, int]  # file, offset, number of bytes
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # one slash, because a Path merges two into one
 _EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}  # of curate, by the scheme that needs it
+_OF_STORE = {".gitattributes"}  # in each repository of the Hugging Face Hub
 _BUFFER_BYTES = 1 << 20
 _FETCHED_BYTES = 64 << 20  # in memory at once
 _MAX_GAP = 64 << 10  # bytes between two ranges that are cheaper to read than a second request
@@ -123,7 +124,7 @@ def driver_hint(error: Exception, where: object) -> str:
 
 
 def names(folder: Location) -> list[str]:
-    """List the names in a folder, sorted; empty if there is no such folder."""
+    """List the names in a folder, sorted, without what a store keeps for itself; empty if there is no such folder."""
     try:
         if isinstance(folder, Path):
             return sorted(os.listdir(folder))  # noqa: PTH208 - names, not paths
@@ -133,7 +134,8 @@ def names(folder: Location) -> list[str]:
         return []
     # Some stores list a folder as an empty object within itself.
     inside = (str(name).strip("/") for name in listed)
-    return sorted(name.rpartition("/")[2] for name in inside if name != folder.path.strip("/"))
+    found = (name.rpartition("/")[2] for name in inside if name != folder.path.strip("/"))
+    return sorted(name for name in found if name not in _OF_STORE)
 
 
 def exists(path: Location) -> bool:
@@ -245,7 +247,7 @@ def put(file: Path, path: "UPath") -> None:
         with explained(path):
             path.fs.put_file(str(file), path.path)
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: cannot be written ({why(error)}); make the bucket first.") from None
+        raise BadInput(f"{path}: cannot be written ({why(error)}); make the bucket or repository first.") from None
 
 
 def move(source: "UPath", path: "UPath") -> None:

@@ -60,9 +60,10 @@ class Data:
                 f"{config.pool}: only {len(training.rows)} of its images are outside the labeled set. Training needs 2 "
                 "or more: ingest more images."
             )
-        facts = known.of(training.rows.members()) if known else None
-        if facts:
-            truth.check(facts[0], pool)
+        facts = None
+        if known:
+            facts = known.of(training.rows.members(), training.rows.columns(["sha256"])["sha256"].to_pylist())
+            known.check(pool)
         return cls(pool, training, validation, facts, _oracle(config, facts, device))
 
     @property

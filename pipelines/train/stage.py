@@ -3,11 +3,10 @@
 in      pool/ (ingested), a labeled set, perhaps a validation set
         what a person marked in the run (run/marks.jsonl): see `pipelines.train.marked`
 out     run/model/ (see `pipelines.run.model`), run/classes.txt, run/thresholds.json, run/labels.json,
-        run/metrics.jsonl, run/run.json
+        run/metrics.jsonl, run/run.json, run/pool.json (`pipelines.run.belonging`)
 resume  run/checkpoint/state.safetensors: the same command resumes from it, bit-exactly on a CPU
 
-Under torchrun each rank trains on its part of every batch, to the same result as one process with all of it. Rank 0
-alone writes.
+Under torchrun each rank trains on its part of every batch, to the same result as one process. Rank 0 alone writes.
 """
 
 import copy
@@ -37,7 +36,7 @@ from pipelines.pool import pixels
 from pipelines.pool.features import FeatureReader, FileStore
 from pipelines.pool.manifest import Pool, is_pool
 from pipelines.progress import OnTick, Tick, ignore
-from pipelines.run import labels, marks, model, quality, verdicts
+from pipelines.run import belonging, labels, marks, model, quality, verdicts
 from pipelines.run.calibration import Evidence
 from pipelines.storage import locks
 from pipelines.storage.atomic import write_json
@@ -315,11 +314,12 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...], fo
     model.list_classes(config.run / "classes.txt", saved.classes)
     labels.save(config.run, summary.labels)
     verdicts.save(config.run, verdicts.choose(held_out, None, saved.unsure_from))
+    belonging.give(config.run, Pool.open(config.pool))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)
     versions = {"torch": torch.__version__, "device": str(training.device), "ranks": ranks.world_size()}
-    written = {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)}
-    write_json(config.run / "run.json", written)
+    record = {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)}
+    write_json(config.run / "run.json", record)
 
 
 @torch.no_grad()

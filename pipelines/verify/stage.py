@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.errors import CurateError, MissingArtifact, what_is_wrong
+from pipelines.errors import CorruptShard, CurateError, MissingArtifact, what_is_wrong
 from pipelines.pool.manifest import POOL_SCHEMA, REJECT_SCHEMA, Pool, read_parquet, shard_of
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import marks, outside, verdicts
@@ -51,14 +51,13 @@ def run(config: VerifyConfig, on_tick: OnTick = ignore) -> Summary:
             num_rejects += _rejects(pool, shard).num_rows
         on_tick(Tick(done=number + 1, total=len(pool.shards), unit="shards"))
     problems += _twice(pool, heads)
-    scored = ScoredPool(pool, config.run)
-    if config.run.is_dir():
-        problems += _run(scored)
+    num_scored, of_run = _scored(ScoredPool(pool, config.run))
+    problems += of_run
     return Summary(
         num_shards=len(pool.shards),
         num_images=sum(map(len, heads.values())),
         num_rejects=num_rejects,
-        num_scored=len(scored.shards),
+        num_scored=num_scored,
         problems=tuple(problems),
     )
 
@@ -176,6 +175,17 @@ def _twice(pool: Pool, heads: dict[str, npt.NDArray[np.uint64]]) -> Iterator[Pro
 # The run
 
 
+def _scored(scored: ScoredPool) -> tuple[int, list[Problem]]:
+    """Number of shards with scores, and the problems of a run, if there is one."""
+    if not scored.run.is_dir():
+        return 0, []
+    try:
+        return len(scored.shards), list(_run(scored))
+    except CorruptShard as error:  # the pool's first manifest, or the run's pool.json
+        what = f"which scores are of this pool cannot be known, because {what_is_wrong(error)}"
+        return 0, [Problem(where=str(scored.run), what=what, fix="fix that first")]
+
+
 def _run(scored: ScoredPool) -> Iterator[Problem]:
     """Compare model, checkpoint, scores, embeddings, index and marks with the pool and with each other."""
     run = scored.run
@@ -188,15 +198,17 @@ def _run(scored: ScoredPool) -> Iterator[Problem]:
     if state.exists():
         yield from _caught(state, "remove it, and " + _TRAIN, _checkpoint, state)
     for shard in scored.shards:
-        file = run / "scores" / f"{shard}.parquet"
+        file = scored.folder / "scores" / f"{shard}.parquet"
         yield from _caught(file, _SCORES, _scores, scored, shard, file, trained)
-    for path in sorted([*(run / "scores").glob("[!.]*.parquet"), *(run / "embeddings").glob("[!.]*.npy")]):
+    files = [(scored.folder / "scores").glob("[!.]*.parquet"), (scored.folder / "embeddings").glob("[!.]*.npy")]
+    for path in sorted(path for found in files for path in found):
         if path.stem not in scored.pool.shards:
             yield Problem(where=str(path), what="belongs to a shard that is not in the pool", fix="remove it")
-    if (run / "index" / "index.json").exists():
-        yield from _caught(run / "index", _INDEX, _index, scored)
+    if (scored.folder / "index" / "index.json").exists():
+        yield from _caught(scored.folder / "index", _INDEX, _index, scored)
     yield from _caught(marks.path(run), "fix or remove that line", _marks, run)
-    yield from _caught(run / outside.FILE, "remove it and give --scores again", _outside, run)
+    for folder in dict.fromkeys((run, scored.folder)):
+        yield from _caught(folder / outside.FILE, "remove it and give --scores again", _outside, folder)
 
 
 def _outside(run: Path) -> Iterator[Problem]:
@@ -213,7 +225,7 @@ def _index(scored: ScoredPool) -> Iterator[Problem]:
     from pipelines.run import neighbors  # heavy
 
     if (what := neighbors.contradiction(scored)) is not None:
-        yield Problem(where=str(scored.run / "index"), what=what, fix=_INDEX)
+        yield Problem(where=str(scored.folder / "index"), what=what, fix=_INDEX)
 
 
 def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
@@ -260,7 +272,7 @@ def _scores(scored: ScoredPool, shard: str, file: Path, trained: list[str]) -> I
         yield from map(problem, _verdicts(scored, table))
     embeddings = scored.embeddings(shard)  # CorruptShard if their number differs
     if embeddings.shape[0] != rows.num_rows or not np.isfinite(embeddings).all():
-        yield problem("has values that are not finite numbers", scored.run / "embeddings" / f"{shard}.npy")
+        yield problem("has values that are not finite numbers", scored.folder / "embeddings" / f"{shard}.npy")
 
 
 def _labels(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
@@ -291,10 +303,10 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
         yield "has a prob_synthetic outside 0 to 1"
         return
     kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"thresholds", b"null"))
-    thresholds = verdicts.load(scored.run)
+    thresholds = verdicts.load(scored.folder)
     if kept is None:
         return
     if verdicts.Thresholds(**kept) != thresholds:
-        yield "was scored with other thresholds than those in run/thresholds.json"
+        yield "was scored with other thresholds than those in thresholds.json"
     if (table["synthetic"].to_numpy() != (prob >= thresholds.synthetic_from)).any():
         yield "calls images synthetic below the threshold, or real above it"

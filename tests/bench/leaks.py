@@ -130,8 +130,9 @@ def groups(root: Path, tests: Sequence[bytes], rng: np.random.Generator) -> None
         crawl += [(f"{i:05d}-{kind}", copy_of(tests[i], kind, rng)) for kind in KINDS[1:]]
     write(root / "twice" / "00000.tar", sorted(crawl))
     ingest.run(ingest.IngestConfig(sources=(str(root / "twice"),), pool=root / "twice-pool"))
-    for turned in (False, True):
-        config = DuplicatesConfig(pool=root / "twice-pool", run=root / "none", top=1000, turned=turned)
+    for option in ("", "turned", "cropped"):
+        asked = {option: True} if option else {}
+        config = DuplicatesConfig(pool=root / "twice-pool", run=root / "none", top=1000, **asked)
         start = time.perf_counter()
         summary = near_duplicates.run(config)
         took = time.perf_counter() - start
@@ -142,7 +143,7 @@ def groups(root: Path, tests: Sequence[bytes], rng: np.random.Generator) -> None
             for copy in group:
                 number, _, kind = copy.member.removesuffix(".jpg").partition("-")
                 right[kind] += numbers[number] > 1
-        print(f"near-duplicates{', turned' if turned else ''}: {took:.0f} s, of {len(range(0, len(tests), 10))} each")
+        print(f"near-duplicates {option}: {took:.0f} s, of {len(range(0, len(tests), 10))} each")
         for kind in KINDS[1:]:
             print(f"  {kind:10} {right[kind]:4}")
         print(f"  different images in one group: {wrong}")

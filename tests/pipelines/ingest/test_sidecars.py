@@ -85,7 +85,8 @@ def test_readmes_and_what_file_managers_leave_are_no_images(tmp_path: Path) -> N
     summary = run(tmp_path / "pool", tmp_path / "crawl")
     assert (summary.read, summary.kept, summary.rejected) == (1, 1, {})
     assert summary.notes == (
-        f"{tmp_path}/crawl: skipped 6 files that are no images (LICENSE, README.md, Thumbs.db, ...).",
+        f"{tmp_path}/crawl: skipped 6 files that are no images (LICENSE, README.md, Thumbs.db, ...). A table gives its "
+        "rows to the images if it is called metadata.csv and has a column file_name.",
     )
 
 
@@ -122,6 +123,7 @@ def test_the_tables_of_hugging_face_folders_describe_their_images(tmp_path: Path
         pq.write_table(pa.Table.from_pylist(rows), table)
     summary = run(tmp_path / "pool", tmp_path / "crawl")
     assert (summary.read, summary.kept) == (3, 3)
+    assert summary.notes == (f"{table}: 1 of 3 rows name a file that is not there.",)
     # By name: 0.jpg, 2.jpg, deep/1.jpg.
     listed, alone, both = (sample for _, sample in read_samples(tmp_path / "pool/00000.tar"))
     assert "json" not in alone

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import inspect
+from pipelines import ingest, inspect, score
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact
 from pipelines.inspect import InspectConfig
 from pipelines.inspect.lookup import Inspection, Item, contact_sheet
@@ -242,3 +242,15 @@ def test_an_image_is_found_by_its_name_in_the_crawl(pool: Path, run: Path) -> No
     (rejected,) = pq.read_table(pool / "rejects/00000.parquet").slice(0, 1).to_pylist()
     with pytest.raises(BadInput, match=f"{rejected['member']}: was rejected: {rejected['reason'].replace('_', ' ')}"):
         look(pool, run, rejected["member"])
+
+
+def test_a_name_of_digits_is_found_even_where_it_would_be_a_key_of_another_shard(tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "crawl" / f"00450000{i}.png")
+    ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / "pool", jobs=1))
+    save_untrained(tmp_path / "run")
+    score.run(score.ScoreConfig(pool=tmp_path / "pool", run=tmp_path / "run", device="cpu"))
+    (found,) = look(tmp_path / "pool", tmp_path / "run", "004500001")
+    assert found.query.member == "004500001.png"

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from models.classifier import Classifier
 from models.detector import Detector
 from pipelines import export, ingest
-from pipelines.errors import Incompatible, MissingArtifact
+from pipelines.errors import MissingArtifact
 from pipelines.export import ExportConfig
 from pipelines.inspect import near_duplicates
 from pipelines.inspect.config import DuplicatesConfig
@@ -120,9 +120,29 @@ def test_embeddings_have_a_say_where_there_are_scores(pool: Path, run: Path) -> 
     assert groups == [[name for name in group if name != "03-recoded.jpg"] for group in COPIES]
 
 
-def test_scores_of_another_pool_are_refused(pool: Path, run: Path, world: Any) -> None:
-    with pytest.raises(Incompatible, match="other images"):
-        near_duplicates.run(DuplicatesConfig(pool=world.pool, run=run))
+def test_scores_of_another_pool_have_no_say(run: Path, world: Any) -> None:
+    found = near_duplicates.run(DuplicatesConfig(pool=world.pool, run=run))
+    assert (found.confirmed, found.num_images) == (False, Pool.open(world.pool).num_images)
+
+
+def test_crops_are_found_on_request(tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(8):
+        image = picture(rng).resize((160, 120), Image.Resampling.BICUBIC)
+        (tmp_path / "crawl" / f"{i}-whole.png").write_bytes(encoded(image, "PNG"))
+        left, top = int(rng.integers(0, 9)), int(rng.integers(0, 7))
+        crop = image.crop((left, top, left + 152, top + 114)).resize((100, 75))
+        (tmp_path / "crawl" / f"{i}-crop.jpg").write_bytes(encoded(crop, "JPEG", quality=80))
+    (tmp_path / "crawl" / "flat.png").write_bytes(encoded(Image.new("RGB", (90, 90), "red"), "PNG"))
+    ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / "pool", jobs=1))
+    found = names(near_duplicates.run(DuplicatesConfig(pool=tmp_path / "pool", run=tmp_path / "none", cropped=True)))
+    assert found == [[f"{i}-crop.jpg", f"{i}-whole.png"] for i in range(8)]
+    config = {"keep": "all", "drop_near_duplicates": True, "cropped": True}
+    summary = export.run(
+        ExportConfig(out=tmp_path / "out", pool=tmp_path / "pool", run=tmp_path / "none", jobs=1, **config)
+    )
+    assert (summary.kept, summary.dropped) == (9, {"near_duplicate": 8})
 
 
 def test_without_a_pool_it_says_so(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(
         Pool.open(locate(f"{bucket}/pool"))
     with pytest.raises(BadInput, match=r"--run s3://bucket-.*: is not on a disk"):
         score.ScoreConfig(run=f"{bucket}/run")  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="make the bucket first"):
+    with pytest.raises(BadInput, match="make the bucket or repository first"):
         ingested("s3://no-such-bucket/pool", crawl)
     assert locate("file:///data/pool") == Path("/data/pool")
     with pytest.raises(BadInput, match="nosuch://bucket/pool: cannot be reached"):
