@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from curate import console
 from curate.options import Command
+from pipelines.distribution import VERSION
 from pipelines.errors import CurateError
 
 COMMANDS = (
@@ -57,9 +58,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version  # takes longer to import than all of Typer
-
-        print(f"curate {version('curate')}")
+        print(f"curate {VERSION}")
         raise typer.Exit
 
 
