@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# PyPI's torch for Linux brings 4.5 GB of CUDA, of no use without an NVIDIA GPU. PyTorch has builds without it, in an
+# PyPI's torch for Linux brings some 4.5 GB of CUDA, of no use without an NVIDIA GPU. PyTorch has builds without it, in an
 # index of its own; any other index would mix both kinds. `make demo TORCH=cuda` installs PyPI's.
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 CPU_BUILDS := https://download.pytorch.org/whl/cpu
@@ -31,7 +31,7 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 docs: .venv/.installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 install: .venv/.installed
 
