@@ -1,9 +1,10 @@
 """Runs the five commands on the demo's crawl, and writes what they print into first-run.md and README.md.
 
-    python docs/outputs.py
+    python docs/outputs.py [FOLDER]
 
 It takes a minute or two, and replaces `first-run.md`, `found.jpg`, and the text between the marks in `README.md`. The
-figures in the commands' outputs are those of this machine, and `seconds` is left out.
+figures in the outputs are those of this machine; progress and seconds are left out. In a FOLDER, which is kept, another
+run repeats only the commands whose output is not there yet.
 """
 
 import io
@@ -57,9 +58,10 @@ fewer steps and smaller views.
 
 def main() -> None:
     """Write the page, the block of README and the picture."""
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        toy.make(home, num_real=NUM_REAL, labels_per_class=LABELS_PER_CLASS, num_test=0, sides=SIDES)
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
+        if not (home / "truth.parquet").exists():
+            toy.make(home, num_real=NUM_REAL, labels_per_class=LABELS_PER_CLASS, num_test=0, sides=SIDES)
         printed = {command: _run(command, home) for command in COMMANDS}
         _draw(home, DOCS / "found.jpg")
     blocks = "\n\n".join(_block([(command, lines)]) for command, lines in printed.items())
@@ -72,20 +74,19 @@ def main() -> None:
 
 
 def _run(command: str, home: Path) -> list[str]:
-    """Run a command in a folder; returns the lines it printed."""
+    """Run a command in a folder, if that was not done before; returns the lines it printed."""
     _, *arguments = shlex.split(command)
-    environment = os.environ | {"COLUMNS": str(COLUMNS), "PYTHONPATH": str(DOCS.parent)}
-    done = subprocess.run(
-        [sys.executable, "-m", "curate", *arguments],
-        cwd=home,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"{command} failed:\n{done.stdout}")
-    lines = [line.rstrip() for line in done.stdout.splitlines() if not _NOT_SHOWN.match(line)]
+    kept = home / f"{arguments[0]}.txt"
+    if not kept.exists():
+        environment = os.environ | {"COLUMNS": str(COLUMNS), "PYTHONPATH": str(DOCS.parent)}
+        run = [sys.executable, "-m", "curate", *arguments]
+        done = subprocess.run(
+            run, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"{command} failed:\n{done.stdout}")
+        kept.write_text(done.stdout, encoding="utf-8")
+    lines = [line.rstrip() for line in kept.read_text(encoding="utf-8").splitlines() if not _NOT_SHOWN.match(line)]
     return [part for line in lines for part in _wrapped(line)]
 
 
