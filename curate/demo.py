@@ -74,14 +74,16 @@ def demo(
     figures = evaluate(pool, run, known, ScoredPool.open(pool.root, run).classes)
     measured = quality.load(run)
     statements = measured.statements if measured else (quality.UNMEASURED,)
+    verdict = _verdict(real, synthetic, figures)
     if json:
         called = {"real": asdict(real), "synthetic": asdict(synthetic)}
-        console.as_json({"toy": True, "junk": junk, "called": called, "figures": figures, "statements": statements})
+        found = {"junk": junk, "called": called, "figures": figures, "verdict": verdict, "statements": statements}
+        console.as_json({"toy": True} | found)
     else:
         console.table("Junk planted and rejected", junk)
         rows = ({"in truth": "real"} | asdict(real), {"in truth": "synthetic"} | asdict(synthetic))
         console.table("What the images are, what curate called them, and what it exported", rows)
-        console.say("By the truth:", _verdict(real, synthetic, figures))
+        console.say("By the truth:", verdict)
         console.say("Without the truth, curate says:", statements)
     _point_on(out, time.monotonic() - began)
     if open_report and not webbrowser.open((run / "report.html").resolve().as_uri()):
@@ -92,7 +94,7 @@ def _point_on(out: Path, seconds: float) -> None:
     """Say where everything is, and what to do next."""
     console.note(
         f"\nDone in {seconds:.0f} s. Everything is in {out}.\n"
-        f"Look at the report: {out}/run/report.html (curate demo --open opens it)\n"
+        f"Look at the report: open {out}/run/report.html in a browser\n"
         f"Look at the images: {console.command('review', pool=out / 'pool', run=out / 'run')}\n"
         "Next, on your own crawl: curate ingest CRAWL"
     )

@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -104,7 +105,7 @@ def _shown(lines: Sequence[str], beginnings: Sequence[str]) -> list[str]:
             raise SystemExit(f"No line begins with {beginning!r}: put what README should show into COMMANDS.")
         for i in found:
             shown.append(lines[i])
-            shown += [line for line in lines[i + 1 : i + 4] if line.startswith("    ")]
+            shown += takewhile(lambda line: line.startswith("    "), lines[i + 1 :])
     return shown
 
 
@@ -124,7 +125,8 @@ def _draw(home: Path, file: Path) -> None:
     """Draw pictures of the pool as they come, and below them the same with their verdicts."""
     scored = ScoredPool.open(home / "pool", home / "run")
     shard = scored.shards[0]
-    rows = scored.rows(shard, ["key", "verdict", "prob_synthetic"]).slice(0, _ROWS * _ACROSS)
+    table = scored.rows(shard, ["key", "verdict", "prob_synthetic"])
+    rows = table.take(list(range(0, table.num_rows, table.num_rows // (_ROWS * _ACROSS)))[: _ROWS * _ACROSS])
     pictures = _pictures(scored.pool, shard, rows["key"].to_pylist())
     height = _BAR + _ROWS * (_TILE + _GAP)
     sheet = Image.new("RGB", (_ACROSS * (_TILE + _GAP) + _GAP, 2 * height + _GAP), "white")
