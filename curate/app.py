@@ -23,9 +23,9 @@ COMMANDS = (
 
 
 def load(name: str) -> TyperCommand:
-    """Import one of COMMANDS: the function `curate.NAME.NAME`."""
+    """Import one of COMMANDS: the function `curate.commands.NAME.NAME`."""
     one = typer.Typer(add_completion=False, rich_markup_mode=None)
-    one.command(cls=Command)(getattr(import_module(f"curate.{name}"), name))
+    one.command(cls=Command)(getattr(import_module(f"curate.commands.{name}"), name))
     command = typer.main.get_command(one)
     assert isinstance(command, TyperCommand)
     return command

@@ -47,6 +47,14 @@ def resolve(
         raise BadInput(_explanation(error, given, file, names)) from None
 
 
+def setting(kind: type[BaseModel], name: str) -> str:
+    """Path of the setting that an option is called after: "recipe.num_steps" for num_steps. BadInput for no setting."""
+    paths = {path.rpartition(".")[2]: path for path in settings_of(kind)}
+    if name not in paths:
+        raise BadInput(f"There is no setting {name!r}; {_hint(name, tuple(paths), '')}")
+    return paths[name]
+
+
 def _table(values: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
     """Table of a group; an empty one where there is none."""
     for group in groups:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from curate.demo import LABELS_PER_CLASS, NUM_REAL, SIDES, SURELY_REAL
+from curate.commands.demo import LABELS_PER_CLASS, NUM_REAL, SIDES, SURELY_REAL
 from pipelines import toy
 from pipelines.pool.manifest import Pool
 from pipelines.run.scores import ScoredPool

@@ -79,6 +79,17 @@ def weigh(labels_L: Tensor, mix_K: Tensor) -> Tensor:
     return weights_L * len(labels_L) / weights_L.sum()
 
 
+def mix(probs_NK: Tensor, probs_LK: Tensor, mix_K: Tensor) -> Tensor:
+    """Class mix (K,) float64 of a pool, by calibrated probabilities of its images and of labeled ones with a known mix.
+
+    That a classifier favors a class shows in both means and cancels. This is the first step of maximum likelihood
+    (Saerens et al. 2002): it underestimates how far the pool is from the labeled images, but iterating makes much of
+    the errors of a classifier that knows little (docs/log.md).
+    """
+    found_K = mix_K.double() * probs_NK.double().mean(0) / probs_LK.double().mean(0).clamp(min=1e-9)
+    return found_K / found_K.sum()
+
+
 class Share(NamedTuple):
     """An estimated share with its 95 % interval, all 0..1, and how many equal trials it rests on."""
 
@@ -167,46 +178,63 @@ class Limit(NamedTuple):
     """From which confidence on labels are promised to be right often enough."""
 
     confidence: float | None  # None: from none on
-    num_above: int  # labeled images from there on, or the most that were tested
+    num_above: int  # labeled images from there on, or those that were tested in vain
     right_above: int
-    needed: int  # labeled images that would have to lie there, at the share that is right of them, where it is reached
+    needed: int  # of those, how many have to be right; more than there are where no number would do
 
 
 def limit(confidence_L: Tensor, right_L: Tensor, weights_L: Tensor, *, precision: float, level: float) -> Limit:
     """The lowest confidence from which labels are right in `precision` of cases or more, with probability `level`.
 
-    Confidences are tried downward, from one that leaves just enough images above it, until a test fails. The chance
-    that any false limit passes is at most 1 - `level`, since the first false one in the sequence has to pass
-    (fixed-sequence testing). Several starting points share the error. Weights reduce the number of trials to the
-    effective one; with equal weights the test is exact.
+    Confidences are tried downward until a test fails. The chance that any false limit passes is at most 1 - `level`,
+    since the first false one in the sequence has to pass (fixed-sequence testing). The first is the one that most
+    likely passes if each image is right as often as its calibrated confidence says: with few images at the top not even
+    a faultless record is proof. Weights reduce the number of trials to the effective one. With equal weights the test
+    is exact, but for what the calibration has learned from the same images.
     """
     order = confidence_L.argsort(descending=True, stable=True)
     right, weights = right_L[order].double(), weights_L[order].double()
     sums, squares, hits = weights.cumsum(0), weights.square().cumsum(0), (weights * right).cumsum(0)
     trials = (sums.square() / squares + 1e-6).floor().int().tolist()
     rights = (hits / sums * sums.square() / squares + 1e-6).floor().int().tolist()
-    starts = _starts(len(order), precision, level)
+    expected = ((weights * confidence_L[order]).cumsum(0) / sums).tolist()
+    start = _start(trials, expected, precision, level)
+    if start is None:
+        return Limit(None, len(order), int(right.sum()), fewest(precision, level))
     best = None
-    for start in starts:
-        for above in range(start, len(order) + 1):
-            if tail(rights[above - 1], trials[above - 1], precision) > (1 - level) / len(starts):
-                break
-            is_tie = above < len(order) and confidence_L[order[above]] == confidence_L[order[above - 1]]
-            if not is_tie:
-                best = max(best or 0, above)
-    if best is not None:
-        return Limit(float(confidence_L[order[best - 1]]), trials[best - 1], rights[best - 1], 0)
-    tested = min(len(order), fewest(precision, level))
-    return Limit(None, tested, int(right[:tested].sum()), fewest(precision, level))
+    for above in range(start, len(order) + 1):
+        if tail(rights[above - 1], trials[above - 1], precision) > 1 - level:
+            break
+        is_tie = above < len(order) and confidence_L[order[above]] == confidence_L[order[above - 1]]
+        if not is_tie:
+            best = above
+    above = best or start
+    at = None if best is None else float(confidence_L[order[best - 1]])
+    return Limit(at, trials[above - 1], rights[above - 1], _passing(trials[above - 1], precision, level))
 
 
-def _starts(num: int, precision: float, level: float) -> list[int]:
-    """Numbers of images above the first limits of the sequences: the smallest that can pass, and twice that."""
-    first = fewest(precision, level)
-    if num < first:
-        return []
-    both = fewest(precision, 1 - (1 - level) / 2)
-    return [first] if num < 2 * both else [both, 2 * both]
+def _start(trials: Sequence[int], expected: Sequence[float], precision: float, level: float) -> int | None:
+    """How many images lie above the first limit of the sequence: a number on a grid; None if no number can pass.
+
+    `trials` and `expected` (0..1) are effective numbers and mean confidences of the images above each limit.
+    """
+    num, above, best = len(trials), float(fewest(precision, level)), (0.0, 0)
+    while above < num * 1.1:
+        count = min(int(above), num)
+        needed = _passing(trials[count - 1], precision, level)
+        if needed <= trials[count - 1]:
+            best = max(best, (tail(needed, trials[count - 1], min(expected[count - 1], 1 - 1e-9)), count))
+        above *= 1.1
+    return best[1] or None
+
+
+def _passing(trials: int, precision: float, level: float) -> int:
+    """Fewest right of `trials` with which the test passes; one more than `trials` if none."""
+    low, high = 0, trials + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tail(middle, trials, precision) <= 1 - level else (middle + 1, high)
+    return low
 
 
 class Suspect(NamedTuple):

@@ -60,6 +60,11 @@ class Recipe(BaseModel):
         description="Share of the labeled images of each class kept from the classifier, to measure how often its "
         "labels are right; a frozen backbone's classifier is measured by all of them, and learns from all.",
     )
+    self_training: Literal["auto", "always"] = Field(
+        default="auto",
+        description="On the features of a frozen backbone, whether to learn from pseudo-labels of the pool: auto does "
+        "not where the labels alone make the classifier right more often, on labeled images that it has not seen.",
+    )
     queue_length: int = Field(default=256, ge=1, le=10**6, description="Entries of the synthetic queue per class (L).")
     queue_classes: int | None = Field(
         default=None,

@@ -75,4 +75,5 @@ class RoutedByPanel(RSMatch):
         scores_M = self._scores[batch.rows]
         if self.marked:
             scores_M = self.marked.override(batch.rows, scores_M, -torch.inf, torch.inf)
-        return None, (scores_M >= self._route_from) & (number >= self.routing_start)
+        g = (scores_M >= self._route_from) & (number >= self.routing_start)
+        return None, self.marked.route(batch.rows, g) if self.marked else g

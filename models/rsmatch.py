@@ -229,8 +229,8 @@ class RSMatch:
             centered = self.marked.override(batch.rows, centered, -torch.inf, torch.inf)
         if number >= self.detector_start:
             self.thresholds.follow(ranks.gather(logits), ranks.gather(evidence))
-        g = centered >= self.thresholds.route - self.thresholds.middle
-        return centered, g & (number >= self.routing_start)
+        g = (centered >= self.thresholds.route - self.thresholds.middle) & (number >= self.routing_start)
+        return centered, self.marked.route(batch.rows, g) if self.marked else g
 
     def _train_detector(
         self, number: int, batch: Batch, evidence: Tensor, pseudo_labels: Tensor, fetch_tiles: FetchTiles, rng: Rng

@@ -217,7 +217,7 @@ def train_start(config: BenchmarkConfig, threads: int, mixture: Mixture) -> None
     torch.set_num_threads(threads)
     folder = _folder(config, mixture)
     own = {"labeled": folder / "seed", "pool": folder / "real", "run": folder / "start", "seed": mixture.seed}
-    own |= {"recipe": {"calibration_share": 0.0}}
+    own |= {"recipe": {"calibration_share": 0.0, "self_training": "always"}}
     train.run(train.TrainConfig(**merged(config.start or {}, own, METHODS["supervised"].changes)))
 
 
@@ -235,7 +235,7 @@ def run_one(config: BenchmarkConfig, threads: int, job: Job) -> dict[str, Any]:
         "seed": job.mixture.seed,
         "network": {"init_from": folder / "start" if config.start is not None else None},
         # All labels teach: the test set measures accuracy.
-        "recipe": {"learning_rate": job.learning_rate, "calibration_share": 0.0},
+        "recipe": {"learning_rate": job.learning_rate, "calibration_share": 0.0, "self_training": "always"},
     }
     if method.changes.get("controls", {}).get("detector_examples") == "nnpu":
         own |= {"controls": {"share_real": 1 / (1 + job.mixture.alpha)}}

@@ -89,10 +89,10 @@ def _what_helps(found: "Limit", measured: Labels) -> str:
     # A training end to end judges only the labeled images that it keeps from its classifier.
     where = "" if measured.method == "cross-fitted" else " that are kept from the classifier (calibration_share)"
     if found.num_above < found.needed:
-        more = f"It takes {found.needed} labeled images{where} or more, and there are {found.num_above}."
+        more = f"It takes {found.needed} labeled images{where} or more, all right, and there are {found.num_above}."
     else:
         more = (
             f"Of the {found.num_above} labeled images with the highest confidence {found.right_above} are right, and "
-            f"about all of {found.needed} would have to be. About {measured.num_labeled} more would help."
+            f"{found.needed} would have to be. About {measured.num_labeled} more would help."
         )
     return f"{more} Label images of {worst} with `curate review --order labels`, and train again."

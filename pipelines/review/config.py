@@ -29,5 +29,7 @@ class Summary:
     """What a person's marks in the run amount to."""
 
     marks: str  # the file
-    images: dict[str, int]  # of the pool, by mark: real, synthetic, skip; images marked with a class count as real
+    images: dict[
+        str, int
+    ]  # of the pool, by mark: real, synthetic, off-class, skip; images marked with a class count as real
     was_cut: bool  # whether a kill cut off the last mark of an earlier session

@@ -35,7 +35,7 @@ BINS = 50  # of the histogram
 NO_SCORE = -1.0  # prob_synthetic if no detector was trained
 
 _CHUNK = 1024
-_VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "skip")
+_VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "off-class", "skip")
 _NONE = -1
 
 Rows = npt.NDArray[np.int32]
@@ -49,7 +49,7 @@ class Filter(BaseModel):
 
     verdict: Literal["any", "real", "synthetic"] = "any"
     label: str | None = None
-    marked: Literal["any", "no", "yes", "real", "synthetic", "skip", "labeled"] = "any"
+    marked: Literal["any", "no", "yes", "real", "synthetic", "off-class", "skip", "labeled"] = "any"
     low: float = Field(default=0.0, ge=0, le=1)  # of prob_synthetic
     high: float = Field(default=1.0, ge=0, le=1)
     order: Order = "suggested"
@@ -297,17 +297,20 @@ class Gallery:
         """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""
         passed = np.ones(len(self), dtype=bool)
         if wanted.verdict != "any":
-            synthetic = np.where(self.marked == 0, False, np.where(self.marked == 1, True, self.synthetic))
+            of_person = np.array([verdict == "synthetic" for verdict in _VERDICTS])[self.marked]
+            decided = (self.marked != _NONE) & (self.marked != _VERDICTS.index("skip"))
+            synthetic = np.where(decided, of_person, self.synthetic)
             passed &= synthetic == (wanted.verdict == "synthetic")
         if wanted.label is not None:
             number = self.classes.index(wanted.label) if wanted.label in self.classes else len(self.classes)
             passed &= np.where(self.marked_labels == _NONE, self._model_labels, self.marked_labels) == number
+            passed &= self.marked != _VERDICTS.index("off-class")
         match wanted.marked:
             case "no" | "yes":
                 passed &= (self.marked == _NONE) == (wanted.marked == "no")
             case "labeled":
                 passed &= self.marked_labels != _NONE
-            case "real" | "synthetic" | "skip":
+            case "real" | "synthetic" | "off-class" | "skip":
                 passed &= self.marked == _VERDICTS.index(wanted.marked)
         return passed
 
@@ -342,8 +345,14 @@ class Gallery:
         shards = self.scored.shards
         probs = (np.stack(self.scored.rows(shard, ["probs"])["probs"].to_numpy()) for shard in shards)
         doubt = np.concatenate([order.margin_doubt(each) for each in probs])
-        rows = order.to_label(doubt, lambda: (self.scored.embeddings(shard) for shard in shards))
-        return np.concatenate((rows[~self.synthetic[rows]], rows[self.synthetic[rows]]))
+        return order.to_label(doubt, ~self.synthetic, lambda: map(self.scored.embeddings, shards), self._labeled())
+
+    def _labeled(self) -> npt.NDArray[np.float32]:
+        """Embeddings (L, D) of the labeled images; none where training kept none."""
+        from pipelines.run import calibration  # not before: torch takes seconds to load
+
+        evidence = calibration.load(self.scored.run)
+        return np.empty((0, 1), np.float32) if evidence is None else evidence.references.float().numpy()
 
     def _suggested(self) -> Rows:
         doubt = order.uncertainty(self.prob, self.scored.real_below) if self.has_detector else 1 - self.confidence

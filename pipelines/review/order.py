@@ -21,11 +21,13 @@ marks on images that the detector already knows. Groups are k-means clusters of 
 so that every class and every kind of image gets its turn. Without classes there is no disagreement, and groups are the
 clusters alone. Marked images keep their turns, so marking images does not change the order of the others.
 
-`to_label` is another order, for a person who labels images to make the classifier better: many small clusters take
-turns, the largest first, each with the image that is most typical of it and yet in doubt. It spreads over the pool as
-random images do. Doubt alone did worse than these (docs/log.md).
+`to_label` is another order, for a person who labels images to make the classifier better: facility location (Wei et al.
+2015, ICML). An image covers others as far as they resemble it, the labeled images cover some already, and the next one
+is always the one that adds most cover, doubtful images counting up to three times as much as certain ones. Doubt alone,
+and turns of clusters, did worse (docs/log.md).
 """
 
+import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,10 +39,11 @@ from pipelines.run.neighbors import normalized
 
 DISAGREEMENT = 0.5
 CLUSTERS = 50
-SMALL_CLUSTERS = 100
 _ROUNDS = 10  # of k-means
 _SAMPLE = 50_000  # images that the clusters are fitted to
 _POINTS = 20  # the fewest of these for each cluster
+_CANDIDATES = 4000  # images that are chosen from, and have to be covered: their similarities take 64 MB
+_CHOSEN = 1000  # of them; a person labels no more before the next training
 
 Floats = npt.NDArray[np.float32]
 Shards = Callable[[], Iterable[npt.NDArray[Any]]]
@@ -57,7 +60,13 @@ def uncertainty(prob_N: Floats, threshold: float) -> Floats:
 
 def clusters(shards: Shards, count: int) -> npt.NDArray[np.int32]:
     """Cluster (N,) of each of `count` images; `shards` iterates over their embeddings (n, D), shard by shard."""
-    return _clustered(shards, count, CLUSTERS)[0]
+    every = max(1, -(-count // _SAMPLE))
+    sample = np.concatenate([normalized(embeddings[::every]) for embeddings in shards()])
+    number = max(1, min(CLUSTERS, len(sample) // _POINTS))
+    kmeans = faiss.Kmeans(sample.shape[1], number, niter=_ROUNDS, seed=0, spherical=True, min_points_per_centroid=1)
+    kmeans.train(sample)
+    found = [kmeans.index.search(normalized(embeddings), 1)[1][:, 0] for embeddings in shards() if len(embeddings)]
+    return np.concatenate(found).astype(np.int32)
 
 
 def margin_doubt(probs_NK: npt.NDArray[Any]) -> Floats:
@@ -66,27 +75,57 @@ def margin_doubt(probs_NK: npt.NDArray[Any]) -> Floats:
     return np.asarray(1 - (highest[:, 1] - highest[:, 0]), dtype=np.float32)
 
 
-def to_label(doubt_N: Floats, shards: Shards) -> npt.NDArray[np.int32]:
-    """Indices (N,) of images in the order to label them, by the doubt (N,) of their labels and by embeddings."""
-    count = len(doubt_N)
-    group_N, typical_N = _clustered(shards, count, SMALL_CLUSTERS)
-    by_group = np.lexsort((-doubt_N * typical_N, group_N))
-    sizes = np.bincount(group_N)
-    turn_N = np.empty(count, dtype=np.int64)
-    turn_N[by_group] = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.asarray(np.lexsort((np.arange(count), -sizes[group_N], turn_N)), dtype=np.int32)
+def to_label(
+    doubt_N: Floats, may_N: npt.NDArray[np.bool_], shards: Shards, labeled_LD: Floats
+) -> npt.NDArray[np.int32]:
+    """Indices (N,) of images in the order to label them, by the doubt (N,) of their labels and by embeddings.
+
+    `may_N` says which may be labeled: the others come last. `labeled_LD` are the embeddings of what is labeled, L of
+    them or none. Of many images a sample is chosen from; the others follow by doubt.
+    """
+    allowed = np.flatnonzero(may_N)
+    candidates = allowed[:: max(1, -(-len(allowed) // _CANDIDATES))]
+    vectors, start = list[Floats](), 0
+    for embeddings in shards():
+        inside = candidates[(candidates >= start) & (candidates < start + len(embeddings))]
+        vectors.append(np.asarray(embeddings[inside - start], dtype=np.float32))
+        start += len(embeddings)
+    chosen = candidates[_cover(np.concatenate(vectors), labeled_LD, 0.5 + doubt_N[candidates])]
+    rank_N = np.where(may_N, len(chosen), len(chosen) + 1)
+    rank_N[chosen] = np.arange(len(chosen))
+    return np.lexsort((np.arange(len(doubt_N)), -doubt_N, rank_N)).astype(np.int32)
 
 
-def _clustered(shards: Shards, count: int, most: int) -> tuple[npt.NDArray[np.int32], Floats]:
-    """Cluster (N,) of each image, at most `most`, and its cosine (N,) with the cluster's center."""
-    every = max(1, -(-count // _SAMPLE))
-    sample = np.concatenate([normalized(embeddings[::every]) for embeddings in shards()])
-    number = max(1, min(most, len(sample) // _POINTS))
-    kmeans = faiss.Kmeans(sample.shape[1], number, niter=_ROUNDS, seed=0, spherical=True, min_points_per_centroid=1)
-    kmeans.train(sample)
-    found = [kmeans.index.search(normalized(embeddings), 1) for embeddings in shards() if len(embeddings)]
-    similar, nearest = (np.concatenate([each[i][:, 0] for each in found]) for i in range(2))
-    return np.asarray(nearest, dtype=np.int32), np.asarray(similar, dtype=np.float32)
+def _cover(vectors_CD: Floats, labeled_LD: Floats, weight_C: Floats) -> list[int]:
+    """Greedy facility location: indices of up to _CHOSEN of C vectors, each of which adds most weighted cover.
+
+    Gains only shrink, so an old gain is an upper bound, and few have to be computed anew (Minoux 1978).
+    """
+    if not len(vectors_CD):
+        return []
+    center_D = vectors_CD.mean(0)
+    unit_CD, labeled_LD = normalized(vectors_CD - center_D), labeled_LD.reshape(-1, vectors_CD.shape[1])
+    similar_CC = np.maximum(unit_CD @ unit_CD.T, 0)
+    cover_C = np.zeros(len(unit_CD), dtype=np.float32)
+    for start in range(0, len(labeled_LD), _CANDIDATES):
+        known_LD = normalized(labeled_LD[start : start + _CANDIDATES] - center_D)
+        cover_C = np.maximum(cover_C, (unit_CD @ known_LD.T).max(1))
+
+    def gain(i: int) -> float:
+        return float(weight_C @ np.maximum(similar_CC[i] - cover_C, 0))
+
+    bounds = [(-gain(i), i) for i in range(len(unit_CD))]
+    heapq.heapify(bounds)
+    chosen = list[int]()
+    while bounds and len(chosen) < _CHOSEN:
+        i = bounds[0][1]
+        if bounds[0][0] == (exact := -gain(i)):
+            heapq.heappop(bounds)
+            chosen.append(i)
+            cover_C = np.maximum(cover_C, similar_CC[i])
+        else:
+            heapq.heapreplace(bounds, (exact, i))
+    return chosen
 
 
 def order(doubt_N: Floats, groups_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:

@@ -167,9 +167,7 @@ def measure(
     confidence, raw = evidence.probs.amax(1), evidence.logits.softmax(1).amax(1)
     shown, shown_raw = confidence, raw
     if of_pool is not None and len(of_pool.probs):
-        # Their mean underestimates how far the mix is from the labeled set's. Where a classifier knows little, a
-        # maximum-likelihood mix is far worse: of one that always said the same class it claimed .79 in place of .20.
-        mix = of_pool.probs.double().mean(0)
+        mix = calibration.mix(of_pool.probs, evidence.probs, mix)
         shown, shown_raw = of_pool.probs.amax(1), of_pool.raw_confidence
         none_at_least = estimates.share_at_least(-of_pool.typicality, -own_L)
         near = float((of_pool.typicality > 0.5).double().mean()) / max(float((own_L > 0.5).double().mean()), 1e-9)

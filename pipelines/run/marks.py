@@ -27,7 +27,8 @@ from pipelines.storage.atomic import CANNOT_LOCK, sync
 
 FILE = "marks.jsonl"
 
-Verdict = Literal["real", "synthetic", "skip"]  # skip: the person looked at it and could not tell
+# off-class: real, and of none of the classes; skip: the person looked at it and could not tell
+Verdict = Literal["real", "synthetic", "off-class", "skip"]
 
 
 class Judgment(BaseModel):

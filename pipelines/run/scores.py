@@ -226,22 +226,30 @@ class ScoredPool:
         return self.run / "scores" / f"{shard}.parquet"
 
 
+_OF_DETECTOR: dict[str | None, str] = {"real": "real", "off-class": "real", "synthetic": "synthetic"}
+
+
 def _with_marks(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
     """Replace the model's verdicts and labels by a person's, and append the column `marked`."""
     found = [marked.get(sha256) for sha256 in rows["sha256"].to_pylist()] if marked else [None] * rows.num_rows
     verdicts = [mark.verdict if mark else None for mark in found]
     labels = [mark.label if mark else None for mark in found]
+    off_class = pa.array([verdict == "off-class" for verdict in verdicts])
+    of_detector = [_OF_DETECTOR.get(verdict) for verdict in verdicts]
     by_person: dict[str, list[Any]] = {
-        "synthetic": [None if verdict in (None, "skip") else verdict == "synthetic" for verdict in verdicts],
-        "verdict": [None if verdict == "skip" else verdict for verdict in verdicts],
+        "synthetic": [None if verdict is None else verdict == "synthetic" for verdict in of_detector],
+        "verdict": of_detector,
         "pseudo_label": labels,
         "confidence": [None if label is None else 1.0 for label in labels],
     }
+    instead = {"pseudo_label": None, "confidence": 0.0}  # of the label of an image that shows none of the classes
     for name in by_person.keys() & set(rows.column_names):
         column = rows.schema.field(name)
         if name in ("pseudo_label", "confidence") and rows[name].null_count:
             continue  # without classes there are no labels, and a person's only say that an image is real
         merged = pc.coalesce(pa.array(by_person[name], column.type), rows[name])
+        if name in instead:
+            merged = pc.if_else(off_class, pa.scalar(instead[name], column.type), merged)
         rows = rows.set_column(rows.column_names.index(name), column, merged)
 
     return rows.append_column(SCHEMA.field("marked"), pa.array(verdicts, pa.string()))

@@ -1,7 +1,7 @@
 """What a person's marks add to a training: labeled images, and examples for the detector.
 
 Images of the pool that are marked real and labeled join the labeled set and leave the unlabeled part. The others that
-are marked real or synthetic stay unlabeled and are examples for the detector (`models.marked.Marked`).
+are marked stay unlabeled and are examples for the detector (`models.marked.Marked`).
 """
 
 import hashlib
@@ -57,17 +57,22 @@ def join(pool: Pool, examples: Labeled, run: Path, decoder: ViewMaker) -> Traini
     if labeled:
         examples = _extended(examples, rows, labeled, decoder)
         rows = Rows.of_pool(pool, without=examples.digests)
-    real, synthetic = (
-        torch.tensor([row for row, mark in _found(rows, by_key) if mark.verdict == verdict], dtype=torch.int64)
-        for verdict in ("real", "synthetic")
+    real, synthetic, off_class = (
+        torch.tensor([row for row, mark in _found(rows, by_key) if mark.verdict in verdicts], dtype=torch.int64)
+        for verdicts in (("real", "off-class"), ("synthetic",), ("off-class",))
     )
     used = sorted((mark.sha256, mark.verdict, mark.label or "") for _, mark in found)
     return Training(
         examples,
         rows,
-        Marked(real, synthetic, len(examples.labels)),
+        Marked(real, synthetic, len(examples.labels), off_class),
         hashlib.sha256(json.dumps(used).encode()).hexdigest()[:16],
-        {"labeled": len(labeled), "real": len(real), "synthetic": len(synthetic)},
+        {
+            "labeled": len(labeled),
+            "real": len(real) - len(off_class),
+            "synthetic": len(synthetic),
+            **({"off_class": len(off_class)} if len(off_class) else {}),
+        },
     )
 
 

@@ -121,7 +121,10 @@ class Draw:
     def judge(self) -> tuple[Any, labels.OfPool, Tensor]:
         """Evidence of training, what scoring finds, and whether (N,) each label of the pool is right."""
         data, of_pool, prior = self._data()
-        evidence = crossfit.cross_fitted(self.config, data, of_pool, prior, lambda tick: None)
+        evidence, of_labels = crossfit.better(self.config, data, of_pool, prior, lambda tick: None)
+        if of_labels is not None:
+            recipe = self.config.recipe.model_copy(update={"method": "supervised"})
+            self.config = self.config.model_copy(update={"recipe": recipe})
         logits = self.train()
         right = logits.argmax(1) == self.truth[self.pool]
         raw, typicality = logits.softmax(1).amax(1), evidence.typicality(of_pool.images[:, 0].float())
@@ -138,6 +141,7 @@ def figures(draw: Draw) -> dict[str, float]:
     low, high = said.accuracy_interval
     true = float(right[inside].double().mean())
     found: dict[str, float] = {
+        "alone": float(draw.config.recipe.method == "supervised"),
         "accuracy": true, "said": said.accuracy, "width": high - low, "held": float(low <= true <= high),
         "ece": error(sure[inside], right[inside]), "ece_raw": error(of_pool.raw_confidence[inside], right[inside]),
         "ece_held": float(said.calibration_error_interval[1] >= error(sure[inside], right[inside])),
@@ -161,12 +165,17 @@ def figures(draw: Draw) -> dict[str, float]:
 
 def marks(draw: Draw, count: int) -> dict[str, float]:
     """Accuracy after `count` more labels: in the order of review, and at random (two draws)."""
-    _, of_pool, right = draw.judge()
+    evidence, of_pool, right = draw.judge()
     rng = torch.Generator().manual_seed(draw.config.seed)
     pool, before = draw.pool, draw.labeled
     embeddings = draw.images[pool, 0].float().numpy()
     chosen: dict[str, Sequence[int]] = {
-        "ordered": order.to_label(order.margin_doubt(of_pool.probs.numpy()), lambda: [embeddings])[:count].tolist(),
+        "ordered": order.to_label(
+            order.margin_doubt(of_pool.probs.numpy()),
+            np.ones(len(pool), dtype=bool),
+            lambda: [embeddings],
+            evidence.references.numpy(),
+        )[:count].tolist(),
         "random": torch.randperm(len(pool), generator=rng)[:count].tolist(),
         "random again": torch.randperm(len(pool), generator=rng)[:count].tolist(),
     }

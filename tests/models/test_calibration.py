@@ -62,6 +62,25 @@ def test_weights_give_the_labeled_images_the_mix_of_a_pool() -> None:
     assert float(weights.mean()) == pytest.approx(1)
 
 
+def test_the_mix_of_a_pool_is_found_and_a_favored_class_cancels() -> None:
+    """A classifier that gives its first class too much: the mean of its probabilities is far from any mix."""
+    rng = torch.Generator().manual_seed(0)
+
+    def probs(shares: list[float], num: int) -> Tensor:
+        label = torch.multinomial(torch.tensor(shares), num, replacement=True, generator=rng)
+        logits = 3.0 * F.one_hot(label, 3) + torch.randn(num, 3, generator=rng)
+        return (logits + torch.tensor([1.5, 0.0, 0.0])).softmax(1)
+
+    even, uneven = [1 / 3] * 3, [0.2, 0.3, 0.5]
+    of_labeled, mix_K = probs(even, 3000), torch.full((3,), 1 / 3)
+    assert float(of_labeled.mean(0)[0]) > 0.45
+    assert calibration.mix(probs(even, 3000), of_labeled, mix_K).tolist() == pytest.approx(even, abs=0.03)
+    found = calibration.mix(probs(uneven, 3000), of_labeled, mix_K)
+    assert float(found.sum()) == pytest.approx(1)
+    assert found.tolist() == sorted(found.tolist())
+    assert all(abs(a - b) < 0.07 for a, b in zip(found.tolist(), uneven, strict=True))
+
+
 def test_a_share_of_equal_weights_is_wilsons_and_unequal_ones_count_less() -> None:
     right = torch.arange(40) < 30
     equal = calibration.share(right, torch.ones(40, dtype=torch.float64))

@@ -75,6 +75,9 @@ def test_a_mark_overrides_a_score() -> None:
     real, synthetic = order[-2:].sort().values, order[:2].sort().values
     _, g = method(marked=Marked(real, synthetic, 8)).route(19, batch(torch.arange(POOL)), rng())
     assert not g[real].any() and g[synthetic].all()
+    none = Marked(real, synthetic, 8, off_class=real[:1])
+    for step in (0, 19):  # from the first step on, as no label of it may be learned
+        assert method(marked=none).route(step, batch(torch.arange(POOL)), rng())[1][real].tolist() == [True, False]
 
 
 def test_a_step_trains_the_classifier_alone() -> None:

@@ -251,19 +251,22 @@ function text(item) {
   return make("div", { className: "text" }, make("span", {}, labelOf(item)), make("span", {}, prob.toFixed(2)));
 }
 
-// A person's label, else the model's; nothing without classes.
+const WORDS = { real: "real", synthetic: "synthetic", "off-class": "none of the classes", skip: "skipped" };
+
+// A person's label, else the model's; nothing without classes, and for an image of none of them.
 function labelOf(item) {
+  if (item.marked === "off-class") return "";
   return item.label ?? item.pseudo_label ?? "";
 }
 
 function tag(item) {
-  const words = { real: item.label ?? "real", synthetic: "synthetic", skip: "skipped" };
-  return make("span", { className: `tag ${item.marked}` }, words[item.marked]);
+  const name = item.marked === "real" && item.label ? item.label : WORDS[item.marked];
+  return make("span", { className: `tag ${item.marked}` }, name);
 }
 
 function inWords(item) {
   const verdict = item.prob_synthetic === null ? "" : `${item.synthetic ? "synthetic" : "real"} ${item.prob_synthetic.toFixed(2)}`;
-  const marked = item.marked ? `marked ${item.label ? `real and ${item.label}` : item.marked}` : "";
+  const marked = item.marked ? `marked ${item.label ? `real and ${item.label}` : WORDS[item.marked]}` : "";
   const said = [item.pseudo_label, verdict, marked].filter(Boolean).join(", ");
   return said ? `${item.key}: ${said}` : item.key;
 }
@@ -304,7 +307,7 @@ function mark(verdict, label = null) {
       await describe(rows);
       const changed = await post("/api/marks", { keys: keys ?? rows.map((row) => known.get(row).key), verdict, label });
       take(changed);
-      const what = label ? `real: ${label}` : verdict === "skip" ? "skipped" : verdict;
+      const what = label ? `real: ${label}` : WORDS[verdict];
       say(`${changed.rows.length === 1 ? changed.rows[0].key : `${changed.rows.length} images`} ${what}`);
     } catch (error) {
       trouble(error);
@@ -466,7 +469,8 @@ function key(event) {
     return name === undefined ? undefined : run(event, () => mark("real", name));
   }
   const anywhere = {
-    r: () => mark("real"), s: () => mark("synthetic"), x: () => mark("skip"), l: pick, u: undo, n: () => load(), "?": () => $("help").showModal(),
+    r: () => mark("real"), s: () => mark("synthetic"), x: () => mark("skip"), l: pick, u: undo,
+    o: () => classes.length && mark("off-class"), n: () => load(), "?": () => $("help").showModal(),
   };
   if (!control && anywhere[pressed]) return run(event, anywhere[pressed]);
   if (viewer.open) {

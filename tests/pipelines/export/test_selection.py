@@ -77,6 +77,7 @@ def test_a_persons_marks_win_over_the_scores(pool: Path, run: Path, joined: pa.T
     fake = next(row for row in rows if row["synthetic"] and row["confidence"] < 0.8)
     real = next(row for row in rows if not row["synthetic"] and row["confidence"] >= 0.8)
     skipped = next(row for row in rows if not row["synthetic"] and row["confidence"] >= 0.8 and row is not real)
+    none = next(row for row in rows if not row["synthetic"] and row not in (real, skipped))
     own_run = tmp_path / "run"
     shutil.copytree(run, own_run)
     label = next(name for name in toy.CLASSES if name != fake["pseudo_label"])
@@ -84,6 +85,7 @@ def test_a_persons_marks_win_over_the_scores(pool: Path, run: Path, joined: pa.T
         (fake, "real", label),
         (real, "synthetic", None),
         (skipped, "skip", None),
+        (none, "off-class", None),
     ]
     marks.append(
         own_run,
@@ -96,9 +98,14 @@ def test_a_persons_marks_win_over_the_scores(pool: Path, run: Path, joined: pa.T
     assert kept[fake["key"]]["prob_synthetic"] == pytest.approx(fake["prob_synthetic"])  # what the model says
     dropped = {row["key"]: row["reason"] for row in pq.read_table(out / "dropped.parquet").to_pylist()}
     assert dropped[real["key"]] == "synthetic"
+    assert dropped[none["key"]] == "low_confidence"
     assert skipped["key"] in kept
     (sample,) = (one for one in read_plainly(*sorted(out.glob("*.tar"))) if one["__key__"] == fake["key"])
     assert json.loads(sample["json"])["curate"]["marked"] == "real"
 
     export.run(settings(out, pool, own_run, keep="all", where="marked = 'synthetic'"))
     assert keys(out) == [real["key"]]
+
+    export.run(settings(out, pool, own_run))
+    (sample,) = (one for one in read_plainly(*sorted(out.glob("*.tar"))) if one["__key__"] == none["key"])
+    assert sample["cls"] == b"-1" and json.loads(sample["json"])["curate"]["marked"] == "off-class"

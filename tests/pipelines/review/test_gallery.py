@@ -111,12 +111,13 @@ def test_disagreement_is_that_of_a_plain_search_and_is_kept(world: World, run: P
 
 def test_a_mark_wins_over_the_verdict_in_filters_and_another_page_sees_it(world: World, run: Path) -> None:
     mine, other = open_gallery(world, run), open_gallery(world, run)
-    first, second, third = (mine.key(int(row)) for row in mine.view(Filter(order="synthetic"))[:3])
+    first, second, third, fourth = (mine.key(int(row)) for row in mine.view(Filter(order="synthetic"))[:4])
     label = next(name for name in mine.classes if name != mine.describe(mine.row(first))["pseudo_label"])
     mine.mark([first], Judgment(verdict="real", label=label))
     mine.mark([second], Judgment(verdict="synthetic"))
+    mine.mark([fourth], Judgment(verdict="off-class"))
     mine.mark([third], Judgment(verdict="skip"))
-    assert mine.counts() == {"real": 1, "synthetic": 1, "skip": 1, "labeled": 1}
+    assert mine.counts() == {"real": 1, "synthetic": 1, "off-class": 1, "skip": 1, "labeled": 1}
     other.refresh()
     for gallery in (mine, other, open_gallery(world, run)):
         assert gallery.counts() == mine.counts()
@@ -127,9 +128,11 @@ def test_a_mark_wins_over_the_verdict_in_filters_and_another_page_sees_it(world:
         assert first in keys(verdict="real") and first not in keys(verdict="synthetic")
         assert second in keys(verdict="synthetic") and third in keys(verdict="synthetic")
         assert first in keys(label=label)
+        assert keys(marked="off-class") == [fourth] and fourth in keys(verdict="real")
+        assert not any(fourth in keys(label=name) for name in gallery.classes)
         assert keys(marked="labeled") == keys(marked="real") == [first]
-        assert keys(marked="yes") == [first, second, third]
-        assert not {first, second, third} & set(keys(marked="no"))
+        assert keys(marked="yes") == [first, second, third, fourth]
+        assert not {first, second, third, fourth} & set(keys(marked="no"))
     assert [mine.key(row) for row in other.undo()] == [third]
     mine.refresh()
     assert mine.counts()["skip"] == 0 and mine.can_undo
@@ -184,4 +187,4 @@ def test_without_a_detector_the_least_confident_come_first(world: World, run: Pa
 
 def test_marks_of_images_that_are_not_in_the_pool_do_no_harm(world: World, run: Path) -> None:
     marks.append(run, [marks.Mark(sha256="0" * 64, key="gone", verdict="synthetic")])
-    assert open_gallery(world, run).counts() == {"real": 0, "synthetic": 0, "skip": 0, "labeled": 0}
+    assert open_gallery(world, run).counts() == {"real": 0, "synthetic": 0, "off-class": 0, "skip": 0, "labeled": 0}

@@ -44,15 +44,50 @@ def test_clusters_gather_what_points_the_same_way() -> None:
         assert len(np.unique(truth[found == cluster])) == 1
 
 
-def test_images_to_label_come_from_all_clusters_first_the_most_doubtful_typical_one() -> None:
-    rng = np.random.default_rng(0)
-    centers = np.eye(8, dtype=np.float32)[:4]
-    kind = np.repeat(np.arange(4), 40)
-    embeddings = centers[kind] + rng.normal(0, 0.01, (160, 8)).astype(np.float32)
-    probs = np.tile(np.array([0.9, 0.1], np.float16), (160, 1))
-    probs[[3, 50, 90, 130]] = 0.5
-    doubt = order.margin_doubt(probs)
-    assert doubt[3] == 1 and doubt[0] == pytest.approx(0.2, abs=1e-3)
-    found = order.to_label(doubt, lambda: [embeddings[:100], embeddings[100:]])
-    assert sorted(found.tolist()) == list(range(160))
-    assert {3, 50, 90, 130} <= set(found[:8].tolist())  # k-means may cut a kind in two
+def drawn(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of kinds of so many images each, and the kind of each image."""
+    rng, kind = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    centers = np.eye(len(sizes) + 4, dtype=np.float32)[: len(sizes)]
+    return centers[kind] + rng.normal(0, 0.01, (len(kind), len(sizes) + 4)).astype(np.float32), kind
+
+
+def to_label(embeddings: np.ndarray, doubt: np.ndarray | None = None, **options: np.ndarray) -> np.ndarray:
+    count = len(embeddings)
+    given = {"may_N": np.ones(count, bool), "labeled_LD": np.empty((0, 1), np.float32)} | options
+    doubt = np.full(count, 0.2, np.float32) if doubt is None else doubt
+    found = order.to_label(doubt, shards=lambda: [embeddings[:100], embeddings[100:]], **given)
+    assert sorted(found.tolist()) == list(range(count))
+    return found
+
+
+def test_images_to_label_come_from_all_kinds_first_the_largest() -> None:
+    embeddings, kind = drawn([30, 60, 50, 40])
+    assert kind[to_label(embeddings)[:4]].tolist() == [1, 2, 3, 0]
+
+
+def test_what_labeled_images_cover_comes_later() -> None:
+    embeddings, kind = drawn([30, 60, 50, 40])
+    found = to_label(embeddings, labeled_LD=embeddings[kind == 1][:1])
+    assert kind[found[:3]].tolist() == [2, 3, 0]
+
+
+def test_doubtful_images_are_covered_first_and_what_may_not_be_labeled_comes_last() -> None:
+    embeddings, kind = drawn([40, 50, 45, 42])
+    doubt = np.where(kind == 0, np.float32(1), np.float32(0))
+    assert kind[to_label(embeddings, doubt)[0]] == 0
+    may = kind != 0
+    assert set(kind[to_label(embeddings, doubt, may_N=may)[-40:]].tolist()) == {0}
+    assert len(to_label(embeddings, may_N=np.zeros(len(kind), bool))) == len(kind)
+
+
+def test_the_order_of_labels_is_the_greedy_one() -> None:
+    rng = np.random.default_rng(1)
+    embeddings, doubt = rng.normal(size=(160, 5)).astype(np.float32), rng.random(160).astype(np.float32)
+    unit = embeddings - embeddings.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    similar, cover, expected = (unit @ unit.T).clip(0), np.zeros(160, np.float32), []
+    for _ in range(20):
+        gains = (np.maximum(similar - cover[:, None], 0) * (0.5 + doubt)[:, None]).sum(0)
+        expected.append(int(gains.argmax()))
+        cover = np.maximum(cover, similar[:, expected[-1]])
+    assert to_label(embeddings, doubt)[:20].tolist() == expected

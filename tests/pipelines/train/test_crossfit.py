@@ -72,6 +72,37 @@ def test_every_labeled_image_is_judged_once_and_those_that_marks_labeled_are_lef
     assert float(found.right.float().mean()) > 0.8
 
 
+@pytest.mark.parametrize("harms", [False, True])
+def test_the_classifier_learns_from_the_pool_only_where_that_does_no_harm(harms: bool) -> None:
+    """A pool of images that look a little like one class: taken for that class, each makes the classifier worse."""
+    labels, rng = torch.arange(LABELED) % CLASSES, torch.Generator().manual_seed(0)
+    of_labeled = 2 * torch.eye(CLASSES, WIDTH)[labels][:, None] + 0.8 * torch.randn(LABELED, 3, WIDTH, generator=rng)
+    of_pool = 1.6 * torch.randn(POOL, 1, WIDTH, generator=rng) + 0.3 * torch.randn(POOL, 3, WIDTH, generator=rng)
+    of_pool[:, :, 0] += 8
+    given = data(labels)
+    if harms:
+        views = Views(of_labeled, torch.zeros(LABELED, 2))
+        given = replace(given, training=replace(given.training, examples=replace(given.training.examples, views=views)))
+    else:
+        of_pool = features(POOL, 1)
+    recipe = config().recipe.model_copy(update={"num_steps": 100, "confidence_threshold": 0.34 if harms else 0.95})
+    changed = config().model_copy(update={"recipe": recipe})
+    prior, pool = Prior(Panel({"nothing": 1}), torch.zeros(POOL), 0.0, (0.0, 0.0)), Views(of_pool, torch.zeros(POOL, 2))
+    said = list[str]()
+    found, of_labels = crossfit.better(changed, given, pool, prior, lambda tick: said.append(tick.info or ""))
+    assert (of_labels is not None) is harms
+    assert any("learns from the labels alone" in each for each in said) is harms
+    if of_labels is not None:
+        of_method = crossfit.cross_fitted(changed, given, pool, prior, lambda tick: None)
+        assert int(found.right.sum()) > int(of_method.right.sum())
+        with torch.no_grad():
+            own = of_labels(given.training.examples.views.images).real.argmax(1)
+        assert float((own == labels).float().mean()) > 0.9
+        always = changed.model_copy(update={"recipe": recipe.model_copy(update={"self_training": "always"})})
+        same, nothing = crossfit.better(always, given, pool, prior, lambda tick: None)
+        assert torch.equal(same.logits, of_method.logits) and nothing is None
+
+
 @pytest.mark.slow
 def test_a_network_never_learns_from_the_labels_that_are_kept_from_it(world: World, tmp_path: Path) -> None:
     changed = runs.config(world, tmp_path / "run", recipe={"calibration_share": 0.25})

@@ -39,12 +39,15 @@ def test_marks_become_labeled_images_and_marked_rows(world: World, rows: list[di
     assert plain.marked is None and plain.fingerprint is None and len(plain.rows) == len(rows)
     marks.append(tmp_path, [said(rows[3], "real", "disc"), said(rows[500], "real", "cross"), said(rows[7], "skip")])
     marks.append(tmp_path, [said(rows[i], "real") for i in (0, 400)] + [said(rows[i], "synthetic") for i in (4, 5, 6)])
+    marks.append(tmp_path, [said(rows[8], "off-class")])
     found = join(world, tmp_path)
-    assert found.counts == {"labeled": 2, "real": 2, "synthetic": 3}
+    assert found.counts == {"labeled": 2, "real": 2, "synthetic": 3, "off_class": 1}
     assert found.marked is not None and found.marked.num_labeled == 42
     assert len(found.rows) == len(rows) - 2
     keys = found.rows.key.tolist()
-    assert [keys[i] for i in found.marked.real] == [rows[0]["key"], rows[400]["key"]]
+    assert [keys[i] for i in found.marked.real] == [rows[i]["key"] for i in (0, 8, 400)]
+    assert found.marked.off_class is not None
+    assert [keys[i] for i in found.marked.off_class] == [rows[8]["key"]]
     assert [keys[i] for i in found.marked.synthetic] == [rows[i]["key"] for i in (4, 5, 6)]
     assert not {rows[3]["key"], rows[500]["key"]} & set(keys)
 

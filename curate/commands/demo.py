@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate import console
+from curate.commands.inspect import show
 from curate.config import resolve
 from curate.options import Json
 from pipelines import export, ingest, report, score, train

@@ -1,0 +1,1 @@
+"""The commands, a file for each: options, and what they print."""

@@ -1,0 +1,70 @@
+"""curate from Python does what its commands do, says what they say, and costs nothing until it is used."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import curate
+from tests.conftest import World
+from tests.warm import curate as command
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_importing_it_loads_no_library() -> None:
+    script = "import sys\nimport curate\nprint({'torch', 'pyarrow', 'numpy', 'pydantic', 'typer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
+    assert set(dir(curate)) == set(curate.__all__)
+    assert all(getattr(curate, name).__doc__ for name in curate.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'scores'"):
+        curate.scores  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_mistakes_are_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(curate.CurateError, match="no setting 'num_step'; did you mean 'num_steps'"):
+        curate.train(tmp_path, pool=tmp_path, num_step=3)
+    with pytest.raises(curate.CurateError, match="--shard-size 0"):
+        curate.ingest(tmp_path, pool=tmp_path / "pool", shard_size=0)
+    with pytest.raises(curate.CurateError, match="curate ingest"):
+        curate.Pool(tmp_path)
+    with pytest.raises(curate.CurateError, match="curate train"):
+        curate.Detector(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_main_job(world: World, tmp_path: Path) -> None:
+    pool, run, out = tmp_path / "pool", tmp_path / "run", tmp_path / "clean"
+    read = curate.ingest(world.root / "crawl", pool=pool, jobs=1)
+    assert len(curate.Pool(pool)) == read.kept == curate.Pool(pool).table(["key"]).num_rows
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[network]\nbackbone = "small"\n[recipe]\nbatch_size = 8\n')
+    trained = curate.train(world.seed, pool=pool, run=run, config=str(recipe), num_steps=6, device="cpu")
+    assert trained.num_steps == 6
+    scored = curate.score(pool=pool, run=run, device="cpu")
+    assert scored.num_images == read.kept
+    table = curate.Scores(run, pool).table(["key", "verdict", "prob_synthetic", "pseudo_label"])
+    assert table.column_names == ["key", "verdict", "prob_synthetic", "pseudo_label"] and len(table) == read.kept
+    manifest = curate.Pool(pool).table(["shard", "offset", "num_bytes"]).to_pylist()
+    where = manifest[3]
+    data = (pool / f"{where['shard']}.tar").read_bytes()[where["offset"] :][: where["num_bytes"]]
+    (tmp_path / "photo.jpg").write_bytes(data)
+    found = curate.Detector(run, "cpu").score([data, tmp_path / "photo.jpg"])
+    row = table.to_pylist()[3]
+    assert found["pseudo_label"].to_pylist() == [row["pseudo_label"]] * 2
+    assert found["prob_synthetic"].to_pylist() == pytest.approx([row["prob_synthetic"]] * 2, abs=1e-5)
+    assert found["verdict"].to_pylist() == [row["verdict"]] * 2
+    with pytest.raises(curate.CurateError):
+        curate.Detector(run, "cpu").score([b"no image"])
+    exported = curate.export(out, pool=pool, run=run, keep="all", where="prob_synthetic < 0.99", jobs=1)
+    assert pq.read_table(out / "kept.parquet").num_rows == exported.kept
+    assert not curate.verify(pool=pool, run=run).problems
+
+    # The command leaves the same.
+    line = f"train --labeled {world.seed} --config {recipe} --num-steps 6 --device cpu --pool {pool} --run again"
+    assert command(*line.split(), cwd=tmp_path).returncode == 0
+    for name in ("classifier.safetensors", "detector.safetensors"):
+        assert (tmp_path / "again" / "model" / name).read_bytes() == (run / "model" / name).read_bytes()
