@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate import console
-from curate.commands.inspect import show
 from curate.config import resolve
 from curate.options import Json
 from pipelines import export, ingest, report, score, train
