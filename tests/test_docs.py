@@ -86,5 +86,5 @@ def test_the_code_of_the_python_page_runs(
         for code in re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(), re.DOTALL | re.MULTILINE):
             exec(code, names)
     assert "images in clean" in capsys.readouterr().out
-    assert len(names["rows"]) == names["scored"].pool.num_images
+    assert len(names["rows"]) == names["table"].num_rows == len(names["pool"]) > 0
     assert names["logits"].shape == (2, 5)
