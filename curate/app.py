@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from curate import console
 from curate.options import Command
@@ -18,7 +19,8 @@ from pipelines.distribution import VERSION
 from pipelines.errors import CurateError
 
 COMMANDS = (
-    "ingest", "train", "score", "inspect", "review", "export", "report", "verify", "demo", "generate", "benchmark"
+    "ingest", "train", "score", "inspect", "review", "export", "report", "verify", "demo", "init", "generate",
+    "benchmark",
 )  # fmt: skip
 
 
@@ -75,7 +77,11 @@ _INTERRUPTED = "Interrupted. Run the same command again to resume."
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 an error of the user, 2 usage, 130 interrupted, 70 a bug."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 something on the disk is missing or does not fit, 2 an argument, setting or source cannot be
+    used, 130 interrupted, 70 a bug.
+    """
     interrupted = Event()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names can be any bytes
@@ -87,7 +93,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except SystemExit as end:
         if end.code == 130:  # typer handles KeyboardInterrupt itself, without a message
             console.fail(_INTERRUPTED)
@@ -103,10 +109,23 @@ def explain(error: BaseException, interrupted: bool) -> int:
         return 130
     if isinstance(error, CurateError):
         console.fail(str(error))
-        return 1
+        return error.exit_code
+    if isinstance(error, TyperException):
+        return _usage(error)
     if isinstance(error, BrokenPipeError):
         sys.stderr.close()  # the reader of our output is gone, so there is nobody to tell
         return 1
     traceback.print_exception(error)
     console.fail("This is a bug in curate. Please report it with the traceback above.")
     return 70
+
+
+def _usage(error: TyperException) -> int:
+    """Say what is wrong with a command line, or show the help where there is nothing on it."""
+    context: Any = getattr(error, "ctx", None)
+    if context is not None and error.message == context.get_help():
+        print(error.message, file=sys.stderr)
+    else:
+        said = error.format_message().rstrip(".?")
+        console.fail(f"{said}. `{context.command_path if context else 'curate'} -h` lists what there is.")
+    return error.exit_code

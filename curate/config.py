@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from curate.options import Flags, group_of, option_name, settings_of, with_home
 from pipelines.errors import BadInput
@@ -101,6 +102,30 @@ def _hint(key: str, known: Sequence[str], inside: str) -> str:
     return f"known keys: {', '.join(sorted(beside.values()))}."
 
 
+_IN_WORDS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "literal_error": "must be one of {expected}",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+}  # by Pydantic's types of error
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """What is wrong with a value."""
+    limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in error.get("ctx", {}).items()}
+    return _IN_WORDS[error["type"]].format(**limits) if error["type"] in _IN_WORDS else error["msg"]
+
+
 def _explanation(error: ValidationError, given: Flags, file: str | None, names: Mapping[str, str]) -> str:
     """Say in a sentence what is wrong with the first value that was refused, and where it came from."""
     first = error.errors()[0]
@@ -109,7 +134,7 @@ def _explanation(error: ValidationError, given: Flags, file: str | None, names: 
     option = names.get(field, option_name(field)).split()[0]
     if first["type"] == "missing":
         return f"{option} is missing; give it, or {path} in --config."
-    why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    why = str(first["ctx"]["error"]) if first["type"] == "value_error" else _in_words(first)
     if field in given:
         shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else value
         return f"{option} {shown}: {why}."

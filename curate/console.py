@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +20,7 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def progress(title: str) -> Iterator[OnTick]:
-    """Show a stage's ticks on stderr: in a terminal as a bar with rate and ETA, otherwise as a line every 10 s."""
+    """Show ticks on stderr with rate and time left: in a terminal as a bar, otherwise as a line every 10 s."""
     err = Console(stderr=True)
     with _bar(title, err) if err.is_terminal else _lines(title) as on_tick:
         yield on_tick
@@ -33,8 +33,6 @@ def _bar(title: str, err: Console) -> Iterator[OnTick]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
     )
     with Progress(*columns, console=err, transient=False) as bar:
@@ -43,9 +41,8 @@ def _bar(title: str, err: Console) -> Iterator[OnTick]:
 
         def on_tick(tick: Tick) -> None:
             _warn(tick, err)
-            bar.update(
-                task, completed=tick.done, total=tick.total, rate=clock.rate(tick), figures=_figures(tick.figures)
-            )
+            rate = " ".join(clock.pace(tick))
+            bar.update(task, completed=tick.done, total=tick.total, rate=rate, figures=_figures(tick.figures))
 
         yield on_tick
 
@@ -58,12 +55,13 @@ def _lines(title: str) -> Iterator[OnTick]:
     def on_tick(tick: Tick) -> None:
         nonlocal next_line
         _warn(tick, err)
-        rate = clock.rate(tick)
+        pace = clock.pace(tick)
         if time.monotonic() < next_line:
             return
         next_line = time.monotonic() + LINE_EVERY_S
         total = f" of {tick.total}" if tick.total is not None else ""
-        print(f"{title}: {tick.done}{total} {tick.unit}, {rate} {_figures(tick.figures)}".rstrip(), file=sys.stderr)
+        said = ", ".join((f"{title}: {tick.done}{total} {tick.unit}", *pace))
+        print(f"{said} {_figures(tick.figures)}".rstrip(), file=sys.stderr)
 
     yield on_tick
 
@@ -75,19 +73,31 @@ def _warn(tick: Tick, err: Console) -> None:
         err.print(Text(f"Warning: {tick.note}"), soft_wrap=True)
 
 
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 3 min, 2 h 10 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class _Rate:
-    """Units per second since the first tick of that unit, so that what a resumed stage skips does not count."""
+    """Pace since the first tick of a unit, so that what a resumed stage skips does not count."""
 
     def __init__(self) -> None:
         self._unit: str | None = None
         self._start = (0.0, 0)
 
-    def rate(self, tick: Tick) -> str:
+    def pace(self, tick: Tick) -> tuple[str, ...]:
+        """Units per second, and the time left by them where there is a total; nothing before it is known."""
         now = time.monotonic()
         if self._unit != tick.unit:
             self._unit, self._start = tick.unit, (now, tick.done)
         seconds, done = now - self._start[0], tick.done - self._start[1]
-        return f"{done / seconds:,.1f} {tick.unit}/s" if seconds > 0.2 and done else ""
+        if seconds <= 0.2 or not done:
+            return ()
+        rate = f"{done / seconds:,.1f}/s"
+        return (rate,) if tick.total is None else (rate, f"{duration((tick.total - tick.done) * seconds / done)} left")
 
 
 def _figures(figures: Mapping[str, float | str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -105,30 +105,45 @@ def with_home(field: FieldInfo, value: Any) -> Any:
 
 
 def _parameter(field: FieldInfo, path: str, group: str, spelled: str, recipe: Mapping[str, Any]) -> inspect.Parameter:
-    kind, metavar = _type(field.annotation)
+    kind, metavar, choices = _type(field.annotation)
     default = recipe.get(path, None if field.is_required() or field.default_factory else field.default)
     if kind is bool and default is not False:  # also where None leaves it to the command
         spelled += f"/--no-{spelled.removeprefix('--')}"
-    option = typer.Option(*spelled.split(), metavar=metavar, help=field.description, rich_help_panel=group)
+    option = typer.Option(
+        *spelled.split(),
+        metavar=metavar,
+        help=field.description,
+        rich_help_panel=group,
+        autocompletion=(lambda: list(choices)) if choices else None,
+    )
     return inspect.Parameter(
         path.rpartition(".")[2],
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=list(default) if isinstance(default, tuple) else default,
+        default=list(default)
+        if isinstance(default, tuple)
+        else str(default)
+        if kind is str and default is not None
+        else default,
         annotation=Annotated[kind if default is not None else kind | None, option],
     )
 
 
-def _type(annotation: Any) -> tuple[Any, str | None]:
-    """Type that Typer knows for the type of a field, and how the help shows it where Typer's own way is not plain."""
+def _type(annotation: Any) -> tuple[Any, str | None, tuple[str, ...]]:
+    """Type that Typer knows for the type of a field, how the help shows it, and the values that a shell completes.
+
+    Numbers and choices go as text: the configuration checks them, and says what is wrong in words of its own.
+    """
     origin, inner = get_origin(annotation), [each for each in get_args(annotation) if each is not NoneType]
     if origin is Annotated:
         return _type(inner[0])
     if origin in (Union, UnionType):
-        return _type(inner[0]) if len(inner) == 1 else (str, "<path|URL>")
+        return _type(inner[0]) if len(inner) == 1 else (str, "<path|URL>", ())
+    if origin is Literal:
+        return str, f"<{'|'.join(inner)}>", tuple(inner)
     if origin is tuple:
-        kind, _ = _type(inner[0])
-        return list[kind], f"<{kind.__name__}>"  # type: ignore[valid-type]
-    return annotation, None
+        kind, shown, choices = _type(inner[0])
+        return list[kind], shown or f"<{kind.__name__}>", choices  # type: ignore[valid-type]
+    return (str, f"<{annotation.__name__}>", ()) if annotation in (int, float) else (annotation, None, ())
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

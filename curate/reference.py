@@ -1,7 +1,11 @@
-"""Reference of all settings, for `docs/configuration.md`: `python -m curate.reference > docs/configuration.md`."""
+"""Reference of all settings, as a page and as files to fill in.
+
+`python -m curate.reference > docs/configuration.md` writes the page, `curate init` a file.
+"""
 
 import inspect
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -65,6 +69,30 @@ def page() -> str:
         flags = {parameter.name: _spelled(parameter) for parameter in command.params}
         sections += [f"## curate {title}\n", *_tables(kind, flags)]
     return "\n".join(sections)
+
+
+def template(command: str) -> str:
+    """TOML file with every setting of one of COMMANDS as a comment, which has the default where there is one."""
+    lines = [f"# Settings of `curate {command}`. A line without its # sets what it says.", ""]
+    return "\n".join([*lines, *_commented(COMMANDS[command])]) + "\n"
+
+
+def _commented(kind: type[BaseModel], path: str = "") -> Iterator[str]:
+    groups = {name: group for name, field in kind.model_fields.items() if (group := group_of(field))}
+    if path:
+        yield f"[{path}]"
+        yield ""
+    for name, field in kind.model_fields.items():
+        if name in groups:
+            continue
+        type_ = _type(field.annotation, _bounds(field.metadata)).replace("`", "")
+        about = f"{field.description or ''} ({'required; ' if field.is_required() else ''}{type_})"
+        yield from (f"## {line}" for line in textwrap.wrap(about.strip(), 110))
+        default = "" if field.is_required() or field.default_factory else _toml(field.default).strip("`")
+        yield f"# {name} = {default}".rstrip()
+        yield ""
+    for name, group in groups.items():
+        yield from _commented(group, f"{path}.{name}".strip("."))
 
 
 def _tables(kind: type[BaseModel], flags: dict[str, str], path: str = "") -> Iterator[str]:

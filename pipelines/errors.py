@@ -1,7 +1,7 @@
 """The errors that a user can fix, and how the error of a library is quoted in one of them.
 
     CurateError             one sentence: what, where, what to do next; the command line exits with 1
-      BadInput              an argument, a configuration value or a source cannot be used
+      BadInput              an argument, a configuration value or a source cannot be used; it exits with 2
       MissingArtifact       an earlier stage has not run, or ran elsewhere
       CorruptShard          a shard, manifest or checkpoint differs from what was recorded about it
       Incompatible          two artifacts, or an artifact and a flag, do not belong together
@@ -16,9 +16,13 @@ import re
 class CurateError(Exception):
     """Base of all errors that the user can fix; `str(error)` is the sentence to show."""
 
+    exit_code = 1
+
 
 class BadInput(CurateError):
     """An argument, a configuration value or a source cannot be used."""
+
+    exit_code = 2
 
 
 class MissingArtifact(CurateError):

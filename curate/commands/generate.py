@@ -59,7 +59,7 @@ def generate(
         "prompts": summary.prompts,
         "shards": summary.shards,
         "shards generated before": summary.num_done_before,
-        "seconds": summary.seconds,
+        "took": console.duration(summary.seconds),
     }
     console.facts(f"Generated into {summary.out}", facts)
     console.table("Images", [{"class": name, "images": count} for name, count in summary.per_class.items()])

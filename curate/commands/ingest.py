@@ -60,7 +60,7 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
         "shards added": summary.shards,
         "shards ingested before": summary.skipped,
         "images in the pool": summary.images,
-        "seconds": summary.seconds,
+        "took": console.duration(summary.seconds),
     }
     console.facts(f"Ingested into {settings.pool}", facts)
     if summary.rejected:

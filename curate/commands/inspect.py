@@ -211,7 +211,8 @@ _CRAWL = {
 
 
 def _verdict(item: "Item") -> str:
-    return item.verdict if item.prob_synthetic is None else f"{item.verdict} {item.prob_synthetic:.3f}"
+    judged = item.verdict or "not judged"
+    return judged if item.prob_synthetic is None else f"{judged} {item.prob_synthetic:.3f}"
 
 
 def _label(item: "Item") -> str | None:

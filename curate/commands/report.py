@@ -34,7 +34,7 @@ def report(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "without scores": summary.num_unscored,
         "called synthetic": "unknown" if summary.synthetic_share is None else f"{summary.synthetic_share:.1%}",
         "size of the page": f"{summary.num_bytes / 1e6:.2f} MB",
-        "seconds": summary.seconds,
+        "took": console.duration(summary.seconds),
     }
     console.facts(f"Report in {summary.out}", facts)
     if summary.audit:

@@ -43,7 +43,7 @@ def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         **{f"{name}, images with a value": count for name, count in summary.outside.items()},
         "labels": summary.labels.brief if summary.labels else "unknown",
         "mean confidence": "no classes" if summary.mean_confidence is None else summary.mean_confidence,
-        "seconds": summary.seconds,
+        "took": console.duration(summary.seconds),
     }
     console.facts(f"Scored into {settings.run}/scores", facts | (summary.truth or {}))
     for statement in summary.quality.statements if summary.quality else ():

@@ -12,6 +12,14 @@ from pipelines import train as stage
 from pipelines.errors import BadInput
 from pipelines.train import TrainConfig
 
+_MEASURED = {
+    "accuracy": "accuracy on the validation set",
+    "detector_auroc": "detector's AUROC, by the truth",
+    "queue_purity": "synthetic share of the queue, by the truth",
+    "pseudo_label_accuracy_real": "right labels of real images, by the truth",
+    "pseudo_label_accuracy_synthetic": "right labels of synthetic images, by the truth",
+}  # of the last line of run/metrics.jsonl
+
 
 @options(
     TrainConfig,
@@ -86,9 +94,10 @@ def train(
         "labels": "unknown" if summary.labels is None else summary.labels.brief,
         **{f"marked: {what}": count for what, count in summary.marked.items()},
         "classes": ", ".join(summary.classes) or "none: the detector alone was trained",
-        "seconds": summary.seconds,
+        "took": console.duration(summary.seconds),
+        **{words: f"{summary.metrics[name]:.3f}" for name, words in _MEASURED.items() if name in summary.metrics},
     }
-    console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts | summary.metrics)
+    console.facts(f"Trained {settings.recipe.method} into {settings.run}", facts)
     for statement in summary.quality.statements if summary.quality else ():
         console.note(statement)
     for statement in summary.labels.statements if summary.labels else ():

@@ -7,7 +7,8 @@ subquery, no aggregate, no clock, no random numbers.
 
 import difflib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -22,6 +23,7 @@ from pipelines.pool.manifest import Pool, shard_of
 _ALLOWED = {
     "BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE",
 }  # fmt: skip
+_SHOWN = 8  # values of a column
 
 
 class Where:
@@ -38,6 +40,7 @@ class Where:
         """
         self._condition, self._without, self._why, self._pool = condition, without, why, pool
         self._facts: list[str] = []  # that the condition uses
+        self._columns: list[str] = []  # that the condition uses
         self._connection = duckdb.connect(
             config={
                 "enable_external_access": False,
@@ -82,6 +85,24 @@ class Where:
             rows = rows.append_column(name, columns[name])
         return rows
 
+    def values(self, tables: Iterable[pa.Table]) -> str:
+        """What stands in the columns of the condition, in words, for whoever finds that no row meets it."""
+        counts, ranges = defaultdict[str, Counter[str]](Counter), dict[str, tuple[Any, Any]]()
+        for rows in map(self._with_facts, tables):
+            for name in dict.fromkeys(self._columns):
+                column = rows[name]
+                if pa.types.is_string(column.type) or pa.types.is_boolean(column.type):
+                    for each in pc.value_counts(column).to_pylist():
+                        counts[name][str(each["values"])] += each["counts"]
+                elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+                    found = pc.min_max(column).as_py()
+                    low, high = ranges.get(name, (found["min"], found["max"]))
+                    both = [value for value in (low, high, found["min"], found["max"]) if value is not None]
+                    ranges[name] = (min(both), max(both)) if both else (None, None)
+        said = [f"{name} is {_listed(each)}" for name, each in counts.items()]
+        said += [f"{name} lies between {a:.4g} and {b:.4g}" for name, (a, b) in ranges.items() if a is not None]
+        return "; ".join(said)
+
     def close(self) -> None:
         """Close the database, which is in memory only."""
         self._connection.close()
@@ -103,8 +124,13 @@ class Where:
                 name = ".".join(node["column_names"])
                 if name.lower() not in (column.lower() for column in columns):  # as DuckDB compares them
                     near = difflib.get_close_matches(name, columns, n=1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(columns)}."
+                    hint = (
+                        f"did you mean {near[0]!r}?"
+                        if near
+                        else (f"if it is text, put it in single quotes: '{name}'. The columns are {', '.join(columns)}")
+                    )
                     raise self._refusal(f"there is no column {name!r}; {hint}")
+                self._columns.append(next(column for column in columns if column.lower() == name.lower()))
                 if self._pool and name.lower() in self._pool.facts.names and name.lower() not in self._facts:
                     self._facts.append(name.lower())
                 if name.lower() in self._without:
@@ -129,10 +155,20 @@ class Where:
         assert row is not None
         tree = json.loads(row[0])
         if tree["error"] or len(tree["statements"]) != 1:
-            raise self._refusal(tree.get("error_message") or "it must be one condition")
+            raise self._refusal(self._misread(tree, sql))
         node = tree["statements"][0]["node"]
         assert isinstance(node, dict)
         return node
+
+    def _misread(self, tree: dict[str, Any], sql: str) -> str:
+        """What DuckDB cannot read in the condition, and where."""
+        said, position = tree.get("error_message") or "it must be one condition", tree.get("position")
+        if position is None:
+            return said
+        before = sql[: int(position)].removeprefix("SELECT (")
+        if before.strip() == self._condition.strip():
+            return "it ends too early"
+        return f"{said}, after {before.rstrip()[-30:]!r}" if before.strip() else said
 
     def _pure_functions(self) -> set[str]:
         found = self._connection.execute(
@@ -145,6 +181,11 @@ class Where:
         shown = self._condition if len(self._condition) <= 200 else f"{self._condition[:200]}..."
         end = "" if reason.endswith("?") else "."
         return BadInput(f"--where {shown!r}: {reason.rstrip('.!')}{end}")
+
+
+def _listed(counts: Counter[str]) -> str:
+    shown = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(_SHOWN))
+    return shown + (f" and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else "")
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

@@ -90,6 +90,10 @@ def run(config: ExportConfig, on_tick: OnTick = ignore) -> Summary:
         folder.clear(work)
         written = _write(rows, config, chosen, shape, workers, work, on_tick)
         summary = _finish(rows, config, chosen, shape, written, work)
+        shards = rows.pool.shards
+        if config.where and not summary.kept and not any(where.mask(rows.of(shard)).any() for shard in shards):
+            note = f"No image meets --where: {where.values(map(rows.of, shards))}."
+            on_tick(Tick(done=summary.pool, total=summary.pool, unit="images", note=note))
         if origins != rows.origins:
             raise Incompatible(f"{config.run}/scores changed during the export. Run the same command again.")
     return summary

@@ -38,8 +38,8 @@ from pipelines.storage.shards import read_spans
 _KEY = re.compile(r"\d{9,}")
 _LIMITS = Limits(min_side=1, max_pixels=89_478_485, max_bytes=1 << 28)
 _COLUMNS = (
-    "key", "source", "member", "declared", "offset", "num_bytes", "prob_synthetic", "synthetic", "pseudo_label",
-    "confidence", "marked",
+    "key", "source", "member", "declared", "offset", "num_bytes", "prob_synthetic", "synthetic", "verdict",
+    "pseudo_label", "confidence", "marked",
 )  # fmt: skip
 
 
@@ -51,11 +51,12 @@ class Item:
     source: str
     member: str
     declared: str | None  # by the file itself: synthetic, camera or nothing
-    prob_synthetic: float | None  # this and the next: None without a detector
+    prob_synthetic: float | None  # this and the next two: None without a detector
     synthetic: bool | None
+    verdict: str | None  # real, unsure or synthetic: a person's if the image is marked, else the detector's
     pseudo_label: str | None  # this and the next: None without classes
     confidence: float | None
-    marked: str | None = None  # by a person: real, synthetic or skip
+    marked: str | None = None  # by a person: real, synthetic, off-class or skip
     distance: float | None = None  # to the query: 1 - cosine of the embeddings
     tar: str | None = None  # shard of the pool with the image's bytes; this and the next two: None outside the pool
     offset: int | None = None  # of the image's first byte in the tar
@@ -66,11 +67,6 @@ class Item:
     def name(self) -> str:
         """The image's name in a list."""
         return self.key or self.member
-
-    @property
-    def verdict(self) -> str:
-        """The verdict in words: a person's if the image is marked, else the detector's."""
-        return "not judged" if self.synthetic is None else "synthetic" if self.synthetic else "real"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +79,7 @@ class Inspection:
     @property
     def other_verdict(self) -> int:
         """Number of neighbors with another verdict than the query's."""
-        return sum(neighbor.synthetic != self.query.synthetic for neighbor in self.neighbors)
+        return sum(neighbor.verdict != self.query.verdict for neighbor in self.neighbors)
 
     @property
     def other_label(self) -> int | None:
@@ -234,6 +230,7 @@ def _from_outside(files: Sequence[tuple[Path, bytes, Accepted]], scored: ScoredP
             declared=accepted.declared,
             prob_synthetic=None if scores.prob_synthetic is None else float(scores.prob_synthetic[0]),
             synthetic=None if scores.synthetic is None else bool(scores.synthetic[0]),
+            verdict=None if scores.verdict is None else str(scores.verdict[0]),
             pseudo_label=None if scores.pseudo_label is None else scores.pseudo_label[0],
             confidence=None if scores.confidence is None else float(scores.confidence[0]),
         )

@@ -1,8 +1,10 @@
 """curate from Python does what its commands do, says what they say, and costs nothing until it is used."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -68,3 +70,17 @@ def test_the_main_job(world: World, tmp_path: Path) -> None:
     assert command(*line.split(), cwd=tmp_path).returncode == 0
     for name in ("classifier.safetensors", "detector.safetensors"):
         assert (tmp_path / "again" / "model" / name).read_bytes() == (run / "model" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells one after the other, with fewer steps, on a toy world of small images."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").symlink_to(world.root)
+    cells = json.loads((ROOT / "docs" / "python.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]).replace("STEPS = 200", "STEPS = 6"), names)
+    assert names["read"].kept == names["scores"].num_rows == len(names["pool"])
+    assert names["exported"].kept == pq.read_table("notebook/clean/kept.parquet").num_rows

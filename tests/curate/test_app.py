@@ -62,7 +62,8 @@ def test_version(tmp_path: Path) -> None:
 
 def test_commands_are_these() -> None:
     assert COMMANDS == [
-        "benchmark", "demo", "export", "generate", "ingest", "inspect", "report", "review", "score", "train", "verify"
+        "benchmark", "demo", "export", "generate", "ingest", "init", "inspect", "report", "review", "score",
+        "train", "verify",
     ]  # fmt: skip
 
 
@@ -70,30 +71,30 @@ def test_commands_are_these() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("train",), 1, "--labeled is missing"),
+        (("train",), 2, "--labeled is missing"),
         (("train", "--labeled", "seed"), 1, "run `curate ingest"),
         (
             ("train", "--labeled", "seed", "--image-size", "4"),
-            1,
-            "--image-size 4: Input should be greater than or equal to 8.",
+            2,
+            "--image-size 4: must be 8 or more.",
         ),
-        (("train", "--labeled", "seed", "--config", "nowhere.toml"), 1, "give a TOML file or one of benchmark-cpu"),
+        (("train", "--labeled", "seed", "--config", "nowhere.toml"), 2, "give a TOML file or one of benchmark-cpu"),
         (
             ("benchmark", "--real", "r", "--synthetic", "s", "--test", "t", "--learning-rate", "0"),
-            1,
-            "curate: --learning-rate 0.0: Input should be greater than 0.",
+            2,
+            "curate: --learning-rate 0: must be more than 0.",
         ),
         (("score",), 1, "run `curate ingest"),
-        (("train", "--config", "no-labels.toml"), 1, "--labeled is missing; give it, or labeled in --config."),
-        (("train", "--config", "no-path.toml"), 1, "no-path.toml: pool = 5: Input is no path"),
+        (("train", "--config", "no-labels.toml"), 2, "--labeled is missing; give it, or labeled in --config."),
+        (("train", "--config", "no-path.toml"), 2, "no-path.toml: pool = 5: Input is no path"),
         (
             ("train", "--labeled", "seed", "--seed", str(2**63)),
-            1,
-            "--seed 9223372036854775808: Input should be less than 9223372036854775808.",
+            2,
+            "--seed 9223372036854775808: must be less than 9223372036854775808.",
         ),
         (("demo", "--seed", "-1"), 2, "--seed"),
-        (("verify", "--run", "nowhere"), 1, "--run nowhere: is not a folder"),
-        (("ingest", "nowhere"), 1, "nowhere"),
+        (("verify", "--run", "nowhere"), 2, "--run nowhere: is not a folder"),
+        (("ingest", "nowhere"), 2, "nowhere"),
         (("frobnicate",), 2, "No such command"),
         (("train", "--frobnicate"), 2, "No such option"),
     ],
@@ -107,6 +108,17 @@ def test_mistakes_get_one_sentence_and_their_exit_code(
     assert done.returncode == code
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_init_writes_all_settings_once(tmp_path: Path) -> None:
+    done = curate("init", "score", cwd=tmp_path)
+    assert done.returncode == 0 and "curate score --config score.toml" in done.stderr
+    assert "# max_false_positive_rate =" in (tmp_path / "score.toml").read_text()
+    (tmp_path / "score.toml").write_text("mine")
+    for arguments, sentence in ((("score",), "score.toml: is there already"), (("verify",), "Name one of ingest")):
+        done = curate("init", *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and sentence in done.stderr
+    assert (tmp_path / "score.toml").read_text() == "mine"
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:

@@ -59,3 +59,26 @@ def test_json_of_a_name_that_is_not_utf8_can_be_written_and_read_back(tmp_path: 
     name = os.fsdecode(b"L\xf6we/\xe9.tar")
     (tmp_path / "file.json").write_text(to_json({"source": name}), encoding="utf-8")
     assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == {"source": name}
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (99, "99 s"), (125, "2 min"), (8000, "2 h 13 min")])
+def test_a_time_is_said_in_words(seconds: float, words: str) -> None:
+    assert console.duration(seconds) == words
+
+
+def test_progress_says_how_much_time_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with console.progress("train") as on_tick:
+        for done in (0, 20, 40):
+            on_tick(Tick(done=done, total=200, unit="steps"))
+            now += 11
+        on_tick(Tick(done=3, total=None, unit="images"))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "train: 20 of 200 steps, 1.8/s, 99 s left",
+        "train: 40 of 200 steps, 1.8/s, 88 s left",
+        "train: 3 images",
+    ]

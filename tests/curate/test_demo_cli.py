@@ -22,7 +22,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, fi
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / file).write_text(text)
     done = curate("demo", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert says in done.stderr and "Traceback" not in done.stderr and not done.stdout
     assert [(path.name, path.read_text()) for path in (tmp_path / "demo").iterdir()] == [(file, text)]
 

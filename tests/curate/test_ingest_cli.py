@@ -79,11 +79,11 @@ def test_a_recipe_is_over_ruled_by_a_flag(crawl: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("nowhere",), 1, "curate: nowhere: cannot be read (No such file or directory)."),
-        (("crawl", "--min-side", "0"), 1, "--min-side"),
+        (("nowhere",), 2, "curate: nowhere: cannot be read (No such file or directory)."),
+        (("crawl", "--min-side", "0"), 2, "--min-side"),
         (("crawl", "--pool", "crawl"), 1, "not a pool"),
-        ((), 1, "SOURCE is missing; give it, or sources in --config."),
-        (("",), 1, "The name of a source is empty"),
+        ((), 2, "SOURCE is missing; give it, or sources in --config."),
+        (("",), 2, "The name of a source is empty"),
         (("crawl", "--shard-sise", "2"), 2, "--shard-size"),
     ],
 )

@@ -67,16 +67,16 @@ def test_near_duplicates_are_the_groups_that_the_export_drops(scored: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("000990001",), 1, "has no shard 00099"),
-        (("nowhere.jpg",), 1, "neither a file nor a key"),
+        (("000990001",), 2, "has no shard 00099"),
+        (("nowhere.jpg",), 2, "neither a file nor a key"),
         (("000000001", "--run", "nowhere"), 1, "run `curate score` first"),
-        (("000000001", "-k", "0"), 1, "--neighbors"),
+        (("000000001", "-k", "0"), 2, "--neighbors"),
         ((), 2, "give one of KEY|IMAGE|NAME, --disagreement, --near-duplicates"),
         (("000000001", "--disagreement"), 2, "give one of"),
         (("--near-duplicates", "-k", "3"), 2, "--neighbors does not apply to --near-duplicates"),
         (("000000001", "--top", "3"), 2, "--top does not apply to KEY|IMAGE|NAME"),
-        (("--near-duplicates", "--radius", "9"), 1, "--radius"),
-        (("--disagreement", "--top", "0"), 1, "--top"),
+        (("--near-duplicates", "--radius", "9"), 2, "--radius"),
+        (("--disagreement", "--top", "0"), 2, "--top"),
     ],
 )
 def test_mistakes_are_one_sentence(scored: Path, arguments: tuple[str, ...], code: int, sentence: str) -> None:

@@ -5,9 +5,10 @@ After a wanted change: `python tests/curate/test_options.py > tests/curate/optio
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import pytest
 import typer
@@ -121,7 +122,7 @@ def invoke() -> Any:
 
 def test_flags_are_those_that_were_given_by_the_path_of_their_field(invoke: Any) -> None:
     assert invoke("--out", "o", "--num-steps", "100", "-r", "1", "--rate", "2", "--no-resume", "--strict") == {
-        "out": Path("o"), "strict": True, "recipe.num_steps": 100, "recipe.rates": [1.0, 2.0], "recipe.resume": False
+        "out": Path("o"), "strict": True, "recipe.num_steps": "100", "recipe.rates": ["1", "2"], "recipe.resume": False
     }  # fmt: skip
     assert invoke() == {}
 
@@ -170,9 +171,9 @@ def test_a_flag_wins_over_the_table_of_its_group_in_the_file(tmp_path: Path) -> 
         ("num_steps = 5", {}, r"unknown key 'num_steps'; did you mean 'recipe\.num_steps'\?"),
         ("[recipes]\nnum_steps = 5", {}, r"unknown key 'recipes'; did you mean 'recipe'\?"),
         ("[recipe]\nnothing = 5", {}, r"known keys: recipe\.num_steps, recipe\.rates, recipe\.resume\."),
-        ("[recipe]\nnum_steps = 0", {}, r"file\.toml: recipe\.num_steps = 0: Input should be greater than"),
-        ("[recipe]\nnum_steps = 5", {"recipe.num_steps": 0}, r"^--num-steps 0: Input should be greater"),
-        ("", {"recipe.rates": [0.5, -1.0]}, r"^--rate -1\.0: Input should be greater than 0\."),
+        ("[recipe]\nnum_steps = 0", {}, r"file\.toml: recipe\.num_steps = 0: must be"),
+        ("[recipe]\nnum_steps = 5", {"recipe.num_steps": 0}, r"^--num-steps 0: must be"),
+        ("", {"recipe.rates": [0.5, -1.0]}, r"^--rate -1\.0: must be more than 0\."),
         ("", {"out": None}, r"^--out is missing; give it, or out in --config\."),
     ],
 )  # fmt: skip
@@ -185,3 +186,36 @@ def test_mistakes_name_the_option_or_the_key(tmp_path: Path, text: str, flags: F
 
 if __name__ == "__main__":
     print("\n".join(listing()))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("x", "must be a whole number"),
+        ("2.5", "must be a whole number"),
+        ("0", "must be 1 or more"),
+        ("", "must be a whole number"),
+    ],
+)
+def test_a_number_that_is_none_is_said_in_words(value: str, says: str) -> None:
+    with pytest.raises(BadInput, match=f"^--num-steps {value}: {says}.$"):
+        resolve(TrainConfig, {"labeled": "seed", "recipe.num_steps": value})
+    with pytest.raises(
+        BadInput, match=r"^--rule best: must be one of 'fixmatch', 'flexmatch', 'freematch' or 'softmatch'"
+    ):
+        resolve(TrainConfig, {"labeled": "seed", "recipe.rule": "best"})
+
+
+@pytest.mark.parametrize("command", reference.COMMANDS)
+def test_a_file_with_all_settings_has_the_defaults(command: str, tmp_path: Path) -> None:
+    """Every line that has a value is uncommented: the same configuration as without the file."""
+    kind, text = reference.COMMANDS[command], reference.template(command)
+    fields = {name: field for name, field in kind.model_fields.items() if field.is_required()}
+    values = {tuple: ("1",), int: 1}
+    required = {name: values.get(get_origin(each.annotation) or each.annotation, "x") for name, each in fields.items()}
+    lines = [line.removeprefix("# ") for line in text.splitlines() if re.match(r"# \w+ = .|\[", line)]
+    (tmp_path / "all.toml").write_text("\n".join(lines))
+    found, plain = (resolve(kind, required, file) for file in (str(tmp_path / "all.toml"), None))
+    assert found == plain
+    for path in settings_of(kind):
+        assert f"# {path.rpartition('.')[2]} =" in text

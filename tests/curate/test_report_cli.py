@@ -31,8 +31,8 @@ def test_json_is_one_object_on_stdout(scored: Path, tmp_path: Path) -> None:
     ("arguments", "code", "sentence"),
     [
         (("--pool", "nowhere"), 1, "run `curate ingest"),
-        (("--labeled", "nowhere"), 1, "nowhere does not exist"),
-        (("--map", "globe"), 2, "'globe'"),
+        (("--labeled", "nowhere"), 2, "nowhere does not exist"),
+        (("--map", "globe"), 2, "--map globe"),
     ],
 )
 def test_mistakes_are_one_sentence(scored: Path, arguments: tuple[str, ...], code: int, sentence: str) -> None:

@@ -346,7 +346,7 @@ def test_only_the_person_at_this_machine_gets_in(home: Path) -> None:
             ({"keys": ["000990000"], "verdict": "real"}, "no scored image"),
             ({"keys": [key], "verdict": "real", "label": "zebra"}, "none of the classes"),
             ({"keys": [key], "verdict": "synthetic", "label": "disc"}, "a label says that an image is real"),
-            ({"keys": [key], "verdict": "perhaps"}, "'real', 'synthetic' or 'skip'"),
+            ({"keys": [key], "verdict": "perhaps"}, "'real', 'synthetic', 'off-class' or 'skip'"),
             ([], "should be an object"),
         ):
             status, _, body = client.ask("/api/marks", "POST", wrong, **own, **send)
@@ -368,12 +368,12 @@ def test_images_are_the_crawls_bytes_and_stay_in_the_browsers_cache(scored: Path
 
 
 def test_mistakes_are_one_sentence(home: Path, served: Server) -> None:
-    def refused(*arguments: str) -> str:
+    def refused(*arguments: str, code: int = 1) -> str:
         done = curate("review", "--no-open", *arguments, cwd=home)
-        assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
+        assert done.returncode == code and "Traceback" not in done.stderr and not done.stdout
         return done.stderr
 
-    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port))
+    assert "Choose another port, or 0 for any free one" in refused("--port", str(served.port), code=2)
     assert "run `curate score` first" in refused("--run", "nowhere", "--port", "0")
     (home / "run" / "marks.jsonl").write_text("nonsense\n")
     assert "line 1 is not a mark" in refused("--port", "0")

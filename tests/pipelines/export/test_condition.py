@@ -11,6 +11,7 @@ import pytest
 from pipelines import export
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
+from pipelines.progress import Tick
 from pipelines.run import outside
 from pipelines.run.scores import SCHEMA, ScoredPool
 from tests.pipelines.export.exports import keys, read_plainly, settings
@@ -41,7 +42,9 @@ def test_where_is_sql_over_pool_and_scores(
     ("where", "says"),
     [
         ("prob_synthetik < 0.1", "did you mean 'prob_synthetic'?"),
-        ("prob_synthetic <", "syntax error"),
+        ("prob_synthetic <", "it ends too early"),
+        ("width > 3 adn height > 3", "syntax error at or near \"adn\", after 'width > 3'"),
+        ("verdict = real", "put it in single quotes: 'real'"),
         ("", "one condition"),
         ("confidence", "not a condition"),
         ("confidence < 'much'", "Could not convert"),
@@ -71,6 +74,21 @@ def test_a_wrong_or_hostile_where_is_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600
     assert not list(tmp_path.iterdir())
+
+
+def test_a_condition_that_no_image_meets_is_told_what_the_columns_hold(pool: Path, run: Path, tmp_path: Path) -> None:
+    notes = list[str]()
+
+    def note(tick: Tick) -> None:
+        notes.extend([tick.note] if tick.note else [])
+
+    where = "verdict = 'reel' and Width > 9999 and not synthetic"
+    export.run(settings(tmp_path / "out", pool, run, where=where), note)
+    (said,) = notes
+    assert said.startswith("No image meets --where: verdict is ") and "width lies between 32 and 32" in said
+    assert "real (" in said and "synthetic is " in said
+    export.run(settings(tmp_path / "out", pool, run, keep="all", where="width = 32"), note)
+    assert len(notes) == 1
 
 
 def test_the_schema_of_a_where_is_what_rows_have(pool: Path, run: Path) -> None:

@@ -92,10 +92,10 @@ def test_a_persons_mark_wins_and_is_shown(pool: Path, own_run: Path, tmp_path: P
 
 def test_disagreement_is_counted() -> None:
     item = Item(
-        key="000000000", source="s", member="m", declared=None, prob_synthetic=0.9, synthetic=True,
+        key="000000000", source="s", member="m", declared=None, prob_synthetic=0.9, synthetic=True, verdict="synthetic",
         pseudo_label="disc", confidence=1.0,
     )  # fmt: skip
-    others = (item, replace(item, synthetic=False), replace(item, synthetic=False, pseudo_label="cross"))
+    others = (item, replace(item, verdict="unsure"), replace(item, verdict="real", pseudo_label="cross"))
     assert Inspection(query=item, neighbors=others).other_verdict == 2
     assert Inspection(query=item, neighbors=others).other_label == 1
 
@@ -210,7 +210,7 @@ def test_hostile_names_are_text_in_the_page() -> None:
     hostile = "\"><script>alert(1)</script>{{ 7*7 }}'&<img src=x onerror=alert(2)>.jpg"
     item = Item(
         key=None, source=hostile, member=hostile, declared=hostile, prob_synthetic=0.5, synthetic=True,
-        pseudo_label=hostile, confidence=0.5, distance=0.1,
+        verdict="synthetic", pseudo_label=hostile, confidence=0.5, distance=0.1,
     )  # fmt: skip
     out = io.BytesIO()
     Image.new("RGB", (32, 32)).save(out, "PNG")
