@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 START, END = "<!-- outputs -->\n", "<!-- /outputs -->"
-_NOT_SHOWN = re.compile(r"(ingest|train|score|report|export): \d+ of |Reading \d+ images takes|seconds ")
+_NOT_SHOWN = re.compile(r"(ingest|train|score|report|export): \d+ of |Reading \d+ images takes|seconds |took ")
 
 _PAGE = """\
 # What the commands print
