@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @options(
     ReportConfig,
-    groups={"Data": ("pool", "run", "labeled"), "Page": ("out", "map"), "Machine": ("device",)},
+    groups={"Data": ("pool", "run", "labeled", "against"), "Page": ("out", "map"), "Machine": ("device",)},
 )
 def report(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
     """Write one offline HTML page about the pool.
@@ -33,6 +33,8 @@ def report(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:
         "rejected": summary.num_rejected,
         "without scores": summary.num_unscored,
         "called synthetic": "unknown" if summary.synthetic_share is None else f"{summary.synthetic_share:.1%}",
+        "unsure": "unknown" if summary.unsure_share is None else f"{summary.unsure_share:.1%}",
+        **({} if summary.num_changed is None else {"another verdict than before": summary.num_changed}),
         "size of the page": f"{summary.num_bytes / 1e6:.2f} MB",
         "took": console.duration(summary.seconds),
     }

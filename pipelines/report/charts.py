@@ -36,13 +36,13 @@ def histogram(
     title: str,
     description: str,
     counts: npt.NDArray[np.int64],
-    threshold: float | None = None,
+    thresholds: tuple[float, float] | None = None,
     overlay: npt.NDArray[np.int64] | None = None,
 ) -> Markup:
     """Shares of values in equal bins over 0..1, on a square-root scale that keeps small shares visible.
 
-    `counts` (B,) and `overlay` (B,) are counts of each bin; the overlay is drawn as an outline. Bars from `threshold`
-    on are drawn as synthetic.
+    `counts` (B,) and `overlay` (B,) are counts of each bin; the overlay is drawn as an outline. `thresholds` are the
+    values from which bars are drawn as unsure and as synthetic.
     """
     height = 240
     shares = counts / max(int(counts.sum()), 1)
@@ -59,7 +59,8 @@ def histogram(
     parts = [_grid(y(tick), f"{tick:.0%}") for tick in ticks]
     step = 1 / len(shares)
     for i, share in enumerate(shares.tolist()):
-        color = "plain" if threshold is None else "synthetic" if (i + 0.5) * step >= threshold else "real"
+        middle = (i + 0.5) * step
+        color = ("real", "unsure", "synthetic")[sum(middle >= each for each in thresholds)] if thresholds else "plain"
         if share:
             parts.append(
                 Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
@@ -71,13 +72,16 @@ def histogram(
         parts.append(Markup('<path class="outline" d="{}"/>').format(_path(corners)))
     for value in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         parts.append(_label(x(value), height - _BOTTOM + 16, f"{value:g}"))
-    if threshold is not None:
+    for value in sorted(set(thresholds or ())):
         parts.append(
             Markup('<line class="threshold" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
-                x(threshold), _TOP - 4, height - _BOTTOM
+                x(value), _TOP - 4, height - _BOTTOM
             )
         )
-        parts.append(_label(x(threshold), height - 3, f"threshold {threshold:.3g}", "strong"))
+    if thresholds:
+        low, high = thresholds
+        text = f"unsure from {low:.3g}, synthetic from {high:.3g}" if low < high else f"synthetic from {high:.3g}"
+        parts.append(_label(_WIDTH / 2, height - 3, text, "strong"))
     return _svg(name, title, description, _WIDTH, height, parts)
 
 
@@ -111,7 +115,7 @@ def reliability(name: str, title: str, description: str, bins: Sequence[tuple[fl
 
     The bar of a point is its 95 % interval.
     """
-    side = _TOP + _BOTTOM + 240
+    side = _TOP + _BOTTOM + 240  # the page shows it no larger than that
 
     def xy(confidence: float, accuracy: float) -> tuple[float, float]:
         return _LEFT + confidence * 240, side - _BOTTOM - accuracy * 240
@@ -130,20 +134,29 @@ def reliability(name: str, title: str, description: str, bins: Sequence[tuple[fl
     return _svg(name, title, description, _LEFT + 240 + _RIGHT, side, parts)
 
 
-def points(
-    name: str, title: str, description: str, points_N2: Points, groups: Mapping[str, npt.NDArray[np.bool_]]
-) -> Markup:
-    """Points in a square, each in the color of its group; `groups` maps a CSS class to its members, a mask (N,)."""
+def placed(points_N2: Points) -> npt.NDArray[np.int64]:
+    """Where points lie in a square drawing (N, 2), x and y in its units; outliers lie at its edge."""
     low, high = np.percentile(points_N2, (0.1, 99.9), axis=0)  # outliers would leave no room for the rest
     margin = 12
     inside = ((points_N2 - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
-    pixels = np.rint(margin + inside * (_MAP_SIDE - 2 * margin)).astype(int)
+    pixels = np.rint(margin + inside * (_MAP_SIDE - 2 * margin)).astype(np.int64)
     pixels[:, 1] = _MAP_SIDE - pixels[:, 1]
-    layer = np.arange(len(pixels)) % _MAP_LAYERS
+    return np.asarray(pixels)
+
+
+def points(
+    name: str,
+    title: str,
+    description: str,
+    pixels_N2: npt.NDArray[np.int64],
+    groups: Mapping[str, npt.NDArray[np.bool_]],
+) -> Markup:
+    """Points, as `placed` places them, each in the color of its group: a CSS class, with its members, a mask (N,)."""
+    layer = np.arange(len(pixels_N2)) % _MAP_LAYERS
     parts = []
     for number in range(_MAP_LAYERS):
         for color, members in groups.items():
-            drawn = pixels[members & (layer == number)].tolist()
+            drawn = pixels_N2[members & (layer == number)].tolist()
             if drawn:
                 dots = "".join(f"M{x} {y}h0" for x, y in drawn)  # a line of no length with round caps is a dot
                 parts.append(Markup('<path class="dots {}" d="{}"/>').format(color, dots))

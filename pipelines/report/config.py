@@ -24,6 +24,9 @@ class ReportConfig(BaseModel):
     labeled: Path | None = Field(
         default=None, description="Labeled images, if they are no longer where training read them."
     )
+    against: LocalFolder | None = Field(
+        default=None, description="Earlier run on the same pool, to compare the verdicts with."
+    )
     out: Path | None = Field(default=None, description="HTML file to write; without it, report.html in the run.")
     map: Literal["auto", "tsne", "pca"] = Field(
         default="auto",
@@ -42,6 +45,8 @@ class Summary:
     num_images: int
     num_rejected: int
     num_unscored: int  # images of shards without scores
-    synthetic_share: float | None  # share of the images called synthetic; None without a detector
+    synthetic_share: float | None  # share of the images called synthetic; this and the next: None without a detector
+    unsure_share: float | None
+    num_changed: int | None  # images with another verdict than by the earlier run; None without one
     audit: "Audit | None"  # None without scores
     next: str  # command to run next: for a fuller report, or the next step

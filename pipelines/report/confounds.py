@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.pool.labeled_files import File
@@ -81,6 +82,7 @@ def audit(
     has_verdict = "synthetic" in sample.column_names and not sample["synthetic"].null_count
     verdict = sample["synthetic"].to_numpy() if has_verdict else None
     probs = sample["prob_synthetic"].to_numpy() if has_verdict else None
+    unsure = np.array(sample["verdict"].to_pylist()) == "unsure" if has_verdict else None
     of_pool = properties.of_manifest(sample) | properties.of_files(pool, sample.slice(0, INSPECTED), on_tick)
     of_labeled = read_labeled(labeled or (), scorer, on_tick)
     judged, constant = [], {}
@@ -90,7 +92,7 @@ def audit(
             (value,) = different
             constant[name] = f"{value:g}" if isinstance(value, float) else str(value)
         elif different:
-            judged.append(association.judge(name, values, among, verdict, probs))
+            judged.append(association.judge(name, values, among, verdict, probs, unsure))
     count = CHANGED_PHOTOGRAPHS if scorer and scorer.model.frozen is not None else CHANGED
     changed = stability.measure(pool, sample.slice(0, count), scorer, on_tick) if scorer and has_verdict else ()
     return Audit(

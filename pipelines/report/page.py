@@ -14,16 +14,30 @@ from pipelines.distribution import VERSION
 from pipelines.images.rejects import Reason
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick
-from pipelines.report import charts, figures, history, pictures
+from pipelines.report import charts, figures, history, maps, pictures
+from pipelines.report.comparison import Comparison
 from pipelines.report.config import ReportConfig
 from pipelines.report.confounds import Audit
 from pipelines.report.survey import Survey
-from pipelines.run import association, labels, quality
+from pipelines.run import association, labels, quality, verdicts
 from pipelines.run.labels import Labels
+from pipelines.run.neighbors import Index
 from pipelines.run.quality import Quality
 from pipelines.run.scores import ScoredPool
 
 CLASSES_LISTED = 500  # in the table
+DOMAINS_LISTED = 50
+SHARE_MISSED = 0.05  # of the pool: from here on it is said that fewer images are called synthetic than there are
+VERDICTS = ("real", "unsure", "synthetic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """A warning, and the section that says more."""
+
+    about: str
+    section: str  # its id
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +48,11 @@ class Findings:
     scored: ScoredPool | None  # None without scores
     survey: Survey
     audit: Audit | None  # None without scores
+    comparison: Comparison | None  # with an earlier run; None if none was given, or one has no detector
     num_unscored: int  # images
     quality: Quality | None  # of the detector; None if it was not measured
     labels: Labels | None  # how often they are right; None if it was not measured, and without classes
-    domains: list[dict[str, Any]]  # the synthetic share of the largest domains
+    domains: dict[str, dict[str, Any]]  # bounds of the synthetic share of the largest domains, by name
     note: str  # why the labeled set was not compared; empty if it was
     next: str  # the command to run next
 
@@ -47,7 +62,8 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
     pool, scored, found = findings.pool, findings.scored, findings.survey
     templates = resources("pipelines").joinpath("templates")
     style, script = (templates.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    alarms = history.read_record(config.run / "run.json").get("summary", {}).get("alarms", []) if scored else []
+    album = pictures.Album(pool, scored, _index(scored, on_tick) if scored else None)
+    mapped = maps.draw(config.map, pool, scored, found, on_tick) if scored else None
     values = {
         "style": Markup(style),
         "script": Markup(script),
@@ -65,30 +81,65 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "neighbors_are_layout": bool(scored and scored.neighbors_are_layout),
         "classes": sorted(found.classes.items(), key=lambda item: -item[1].num_images),
         "listed": CLASSES_LISTED,
-        "threshold": scored.threshold if scored and found.scores is not None else None,
+        "domains": sorted(found.domains.items(), key=lambda item: -item[1].num_images)[:DOMAINS_LISTED],
+        "num_domains": len(found.domains),
+        "bounds": findings.domains,
+        "thresholds": verdicts.load(config.run) if scored and found.scores is not None else None,
+        "verdicts": VERDICTS,
         "quality": findings.quality,
-        "trust": quality.warning(findings.quality) if found.scores is not None else "",
+        "warnings": _warnings(config, findings),
+        "comparison": findings.comparison,
+        "moved": album.pictures(findings.comparison.moved.rows()) if findings.comparison else [],
         "labels": findings.labels,
-        "labels_warning": labels.warning(findings.labels, bool(found.classes)) if scored else "",
         "of_class": {each.name: each for each in findings.labels.classes} if findings.labels else {},
         "reliability": figures.reliability(findings.labels),
         "unmeasured": quality.UNMEASURED,
         "weak": quality.WEAK,
-        "domains": findings.domains,
         "histograms": figures.histograms(scored, found, findings.audit),
-        "galleries": pictures.galleries(pool, scored, found),
-        "thumbnail": pictures.THUMBNAIL.side,
-        "by_class": pictures.by_class(pool, found) if scored else [],
-        "maps": figures.maps(config.map, scored, found, on_tick) if scored else [],
+        "galleries": album.galleries(found),
+        "thumbnail": pictures.LARGE.side,
+        "by_class": album.by_class(found) if scored else [],
+        "maps": mapped.figures if mapped else [],
         "curves": figures.training_curves(config.run, scored.classes if scored else ()),
-        "alarms": alarms,
         "audit": findings.audit,
         "limits": association,
         "note": findings.note,
         "stages": history.stages(config.pool, config.run),
         "next": findings.next,
     }
+    # After the pictures, which fill the album.
+    values["data"] = {"pictures": album.details, "thumbnails": album.thumbnails, "map": mapped.data if mapped else None}
     return pages.render("report.html.j2", values)
+
+
+def _index(scored: ScoredPool, on_tick: OnTick) -> Index | None:
+    """The index that finds neighbors; None where it is missing and the run's folder cannot be written to."""
+    try:
+        return Index.open(scored, on_tick)
+    except OSError:
+        return None
+
+
+def _warnings(config: ReportConfig, findings: Findings) -> list[Warned]:
+    """All that a person must know before acting on the verdicts or the labels, the weightiest first."""
+    if findings.scored is None or findings.audit is None:
+        return []
+    found, measured = findings.survey, findings.quality
+    said = [("Labels", "classes", labels.warning(findings.labels, bool(found.classes)))]
+    if found.scores is not None:
+        said.append(("Detector", "trust", quality.warning(measured)))
+    said += [("Files", "confounds", each) for each in findings.audit.warnings]
+    estimate = measured.share_estimate if measured and found.scores is not None else None
+    called = found.num_synthetic / max(1, found.num_images)
+    if estimate is not None and estimate >= called + SHARE_MISSED:
+        text = (
+            f"An estimated {estimate:.0%} of the pool is synthetic, and {called:.1%} is called so: the other synthetic "
+            "images are among the unsure and the real."
+        )
+        said.append(("Share", "trust", text))
+    alarms = history.read_record(config.run / "run.json").get("summary", {}).get("alarms", [])
+    said += [("Training", "training", each) for each in alarms]
+    return [Warned(about=about, section=section, text=text) for about, section, text in said if text]
 
 
 def _hash(text: str) -> str:

@@ -1,16 +1,13 @@
 """Properties of image files that have nothing to do with what an image shows, and that a detector could learn instead.
 
-    from the manifest    format, width, height, aspect, bytes per pixel, source
+    from the manifest    format, width, height, aspect, bytes per pixel, source, domain
     from the file        JPEG quality, chroma subsampling, greyness
-    from its sidecar     domain: the host that the crawl names as the image's origin
 
 A property of a file that lacks it is None, such as the JPEG quality of a PNG.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +21,7 @@ from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
 from pipelines.report.survey import read_rows
 
-OPENED = ("JPEG quality", "chroma subsampling", "greyness", "domain")  # properties for which a file has to be opened
+OPENED = ("JPEG quality", "chroma subsampling", "greyness")  # properties for which a file has to be opened
 GREY = 6.0  # levels of 255: an image whose strongest and weakest channel differ by less, on average, counts as grey
 
 _DECODED_SIDE = 256  # pixels; larger JPEGs are decoded at a fraction of their size to tell grey from color
@@ -43,15 +40,19 @@ _LUMINANCE = np.array(
 def of_manifest(rows: pa.Table) -> dict[str, list[Any]]:
     """The values (N,) of the properties that rows of the manifest tell."""
     size = _of_size(*(rows[name].to_numpy() for name in ("width", "height", "num_bytes")))
-    return {"format": rows["format"].to_pylist(), **size, "source": rows["source"].to_pylist()}
+    return {
+        "format": rows["format"].to_pylist(),
+        **size,
+        **{name: rows[name].to_pylist() for name in ("source", "domain")},
+    }
 
 
 def of_files(pool: Pool, rows: pa.Table, on_tick: OnTick) -> dict[str, list[Any]]:
     """The values (N,) of the properties in OPENED, read from the files of `rows`."""
     opened = []
     with foreign_images():
-        for done, (content, sidecars) in enumerate(read_rows(pool, rows), 1):
-            opened.append(look(content) | {"domain": _domain(sidecars)})
+        for done, content in enumerate(read_rows(pool, rows), 1):
+            opened.append(look(content))
             on_tick(Tick(done=done, total=rows.num_rows, unit="files"))
     return {name: [found[name] for found in opened] for name in OPENED}
 
@@ -74,14 +75,6 @@ def _of_size(width: npt.ArrayLike, height: npt.ArrayLike, num_bytes: npt.ArrayLi
     w, h, b = (np.asarray(values, dtype=float) for values in (width, height, num_bytes))
     values = {"width": w, "height": h, "aspect": (w / h).round(3), "bytes per pixel": b / (w * h)}
     return {name: value.tolist() for name, value in values.items()}
-
-
-def _domain(sidecars: dict[str, bytes]) -> str | None:
-    """The host that the crawl's JSON names as the image's origin."""
-    try:
-        return urlsplit(str(json.loads(sidecars["json"])["url"])).hostname
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return None
 
 
 def look(content: bytes) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def measure(pool: Pool, rows: pa.Table, scorer: "Scorer", on_tick: OnTick) -> tu
         part = slice(start, start + _BATCH)
         pictures = []
         with foreign_images():
-            for content, _ in read_rows(pool, rows.slice(start, _BATCH)):
+            for content in read_rows(pool, rows.slice(start, _BATCH)):
                 pictures.append(as_seen(content))
         for name, change in changes.items():
             changed = scorer.prob_synthetic([change(picture) for picture in pictures])

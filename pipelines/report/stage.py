@@ -7,6 +7,7 @@ no larger than that of thirty thousand, and memory use does not grow. All text f
 re-encoded, and a content security policy lets no script run but the page's own.
 
     survey      reads the pool and its scores
+    comparison  compares the verdicts with those of an earlier run
     confounds   audits what the verdicts rest on
     page        puts the page together of figures, pictures and the history of pool and run
 """
@@ -22,7 +23,7 @@ from pipelines.errors import BadInput
 from pipelines.pages import write_page
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, ignore
-from pipelines.report import confounds, page, pictures
+from pipelines.report import comparison, confounds, page, pictures
 from pipelines.report.config import ReportConfig, Summary
 from pipelines.report.history import read_record
 from pipelines.report.survey import survey
@@ -48,22 +49,29 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
     num_unscored = sum(with_run.num_rows(shard) for shard in with_run.unscored)
     scored = with_run if num_unscored < pool.num_images else None
     with_run.check()
+    earlier = ScoredPool(pool, config.against) if config.against else None
+    if earlier is not None and num_unscored == pool.num_images:
+        raise BadInput(f"--against {config.against}: {config.run} has no scores to compare. Run `curate score` first.")
     paths, note = _labeled_files(config) if scored else (None, "")
     scorer = _scorer(scored, config.device) if scored else None
     found = survey(
         pool, scored, scored.classes if scored else (),
         sample=SAMPLE, gallery=pictures.GALLERY, per_class=pictures.CLASS_PICTURES, on_tick=on_tick,
     )  # fmt: skip
+    compared = None
+    if scored and earlier:
+        compared = comparison.compare(scored, earlier, gallery=pictures.GALLERY, on_tick=on_tick)
     audit = confounds.audit(pool, found.sample, paths, scorer, on_tick) if scored else None
     findings = page.Findings(
         pool=pool,
         scored=scored,
         survey=found,
         audit=audit,
+        comparison=compared,
         num_unscored=num_unscored,
         quality=quality.load(config.run) if scored else None,
         labels=labels.load(config.run) if scored and scored.classes else None,
-        domains=domains.load(config.run).to_pylist() if scored else [],
+        domains={row["domain"]: row for row in domains.load(config.run).to_pylist()} if scored else {},
         note=note,
         next=_next(config, scored is not None),
     )
@@ -77,6 +85,8 @@ def run(config: ReportConfig, on_tick: OnTick = ignore) -> Summary:
         num_rejected=found.num_rejected,
         num_unscored=num_unscored,
         synthetic_share=found.num_synthetic / found.num_images if found.scores is not None else None,
+        unsure_share=found.num_unsure / found.num_images if found.scores is not None else None,
+        num_changed=compared.num_changed if compared else None,
         audit=audit,
         next=findings.next,
     )

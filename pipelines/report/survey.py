@@ -3,7 +3,6 @@
 Memory does not grow with the pool: it holds one shard, a row for each class, and the rows that were asked for.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ import pyarrow.compute as pc
 
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.progress import OnTick, Tick, ignore
+from pipelines.run import domains
 from pipelines.run.evaluation import NO_DECLARATIONS, DeclaredCheck
 from pipelines.run.scores import ScoredPool
-from pipelines.storage.shards import end_of_samples, read_spans_across, sample_spans, sample_start
-from pipelines.storage.tar import MAX_MEMBER_BYTES, read_tar
+from pipelines.storage.shards import read_spans_across
 
 BINS = 50  # of the histograms over 0..1
 EXAMPLES = 3  # rejected records listed for each reason
@@ -26,8 +25,9 @@ MAX_TABLES = 64  # of a sample, before they are merged: each has a cost of its o
 
 _OF_POOL = (
     "key", "shard", "source", "member", "format", "width", "height", "offset", "num_bytes", "sha256", "declared",
+    "declared_by", "domain", "url", "caption",
 )  # fmt: skip
-_OF_SCORES = ("prob_synthetic", "synthetic", "pseudo_label", "confidence")
+_OF_SCORES = ("prob_synthetic", "synthetic", "verdict", "pseudo_label", "confidence", "marked")
 
 Counts = npt.NDArray[np.int64]
 
@@ -42,11 +42,17 @@ class Rejected:
 
 @dataclass
 class Share:
-    """Counts of some of the images."""
+    """Counts of some of the images; without a detector all verdicts are 0."""
 
     num_images: int = 0
+    num_unsure: int = 0
     num_synthetic: int = 0
     confidence: float = 0.0  # sum
+
+    @property
+    def num_real(self) -> int:
+        """Number of images that are neither called synthetic nor unsure."""
+        return self.num_images - self.num_unsure - self.num_synthetic
 
 
 @dataclass
@@ -145,6 +151,7 @@ class Survey:
     rejected: dict[str, Rejected]
     formats: Counter[str]
     declared: dict[str, Share]  # by what the file says: synthetic, camera, nothing
+    domains: dict[str, Share]  # at most `domains.MOST`; see `pipelines.run.domains`
     classes: dict[str, Share]  # empty without classes
     scores: Counts | None  # (BINS,) histogram of prob_synthetic; None without a detector
     confidences: Counts | None  # (BINS,); None without classes
@@ -167,6 +174,11 @@ class Survey:
         """Number of images that are called synthetic."""
         return sum(share.num_synthetic for share in self.declared.values())
 
+    @property
+    def num_unsure(self) -> int:
+        """Number of images whose verdict is unsure."""
+        return sum(share.num_unsure for share in self.declared.values())
+
 
 def survey(
     pool: Pool,
@@ -188,12 +200,12 @@ def survey(
     picked = Sample(sample)
     threshold = scored.threshold if scored else 0.5
     found = Survey(
-        num_images=0, num_bytes=0, rejected=_rejected(pool), formats=Counter(), declared={},
+        num_images=0, num_bytes=0, rejected=_rejected(pool), formats=Counter(), declared={}, domains={},
         classes={name: Share() for name in classes}, scores=None, confidences=None, sample=None,
         most_synthetic=Best(gallery), most_real=Best(gallery), least_sure=Best(gallery),
         synthetic_of_class=Best(per_class), real_of_class=Best(per_class), outside={name: Values() for name in outside},
     )  # fmt: skip
-    for done, rows in enumerate(_tables(pool, scored, shards), 1):
+    for done, rows in enumerate(tables(pool, scored, shards), 1):
         found.num_images += rows.num_rows
         picked.add(rows)
         if rows.num_rows:
@@ -202,24 +214,24 @@ def survey(
             if scored:
                 _count(found, rows, threshold)
             else:
-                for kind in rows["declared"].to_pylist():
-                    found.declared.setdefault(kind or "nothing", Share()).num_images += 1
+                for names, shares in ((_declared(rows), found.declared), (domains.of_rows(rows), found.domains)):
+                    for name in names:
+                        _share(shares, name).num_images += 1
         on_tick(Tick(done=done, total=len(shards), unit="shards"))
     found.sample = picked.rows()
     return found
 
 
-def _tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of each shard, with `row`, their number in it, and `stop`, the offset where their sample ends."""
+def tables(pool: Pool, scored: ScoredPool | None, shards: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of each shard, with `row`, their number in it."""
     for shard in shards:
         rows = (
             scored.rows(shard, (*_OF_POOL, *_OF_SCORES, *scored.outside.names))
             if scored
             else pool.rows(shard, _OF_POOL)
         )
-        _, stops = sample_spans(rows["offset"].to_numpy(), end_of_samples(pool.tar(shard)))
         rows = rows.append_column("row", pa.array(np.arange(rows.num_rows, dtype=np.int32)))
-        yield rows.append_column("stop", pa.array(stops, pa.int64())).replace_schema_metadata(None)
+        yield rows.replace_schema_metadata(None)
 
 
 def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
@@ -227,12 +239,14 @@ def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
     has_classes, has_detector = not rows["pseudo_label"].null_count, not rows["prob_synthetic"].null_count
     labels, confidence = rows["pseudo_label"].to_pylist(), rows["confidence"].fill_null(0).to_numpy()
     synthetic = rows["synthetic"].fill_null(False).to_numpy()
-    kinds = [kind or "nothing" for kind in rows["declared"].to_pylist()]
-    for names, shares in ((labels, found.classes), (kinds, found.declared))[0 if has_classes else 1 :]:
-        for name, called, sure in zip(names, synthetic.tolist(), confidence.tolist(), strict=True):
-            share = shares.setdefault(name, Share())
+    verdicts = rows["verdict"].to_pylist()
+    groups = [(_declared(rows), found.declared), (domains.of_rows(rows), found.domains)]
+    for names, shares in [*groups, (labels, found.classes)] if has_classes else groups:
+        for name, verdict, sure in zip(names, verdicts, confidence.tolist(), strict=True):
+            share = _share(shares, name)
             share.num_images += 1
-            share.num_synthetic += called
+            share.num_unsure += verdict == "unsure"
+            share.num_synthetic += verdict == "synthetic"
             share.confidence += sure
     for name, values in found.outside.items():
         values.add(rows[name].fill_null(np.nan).to_numpy(), synthetic)
@@ -250,12 +264,24 @@ def _count(found: Survey, rows: pa.Table, threshold: float) -> None:
     found.least_sure.add(rows, -np.abs(probs - threshold))
     if not has_classes:
         return
+    verdict = np.array(verdicts)
     for best, called, values in (
-        (found.synthetic_of_class, synthetic, probs),
-        (found.real_of_class, ~synthetic, confidence),
+        (found.synthetic_of_class, verdict == "synthetic", probs),
+        (found.real_of_class, verdict == "real", confidence),
     ):
         if called.any():
             best.add(rows.filter(pa.array(called)), values[called], [labels[i] for i in np.flatnonzero(called)])
+
+
+def _declared(rows: pa.Table) -> list[str]:
+    return [kind or "nothing" for kind in rows["declared"].to_pylist()]
+
+
+def _share(shares: dict[str, Share], name: str) -> Share:
+    """The share of a name; those of names beyond the first `domains.MOST` are one."""
+    if name not in shares:
+        return shares.setdefault(name if len(shares) < domains.MOST else domains.OTHER, Share())
+    return shares[name]
 
 
 def _histogram(values: npt.NDArray[np.floating], before: Counts | None) -> Counts:
@@ -263,17 +289,10 @@ def _histogram(values: npt.NDArray[np.floating], before: Counts | None) -> Count
     return counts if before is None else before + counts
 
 
-def read_rows(pool: Pool, rows: pa.Table) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-    """Image and sidecars (by suffix) of each of `rows`, which are rows of a survey, in their order."""
-    listed = rows.select(["key", "shard", "offset", "num_bytes", "stop", "format"]).to_pylist()
-    starts = [sample_start(row["offset"]) for row in listed]
-    spans = [(pool.tar(row["shard"]), start, row["stop"] - start) for row, start in zip(listed, starts, strict=True)]
-    for row, start, span in zip(listed, starts, read_spans_across(spans), strict=True):
-        members = read_tar(io.BytesIO(span), MAX_MEMBER_BYTES)
-        sample = {name.partition(".")[2]: data for name, data in members if name.startswith(f"{row['key']}.")}
-        sample.pop(row["format"], None)
-        image = row["offset"] - start
-        yield span[image : image + row["num_bytes"]], {k: v for k, v in sample.items() if isinstance(v, bytes)}
+def read_rows(pool: Pool, rows: pa.Table) -> Iterator[bytes]:
+    """Image file of each of `rows`, which are rows of a survey, in their order."""
+    listed = rows.select(["shard", "offset", "num_bytes"]).to_pylist()
+    return read_spans_across([(pool.tar(row["shard"]), row["offset"], row["num_bytes"]) for row in listed])
 
 
 def _rejected(pool: Pool) -> dict[str, Rejected]:

@@ -4,63 +4,40 @@ It takes about 100 bytes of memory an image: the columns that filters need are i
 when an image is opened. A row here is an image's number among all scored shards in order.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import CRAWL_COLUMNS, shard_of
-from pipelines.progress import OnTick, Tick, ignore
-from pipelines.review import order
-from pipelines.run import marks
+from pipelines.progress import OnTick, ignore
+from pipelines.review import neighborhood, order, region, search
+from pipelines.review.filters import Filter, Order
+from pipelines.run import marks, verdicts
 from pipelines.run.marks import Judgment, Mark, Verdict
-from pipelines.run.neighbors import Index, Neighbor, num_others
+from pipelines.run.neighbors import Index, Neighbor
 from pipelines.run.scores import ScoredPool
-from pipelines.storage import locks
-from pipelines.storage.atomic import replacing, save_array
+from pipelines.run.verdicts import VERDICTS
 from pipelines.storage.shards import read_spans
 
-NEIGHBORS = 10  # of each image, among which disagreement is counted
 MAX_NEIGHBORHOODS = 200_000  # images; in larger pools disagreement is not counted, as it would take too many minutes
 BINS = 50  # of the histogram
 NO_SCORE = -1.0  # prob_synthetic if no detector was trained
+SUGGESTED = 100  # images that a person is asked to mark before the next training
+MOST_AT_ONCE = 100_000  # images that one action may mark
 
-_CHUNK = 1024
-_VERDICTS: tuple[Verdict, ...] = ("real", "synthetic", "off-class", "skip")
+_MARKS: tuple[Verdict, ...] = ("real", "synthetic", "off-class", "skip")
 _NONE = -1
+_SEARCHES = 8  # whose results are kept, a byte an image
 
 Rows = npt.NDArray[np.int32]
-Order = Literal["suggested", "labels", "synthetic", "real", "threshold", "other_label", "other_verdict", "pool"]
-
-
-class Filter(BaseModel):
-    """Which images to show, and in what order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    verdict: Literal["any", "real", "synthetic"] = "any"
-    label: str | None = None
-    marked: Literal["any", "no", "yes", "real", "synthetic", "off-class", "skip", "labeled"] = "any"
-    low: float = Field(default=0.0, ge=0, le=1)  # of prob_synthetic
-    high: float = Field(default=1.0, ge=0, le=1)
-    order: Order = "suggested"
-
-
-@dataclass(frozen=True)
-class Neighborhood:
-    """Shares (N,) of each image's nearest neighbors with another pseudo-label or verdict by the model."""
-
-    other_label: npt.NDArray[np.float32]
-    other_verdict: npt.NDArray[np.float32]
 
 
 class Gallery:
@@ -69,12 +46,17 @@ class Gallery:
     def __init__(self, scored: ScoredPool, on_tick: OnTick = ignore) -> None:
         self.scored = ScoredPool(scored.pool, scored.run)  # without marks: what the model says
         self.classes = scored.classes
-        self.threshold = scored.threshold
+        self.thresholds = verdicts.load(scored.run)
         self._shard_number = {shard: number for number, shard in enumerate(scored.shards)}
         self.starts = [0, *accumulate(scored.num_rows(shard) for shard in scored.shards)]
         self._columns()
         self.index = Index.open(scored, on_tick)
-        self.neighborhood = self._neighborhood(on_tick) if len(self) <= MAX_NEIGHBORHOODS else None
+        self.neighborhood = (
+            neighborhood.find(self.index, self._model_labels, self.synthetic, on_tick)
+            if len(self) <= MAX_NEIGHBORHOODS
+            else None
+        )
+        self._found = lru_cache(maxsize=_SEARCHES)(self._search)
         self._lock = threading.Lock()
         self._orders: dict[Order, Rows] = {"suggested": self._suggested()}
         self.marked: npt.NDArray[np.int8]  # (N,) index of a person's verdict, -1 if not marked
@@ -92,7 +74,10 @@ class Gallery:
         return bool(self.prob[0] != NO_SCORE)
 
     def _columns(self) -> None:
-        names = ("key", "sha256", "offset", "num_bytes", "prob_synthetic", "synthetic", "pseudo_label", "confidence")
+        names = (
+            "key", "sha256", "offset", "num_bytes", "prob_synthetic", "synthetic", "verdict", "pseudo_label",
+            "confidence",
+        )  # fmt: skip
         number = {name: i for i, name in enumerate(self.classes)}
         parts: list[tuple[npt.NDArray[Any], ...]] = []
         for shard in self.scored.shards:
@@ -105,45 +90,17 @@ class Gallery:
                     rows["num_bytes"].to_numpy(),
                     rows["prob_synthetic"].fill_null(NO_SCORE).to_numpy(),
                     rows["synthetic"].fill_null(False).to_numpy(),
+                    _codes(rows["verdict"]),
                     np.array([number.get(name, _NONE) for name in rows["pseudo_label"].to_pylist()], dtype=np.int16),
                     rows["confidence"].fill_null(0).to_numpy(),
                 )
             )
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         self._keys, self._digests, self._offsets, self._sizes, *of_model = columns
-        self.prob, self.synthetic, self._model_labels, self.confidence = of_model  # what the model says
+        # What the model says; `verdicts` are numbers in VERDICTS, -1 without a detector.
+        self.prob, self.synthetic, self.verdicts, self._model_labels, self.confidence = of_model
         self._by_key = np.argsort(self._keys).astype(np.int32)
         self._by_digest = np.argsort(self._digests).astype(np.int32)
-
-    def _neighborhood(self, on_tick: OnTick) -> Neighborhood:
-        """The disagreement of all images, computed once for an index and its scores and stored in run/review/."""
-        folder = self.scored.run / "review"
-        with locks.awaited(folder):  # a second page uses the result of the first
-            return self._look_up(folder / "neighborhood.npy", on_tick)
-
-    def _look_up(self, file: Path, on_tick: OnTick) -> Neighborhood:
-        verdicts, labels = self.synthetic, self._model_labels
-        facts = json.dumps(self.index.parts).encode() + verdicts.tobytes() + labels.tobytes()
-        fingerprint = hashlib.sha256(facts).digest()
-        try:
-            stored = np.load(file, allow_pickle=False)
-            if stored.nbytes == 2 * len(self) + len(fingerprint) and stored[2 * len(self) :].tobytes() == fingerprint:
-                return Neighborhood(*(stored[: 2 * len(self)].reshape(2, -1) / np.float32(NEIGHBORS)))
-        except (OSError, ValueError, EOFError):
-            pass  # it is not stored yet, or truncated
-        counts = np.zeros((2, len(self)), dtype=np.uint8)
-        for number, shard in enumerate(self.scored.shards):
-            first = self.starts[number]
-            for start in range(0, self.starts[number + 1] - first, _CHUNK):
-                vectors = np.asarray(self.scored.embeddings(shard)[start : start + _CHUNK], dtype=np.float32)
-                own = np.arange(first + start, first + start + len(vectors))
-                _, found = self.index.search_positions(vectors, NEIGHBORS + 1)  # positions are rows
-                counts[0, own], _ = num_others(found, own, labels, NEIGHBORS)
-                counts[1, own], _ = num_others(found, own, verdicts, NEIGHBORS)
-            on_tick(Tick(done=self.starts[number + 1], total=len(self), unit="images"))
-        with replacing(file) as temporary:
-            save_array(temporary, np.concatenate([counts.ravel(), np.frombuffer(fingerprint, np.uint8)]))
-        return Neighborhood(*(counts / np.float32(NEIGHBORS)))
 
     def _row_of(self, neighbor: Neighbor) -> int:
         return self.starts[self._shard_number[neighbor.shard]] + neighbor.row
@@ -158,18 +115,37 @@ class Gallery:
 
     def mark(self, keys: Sequence[str], judgment: Judgment) -> list[int]:
         """Mark images as one action; returns their rows. Raises BadInput for an unknown key or label."""
-        verdict, label = judgment.verdict, judgment.label
+        self._check(judgment)
+        return self._write([self.row(key) for key in keys], judgment)
+
+    def mark_all(self, wanted: Filter, count: int, judgment: Judgment) -> int:
+        """Mark all images that pass a filter as one action; returns their number.
+
+        Raises BadInput if they are not `count`, the number that the person was shown, or more than MOST_AT_ONCE.
+        """
+        self._check(judgment)
+        rows = self.view(wanted)
+        if len(rows) != count:
+            raise BadInput(f"{len(rows):,} images pass these filters by now, not {count:,}. Reload and look again.")
+        if len(rows) > MOST_AT_ONCE:
+            raise BadInput(f"At most {MOST_AT_ONCE:,} images can be marked at once. Narrow the filters.")
+        return len(self._write(rows.tolist(), judgment))
+
+    def _check(self, judgment: Judgment) -> None:
+        label = judgment.label
         if label is not None and label not in self.classes:
             known = f"none of the classes ({', '.join(self.classes)})" if self.classes else "no class: the run has none"
             raise BadInput(f"label {label!r} is {known}.")
-        rows = [self.row(key) for key in keys]
+
+    def _write(self, rows: list[int], judgment: Judgment) -> list[int]:
+        verdict, label = judgment.verdict, judgment.label
         made = [Mark(sha256=self.sha256(row), key=self.key(row), verdict=verdict, label=label) for row in rows]
         with self._lock:
             written = marks.append(self.scored.run, made)
             if self._size + written != self._size_on_disk():
                 self._read_marks()  # others have added marks as well
             else:
-                self.marked[rows] = _VERDICTS.index(verdict)
+                self.marked[rows] = _MARKS.index(verdict)
                 self.marked_labels[rows] = _NONE if label is None else self.classes.index(label)
                 self.can_undo, self._size = True, self._size + written
         return rows
@@ -188,7 +164,7 @@ class Gallery:
         labels = np.full(len(self), _NONE, dtype=np.int16)
         for row in self._rows_of(list(found.current)):
             mark = found.current[self.sha256(row)]
-            marked[row] = _VERDICTS.index(mark.verdict)
+            marked[row] = _MARKS.index(mark.verdict)
             if mark.label in self.classes:
                 labels[row] = self.classes.index(mark.label)
         self.marked, self.marked_labels = marked, labels  # replaced whole, as other threads read them
@@ -244,8 +220,18 @@ class Gallery:
 
     def counts(self) -> dict[str, int]:
         """Number of images by mark; those labeled are among the real ones."""
-        numbers: dict[str, int] = {verdict: int((self.marked == i).sum()) for i, verdict in enumerate(_VERDICTS)}
+        numbers: dict[str, int] = {verdict: int((self.marked == i).sum()) for i, verdict in enumerate(_MARKS)}
         return numbers | {"labeled": int((self.marked_labels != _NONE).sum())}
+
+    def progress(self, order: Order) -> tuple[int, int]:
+        """How many of the first images of an order are marked, and how many these are: SUGGESTED, or all images."""
+        first = self._order(order)[:SUGGESTED]
+        return int((self.marked[first] != _NONE).sum()), len(first)
+
+    @cached_property
+    def map(self) -> region.Map:
+        """Where each image lies on the map."""
+        return region.draw(lambda: (self.scored.embeddings(shard) for shard in self.scored.shards), len(self))
 
     def describe(self, row: int) -> dict[str, Any]:
         """What the grid shows about an image."""
@@ -256,10 +242,10 @@ class Gallery:
             "key": self.key(row),
             "version": self.sha256(row)[:12],
             "prob_synthetic": None if prob == NO_SCORE else round(prob, 4),
-            "synthetic": None if prob == NO_SCORE else bool(self.synthetic[row]),
+            "verdict": None if prob == NO_SCORE else VERDICTS[self.verdicts[row]],
             "pseudo_label": self.classes[self._model_labels[row]] if self.classes else None,
             "confidence": round(float(self.confidence[row]), 4) if self.classes else None,
-            "marked": None if marked == _NONE else _VERDICTS[marked],
+            "marked": None if marked == _NONE else _MARKS[marked],
             "label": None if label == _NONE else self.classes[label],
         }
 
@@ -297,22 +283,33 @@ class Gallery:
         """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""
         passed = np.ones(len(self), dtype=bool)
         if wanted.verdict != "any":
-            of_person = np.array([verdict == "synthetic" for verdict in _VERDICTS])[self.marked]
-            decided = (self.marked != _NONE) & (self.marked != _VERDICTS.index("skip"))
-            synthetic = np.where(decided, of_person, self.synthetic)
-            passed &= synthetic == (wanted.verdict == "synthetic")
+            by_person = {
+                "real": "real",
+                "synthetic": "synthetic",
+                "off-class": "real",
+            }  # of skipped images, the model's
+            codes = [VERDICTS.index(by_person[mark]) if mark in by_person else _NONE for mark in _MARKS]
+            said = np.where(self.marked == _NONE, _NONE, np.array(codes, dtype=np.int8)[self.marked])
+            passed &= np.where(said == _NONE, self.verdicts, said) == VERDICTS.index(wanted.verdict)
         if wanted.label is not None:
             number = self.classes.index(wanted.label) if wanted.label in self.classes else len(self.classes)
             passed &= np.where(self.marked_labels == _NONE, self._model_labels, self.marked_labels) == number
-            passed &= self.marked != _VERDICTS.index("off-class")
+            passed &= self.marked != _MARKS.index("off-class")
         match wanted.marked:
             case "no" | "yes":
                 passed &= (self.marked == _NONE) == (wanted.marked == "no")
             case "labeled":
                 passed &= self.marked_labels != _NONE
             case "real" | "synthetic" | "off-class" | "skip":
-                passed &= self.marked == _VERDICTS.index(wanted.marked)
+                passed &= self.marked == _MARKS.index(wanted.marked)
+        if wanted.text.strip():
+            passed &= self._found(wanted.text)
+        if wanted.region:
+            passed &= self.map.inside(wanted.region)
         return passed
+
+    def _search(self, text: str) -> npt.NDArray[np.bool_]:
+        return search.search(self.scored.pool, self.scored.shards, text)
 
     def _order(self, name: Order) -> Rows:
         if name not in self._orders:
@@ -331,7 +328,7 @@ class Gallery:
             case "real":
                 by = self.prob
             case "threshold":
-                by = abs(self.prob - np.float32(self.threshold))
+                by = abs(self.prob - np.float32(self.thresholds.synthetic_from))
             case "other_label" if shares is not None:
                 by = -shares.other_label
             case "other_verdict" if shares is not None:
@@ -365,3 +362,9 @@ class Gallery:
 def _bytes(digests: Sequence[str]) -> npt.NDArray[np.bytes_]:
     """SHA-256 in hexadecimal as an array (N,) of 32 bytes each."""
     return np.frombuffer(bytes.fromhex("".join(digests)), dtype="S32")
+
+
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+    """Verdicts as numbers (N,) in VERDICTS, -1 for null."""
+    numbers = pc.index_in(column, pa.array(VERDICTS)).fill_null(_NONE)
+    return np.asarray(numbers.to_numpy(), dtype=np.int8)

@@ -36,8 +36,10 @@ from pipelines.images.thumbnails import Format, Thumbnail, encode
 from pipelines.pages import render
 from pipelines.progress import OnTick, ignore
 from pipelines.review.config import ReviewConfig, Summary
-from pipelines.review.gallery import MAX_NEIGHBORHOODS, Filter, Gallery
-from pipelines.run import marks
+from pipelines.review.filters import Filter
+from pipelines.review.gallery import MAX_NEIGHBORHOODS, MOST_AT_ONCE, Gallery
+from pipelines.review.region import SIDE
+from pipelines.run import marks, quality
 from pipelines.run.marks import Judgment
 from pipelines.run.scores import ScoredPool
 
@@ -48,10 +50,12 @@ LARGE = Format(side=2048, codec="WEBP", quality=90, decoded_side=2048)  # for im
 MAX_THUMBNAIL_BYTES = 64 * 1024  # smaller files that browsers can show are sent as their own thumbnail
 MAX_IMAGE_BYTES = 1 << 30
 MAX_ROWS = 500  # of one request
-MAX_MARKS = 10_000  # of one request
+MAX_MARKS = 10_000  # keys of one request
+MAX_SPACE = 8_000_000  # pixels: browsers draw no element that is higher than 17 million
 MAX_BODY = 1 << 20  # bytes of a request
 
-_STATIC = {"review.css": "text/css", "review.js": "text/javascript", "review.svg": "image/svg+xml"}
+_SCRIPT = "text/javascript"
+_STATIC = {"review.css": "text/css", "review.js": _SCRIPT, "map.js": _SCRIPT, "review.svg": "image/svg+xml"}
 _SHOWABLE = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif", "avif": "image/avif"}
 _FOREVER = "private, max-age=31536000, immutable"  # the address contains the image's hash
 _HEADERS = [
@@ -69,6 +73,13 @@ class _Marking(Judgment):
     """A request of the page to mark one image or many."""
 
     keys: tuple[str, ...] = Field(min_length=1, max_length=MAX_MARKS)
+
+
+class _MarkingAll(Judgment):
+    """A request of the page to mark all images that pass a filter."""
+
+    wanted: Filter
+    count: int = Field(ge=1)  # of the images that the page says there are
 
 
 def run(config: ReviewConfig, on_ready: Callable[[str], None], on_tick: OnTick = ignore) -> Summary:
@@ -118,18 +129,29 @@ def app(gallery: Gallery, token: str, port: int, order: Literal["suggested", "la
         Route("/api/view", pages.view),
         Route("/api/histogram", pages.histogram),
         Route("/api/rows", pages.rows),
+        Route("/api/map", pages.map),
         Route("/api/image/{key}", pages.detail),
         Route("/thumbnail/{key}", pages.thumbnail),
         Route("/image/{key}", pages.image),
         Route("/api/marks", pages.mark, methods=["POST"]),
+        Route("/api/marks/all", pages.mark_all, methods=["POST"]),
         Route("/api/undo", pages.undo, methods=["POST"]),
     ]
     guard = Middleware(_Guard, token=token, cookie=f"curate_review_{port}")
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={CurateError: _refused})
+    return Starlette(
+        routes=routes, middleware=[guard], exception_handlers={CurateError: _refused, ValidationError: _malformed}
+    )
 
 
 async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, status_code=400)
+
+
+async def _malformed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "request"
+    return JSONResponse({"error": f"{name}: {first['msg']}."}, status_code=400)
 
 
 class _Guard:
@@ -200,7 +222,12 @@ class _Pages:
             "classes": gallery.classes,
             "order": self._order,
             "total": len(gallery),
-            "threshold": gallery.threshold,
+            "thresholds": gallery.thresholds,
+            "quality": quality.load(gallery.scored.run),
+            "map_side": SIDE,
+            "max_space": MAX_SPACE,
+            "max_marks": MAX_MARKS,
+            "most_at_once": MOST_AT_ONCE,
             "has_detector": gallery.has_detector,
             "has_neighborhood": gallery.neighborhood is not None,
             "neighbors_are_layout": gallery.scored.neighbors_are_layout,
@@ -225,6 +252,13 @@ class _Pages:
         counts = self._gallery.histogram(_filter(request))
         return JSONResponse({"bins": counts, **self._state()})
 
+    def map(self, request: Request) -> Response:
+        """Where each row lies, little-endian uint16 x and y, and then each row's verdict, int8."""
+        gallery = self._gallery
+        content = gallery.map.dots_N2.astype("<u2").tobytes() + gallery.verdicts.tobytes()
+        headers = {"x-share-of-variance": f"{gallery.map.share:.3f}"}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
     def rows(self, request: Request) -> Response:
         try:
             rows = [int(row) for row in request.query_params["rows"].split(",")]
@@ -246,21 +280,30 @@ class _Pages:
         return self._picture(request, LARGE, MAX_IMAGE_BYTES)
 
     async def mark(self, request: Request) -> Response:
-        try:
-            asked = _Marking.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise BadInput(f"marks: {error.errors()[0]['msg']}.") from None
+        asked = _Marking.model_validate_json(await request.body())
         rows = await run_in_threadpool(self._gallery.mark, asked.keys, asked)
         return self._changed(rows)
+
+    async def mark_all(self, request: Request) -> Response:
+        asked = _MarkingAll.model_validate_json(await request.body())
+        number = await run_in_threadpool(self._gallery.mark_all, asked.wanted, asked.count, asked)
+        return JSONResponse({"rows": [], "number": number, **self._state()})
 
     async def undo(self, request: Request) -> Response:
         return self._changed(await run_in_threadpool(self._gallery.undo))
 
     def _changed(self, rows: list[int]) -> Response:
-        return JSONResponse({"rows": [self._gallery.describe(row) for row in rows], **self._state()})
+        """What has changed; where it is more than a page shows, it gets none of the rows and loads its view again."""
+        described = [self._gallery.describe(row) for row in rows] if len(rows) <= MAX_ROWS else []
+        return JSONResponse({"rows": described, "number": len(rows), **self._state()})
 
     def _state(self) -> dict[str, Any]:
-        return {"counts": self._gallery.counts(), "can_undo": self._gallery.can_undo}
+        marked, suggested = self._gallery.progress(self._order)
+        return {
+            "counts": self._gallery.counts(),
+            "can_undo": self._gallery.can_undo,
+            "progress": {"marked": marked, "of": suggested},
+        }
 
     def _row(self, request: Request) -> int:
         try:
@@ -286,8 +329,4 @@ class _Pages:
 
 
 def _filter(request: Request) -> Filter:
-    try:
-        return Filter.model_validate({name: value for name, value in request.query_params.items() if value != ""})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"{first['loc'][0]}: {first['msg']}.") from None
+    return Filter.model_validate({name: value for name, value in request.query_params.items() if value != ""})

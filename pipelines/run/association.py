@@ -3,7 +3,7 @@
 Both are measured on a sample of the pool. Numbers are first grouped into ranges, and other properties by value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,9 @@ class Cell:
     value: str
     num_images: int  # of the sample
     share: float  # of the sample's images
-    share_synthetic: float | None  # of these; None without a detector, or without an image
-    mean_prob: float | None  # mean prob_synthetic of these
+    share_synthetic: float | None  # of these; this and the next two: None without a detector, or without an image
+    share_unsure: float | None
+    mean_prob: float | None  # mean prob_synthetic
     labeled_share: float | None  # share of the labeled images; None without a labeled set
 
 
@@ -77,11 +78,12 @@ def judge(
     among_labeled: Sequence[Any],
     verdict: Bools | None,
     probs: npt.NDArray[np.float32] | None,
+    unsure: Bools | None = None,
 ) -> Property:
     """Measure one property.
 
     `values` are those of the sample's first images, None for a file without the property; `among_labeled` are those of
-    the labeled images. `verdict` (N,) and `probs` (N,), prob_synthetic, are those of the whole sample.
+    the labeled images. `verdict` (N,), `probs` (N,), prob_synthetic, and `unsure` (N,) are those of the whole sample.
     """
     has = np.array([value is not None for value in values], dtype=bool)
     present = [value for value in values if value is not None]
@@ -91,11 +93,12 @@ def judge(
     counts, labeled_counts = np.bincount(codes, minlength=num), np.bincount(labeled_codes, minlength=num)
     difference, noise = _difference(counts, labeled_counts, binning.ordered) if labeled and present else (None, None)
     predicted = None
-    synthetic, prob_sums = None, None
+    sums: dict[str, npt.NDArray[Any]] = {}
     if verdict is not None and probs is not None:
         called = verdict[: len(values)][has]
-        synthetic = np.bincount(codes, called, minlength=num)
-        prob_sums = np.bincount(codes, probs[: len(values)][has], minlength=num)
+        of_verdict = {"share_synthetic": verdict, "mean_prob": probs}
+        for what, each in (of_verdict | ({} if unsure is None else {"share_unsure": unsure})).items():
+            sums[what] = np.bincount(codes, each[: len(values)][has], minlength=num)
         if min(called.sum(), (~called).sum()) >= MIN_VERDICTS:
             predicted = predictability(codes, called)
             if binning.ordered:
@@ -109,7 +112,7 @@ def judge(
         bits_of_verdict=predicted and round(predicted[2], 4),
         difference=difference,
         noise=noise,
-        cells=_cells(binning, counts, labeled_counts if labeled else None, synthetic, prob_sums),
+        cells=_cells(binning, counts, labeled_counts if labeled else None, sums),
     )
 
 
@@ -195,10 +198,12 @@ def _cells(
     binning: _Binning,
     counts: Codes,
     labeled_counts: Codes | None,
-    synthetic: npt.NDArray[Any] | None,
-    prob_sums: npt.NDArray[Any] | None,
+    sums: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[Cell, ...]:
-    """The cross-tabulation: all ranges of a number, or the most frequent values and the rest as one."""
+    """The cross-tabulation: all ranges of a number, or the most frequent values and the rest as one.
+
+    `sums` has one value for each code, of the fields of a cell that are means.
+    """
     groups = [[code] for code in range(len(counts))]
     if not binning.ordered:
         total = counts if labeled_counts is None else _shares(counts) + _shares(labeled_counts)
@@ -212,8 +217,9 @@ def _cells(
                 value=binning.labels[group[0]] if len(group) == 1 else f"{len(group)} others",
                 num_images=num,
                 share=round(num / max(int(counts.sum()), 1), 4),
-                share_synthetic=_ratio(synthetic, group, num),
-                mean_prob=_ratio(prob_sums, group, num),
+                share_synthetic=_ratio(sums.get("share_synthetic"), group, num),
+                share_unsure=_ratio(sums.get("share_unsure"), group, num),
+                mean_prob=_ratio(sums.get("mean_prob"), group, num),
                 labeled_share=_ratio(labeled_counts, group, labeled_counts.sum() if labeled_counts is not None else 0),
             )
         )

@@ -1,21 +1,16 @@
-"""The synthetic share by domain: the host of each image's `url` in the crawl's metadata, or else its source.
+"""The synthetic share by domain: the manifest's `domain`, the host of an image's url, or else its source.
 
     run/domains.parquet    DOMAIN_SCHEMA, a row for each of the largest domains, the largest first
 
 A bound compares a domain's images with the same labeled real images as the pool as a whole, so it holds if a domain's
 real images look like these. One of twenty bounds of 95 % would be false; here all of them together hold with 95 %
 confidence (Bonferroni), and each is therefore lower than it would be alone.
-
-The manifest does not hold the url, so it is read from the JSON beside each image: on a disk a short read after the
-image, a few microseconds. In an object store that would be a request for each image; there the source is the domain.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +20,6 @@ import pyarrow.parquet as pq
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.run.quality import Quality
 from pipelines.storage.atomic import replacing
-from pipelines.storage.shards import end_of_samples, member_span, read_samples_at, sample_spans, sample_start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +31,8 @@ FEWEST = 30  # images of a domain that is listed
 UNKNOWN = "unknown"  # a url without a host
 OTHER = "other domains"  # all that come after the first MOST
 MOST = 100_000  # domains that are told apart, so that memory stays bounded
-_LONGEST = 253  # characters of a host name
 _FAINT = 0.6  # AUROC below which no share of a domain is estimated
-_URLS = ("url", "URL", "image_url")
+COLUMNS = ("domain", "url", "source")  # of the manifest, that tell an image's domain
 
 DOMAIN_SCHEMA = pa.schema(
     [
@@ -54,39 +47,15 @@ DOMAIN_SCHEMA = pa.schema(
 
 def of_shard(pool: Pool, shard: str) -> list[str]:
     """Domain (N,) of each image of a shard, in the order of its manifest."""
-    rows = pool.rows(shard, ["key", "source", "offset", "num_bytes"])
-    sources = [_of_source(source) for source in rows["source"].to_pylist()]
-    tar = pool.tar(shard)
-    if not isinstance(tar, Path) or not rows.num_rows:
-        return sources
-    offset, num_bytes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
-    _, stops = sample_spans(offset, end_of_samples(tar))
-    starts = [
-        member_span(sample_start(at), size).stop for at, size in zip(offset.tolist(), num_bytes.tolist(), strict=True)
+    return of_rows(pool.rows(shard, COLUMNS))
+
+
+def of_rows(rows: pa.Table) -> list[str]:
+    """Domain (N,) of each of some rows of a manifest, which have COLUMNS."""
+    columns = (rows[name].to_pylist() for name in COLUMNS)
+    return [
+        domain or (_of_source(source) if url is None else UNKNOWN) for domain, url, source in zip(*columns, strict=True)
     ]
-    spans = [(start, stop - start) for start, stop in zip(starts, stops.tolist(), strict=True)]
-    beside = read_samples_at(tar, spans)
-    found = (_host(members.get("json", b"")) for _, members in beside)
-    return [host or source for host, source in zip(found, sources, strict=True)]
-
-
-def _host(metadata: bytes) -> str | None:
-    """Host of the url in a sample's JSON, in lower case without `www.`; None if it has no url."""
-    try:
-        values = json.loads(metadata)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict):
-        return None
-    url = next((values[name] for name in _URLS if isinstance(values.get(name), str)), None)
-    if url is None:
-        return None
-    try:
-        host = urlsplit(url).hostname
-    except ValueError:
-        host = None
-    host = (host or UNKNOWN).removeprefix("www.")[:_LONGEST]
-    return host.encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs
 
 
 def _of_source(source: str) -> str:

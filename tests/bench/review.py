@@ -21,7 +21,8 @@ import numpy as np
 
 from pipelines.pool import truth
 from pipelines.pool.manifest import Pool, read_parquet
-from pipelines.review.gallery import Filter, Gallery
+from pipelines.review.filters import Filter
+from pipelines.review.gallery import Gallery
 from pipelines.run import evaluation, marks
 from pipelines.run.scores import ScoredPool
 

@@ -277,11 +277,169 @@ def test_axe_finds_nothing(served: Server, browser: Any, scheme: str) -> None:
             ("Enter", "#viewer-neighbors button"),
             ("l", "#picker[open]"),
             ("Escape Escape ?", "#help"),
+            ("Escape a", "#all"),
+            ("Escape m", "#map"),
         ):
             for key in keys.split():
                 page.keyboard.press(key)
             page.wait_for_selector(selector)
             check(page)
+
+
+@needs_browser
+def test_search_mark_all_that_match_and_undo(home: Path, browser: Any) -> None:
+    pool = Pool.open(home / "pool")
+    captions = [caption for table in pool.tables(["caption"]) for caption in table["caption"].to_pylist()]
+    word = str(captions[0]).split()[-1]
+    number = sum(word in (caption or "") for caption in captions)
+    with review(home) as server, page_of(browser, server.url) as page:
+        assert page.inner_text("#progress").strip() == "marked 0 of 100 suggested"
+        page.keyboard.press("/")
+        page.keyboard.type(f"caption:{word}")
+        shown = "1 image" if number == 1 else f"{number} images"
+        page.wait_for_function("words => document.getElementById('shown').textContent === words", arg=shown)
+        page.keyboard.press("Enter")  # back to the images
+        page.keyboard.press("a")
+        assert page.inner_text("#all-count") == shown
+        assert page.inner_text("#all-filters") == f"search caption:{word}; not marked yet"
+        page.click("text=All synthetic")
+        said(page, f"{'1 images' if number == 1 else shown} synthetic")
+        page.wait_for_selector("text=No image passes these filters.")
+        assert [verdict for verdict, _ in verdicts(home)] == ["synthetic"] * number
+        page.keyboard.press("u")
+        said(page, "Undone")
+        assert verdicts(home) == []
+        page.click("text=Clear filters")
+        page.wait_for_function(
+            "total => document.getElementById('shown').textContent.startsWith(total)", arg=f"{len(captions):,}"
+        )
+
+
+@needs_browser
+def test_an_outline_on_the_map_shows_its_images(served: Server, browser: Any) -> None:
+    with page_of(browser, f"{served.url}#marked=any") as page:
+        total = page.inner_text("#shown")
+        page.keyboard.press("m")
+        page.wait_for_function("() => document.getElementById('map-said').textContent.includes('variance')")
+        colored = page.evaluate(
+            """() => {
+                const canvas = document.getElementById('map-dots');
+                const bytes = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+                let number = 0;
+                for (let i = 0; i < bytes.length; i += 4) {
+                    number += bytes[i + 3] === 255 && Math.abs(bytes[i] - bytes[i + 2]) > 40;
+                }
+                return number;
+            }"""
+        )
+        assert colored > 1000  # dots of the view are in the color of their verdict
+        box = page.locator("#map-dots").bounding_box()
+        corners = [
+            (box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+            for x, y in ((0.02, 0.02), (0.98, 0.02), (0.02, 0.98))
+        ]
+        page.mouse.move(*corners[0])
+        page.mouse.down()
+        for corner in (*corners[1:], corners[0]):
+            page.mouse.move(*corner, steps=8)
+        page.mouse.up()
+        page.wait_for_selector("#region:not([hidden])")
+        page.wait_for_function(
+            "total => !['Loading', total].includes(document.getElementById('shown').textContent)", arg=total
+        )
+        page.click("text=Remove")
+        page.wait_for_function("total => document.getElementById('shown').textContent === total", arg=total)
+
+
+@needs_browser
+def test_a_space_that_is_higher_than_a_browser_draws_is_scrolled_to_its_end(served: Server, browser: Any) -> None:
+    """The page of a million images, with fewer images and a lower space: wheel, scroll bar and keys go everywhere."""
+
+    def lower(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('data-max-space="8000000"', 'data-max-space="2500"'))
+
+    with browser.new_context(viewport={"width": 1200, "height": 800}) as context:
+        page = context.new_page()
+        page.goto(served.url)
+        page.route(f"http://127.0.0.1:{served.port}/", lower)
+        page.goto(f"http://127.0.0.1:{served.port}/#marked=any&order=pool")
+        page.reload()
+        page.wait_for_selector("#cell-0 img")
+        total = int(page.evaluate("document.body.dataset.total"))
+        assert page.evaluate("document.getElementById('space').clientHeight") == 2500
+
+        def visible() -> list[int]:
+            return sorted(
+                page.evaluate(
+                    """() => {
+                        const box = document.getElementById('grid').getBoundingClientRect();
+                        return [...document.querySelectorAll('.cell')].filter((cell) => {
+                            const own = cell.getBoundingClientRect();
+                            return own.bottom > box.top && own.top < box.bottom;
+                        }).map((cell) => Number(cell.dataset.position));
+                    }"""
+                )
+            )
+
+        top = visible()
+        assert top[0] == 0
+        page.locator("#grid").hover()
+        page.mouse.wheel(0, 400)  # two rows further, not the many rows that its share of the bar stands for
+        page.wait_for_function("() => document.getElementById('grid').scrollTop === 400")
+        page.wait_for_timeout(100)
+        assert 0 < visible()[0] < top[-1]
+        page.evaluate("document.getElementById('grid').scrollTop = 1e6")
+        page.wait_for_selector(f"#cell-{total - 1} img")
+        assert visible()[-1] == total - 1
+        page.evaluate("document.getElementById('grid').scrollTop = 0")
+        page.wait_for_function("() => document.getElementById('cell-0')")
+        assert visible() == top
+        for key, position in (("End", total - 1), ("ArrowLeft", total - 2), ("Home", 0)):
+            page.keyboard.press(key)
+            page.wait_for_selector(f"#cell-{position} img")
+            assert position in visible()
+
+
+@needs_browser
+def test_a_phone_shows_all_of_it(home: Path, browser: Any) -> None:
+    with (
+        review(home) as server,
+        browser.new_context(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True) as context,
+    ):
+        page = context.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#cell-0 img")
+
+        def fits() -> None:
+            assert page.evaluate("document.documentElement.scrollWidth") == 390
+            wide = """() => [...document.querySelectorAll('button, input, select, p')].filter((each) => {
+                const box = each.getBoundingClientRect();
+                return box.width && (box.right > 391 || box.left < -1) && !each.closest('.segments');
+            }).map((each) => each.outerHTML.slice(0, 80))"""
+            assert page.evaluate(wide) == []
+
+        fits()
+        page.tap("#open-filters")
+        fits()
+        page.tap("text=Unsure")
+        page.tap("#close-filters")
+        page.tap("#selecting")
+        page.wait_for_function("() => document.getElementById('shown').textContent.includes('image')")
+        if page.locator(".cell").count():
+            page.tap("#cell-0")
+            page.wait_for_function("() => document.getElementById('chosen').textContent === '1 selected'")
+        page.tap("#open-filters")
+        page.tap("text=Clear filters")
+        page.tap("#close-filters")
+        page.wait_for_selector("#cell-1 img")
+        page.tap("#selecting")
+        page.tap("#cell-1")
+        page.tap("#cell-1")  # the second tap opens it
+        page.wait_for_selector("#viewer-neighbors button")
+        fits()
+        page.tap("#viewer [data-action=real]")
+        page.wait_for_function("() => document.getElementById('counts').textContent.startsWith('1 real')")
 
 
 @needs_browser
@@ -322,7 +480,16 @@ def test_only_the_person_at_this_machine_gets_in(home: Path) -> None:
         client = Client(server)
         mine = {"cookie": client.cookie}
         assert client.ask("/", **mine)[0] == 200
-        for path in ("/", "/api/view", f"/image/{key}", f"/thumbnail/{key}", "/static/review.js", "/?token=guess"):
+        for path in (
+            "/",
+            "/api/view",
+            "/api/map",
+            "/static/map.js",
+            f"/image/{key}",
+            f"/thumbnail/{key}",
+            "/static/review.js",
+            "/?token=guess",
+        ):
             assert client.ask(path)[0] == 403
             assert client.ask(path, cookie=client.cookie + "x")[0] == 403
             assert client.ask(path, host=f"evil.example:{server.port}", **mine)[0] == 421
@@ -351,7 +518,18 @@ def test_only_the_person_at_this_machine_gets_in(home: Path) -> None:
         ):
             status, _, body = client.ask("/api/marks", "POST", wrong, **own, **send)
             assert status == 400 and sentence in json.loads(body)["error"]
-        for path in ("/api/rows?rows=-1", "/api/rows?rows=a", "/api/view?order=best", "/api/view?low=2"):
+        everything = {"wanted": {"marked": "no"}, "count": 3, "verdict": "skip"}
+        status, _, body = client.ask("/api/marks/all", "POST", everything, **own, **send)
+        assert status == 400 and "by now, not 3" in json.loads(body)["error"]
+        assert client.ask("/api/marks/all", "POST", everything, **send)[0] == 403
+        for path in (
+            "/api/view?region=1",
+            "/api/view?text=" + "a" * 501,
+            "/api/rows?rows=-1",
+            "/api/rows?rows=a",
+            "/api/view?order=best",
+            "/api/view?low=2",
+        ):
             assert client.ask(path, **mine)[0] == 400
         assert client.ask("/api/image/000990000", **mine)[0] == client.ask("/static/review.html", **mine)[0] == 404
 

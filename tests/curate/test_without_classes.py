@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.pool.manifest import Pool
-from pipelines.review.gallery import Filter, Gallery
+from pipelines.review.filters import Filter
+from pipelines.review.gallery import Gallery
 from pipelines.run import marks
 from pipelines.run.marks import Mark
 from pipelines.run.scores import ScoredPool
@@ -165,7 +166,7 @@ def test_the_page_of_review_has_no_label_keys(home: Path, tmp_path: Path) -> Non
 
 def test_images_are_suggested_from_all_clusters(home: Path) -> None:
     gallery = Gallery(ScoredPool.open(home / "pool", home / "run"))
-    doubt = 1 - abs(gallery.prob - gallery.threshold)
+    doubt = 1 - abs(gallery.prob - gallery.thresholds.synthetic_from)
     by_doubt = np.argsort(-doubt, kind="stable")
     suggested = gallery.view(Filter())
     assert sorted(suggested.tolist()) == sorted(by_doubt.tolist())

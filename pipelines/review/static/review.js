@@ -2,19 +2,23 @@
 // keyboard. A view is a list of row numbers, loaded at once; their descriptions are fetched when they come into the window.
 // All text is set as text, never as HTML, because names come from a crawl.
 
+import { drawMap, loadMap, onOutline } from "./map.js";
+
 const PAGE = 200; // images described in one request
 const GAP = 10; // pixels between cells
 const BELOW = 30; // pixels of a cell below its image
 const SMALL = 96; // pixels; smaller images are enlarged without smoothing
-const MOST = 10000; // images marked at once
 
 const $ = (id) => document.getElementById(id);
 const grid = $("grid"), space = $("space"), viewer = $("viewer"), picker = $("picker"), filters = $("filters");
 const hasDetector = document.body.dataset.hasDetector === "1";
-const threshold = Number(document.body.dataset.threshold);
+const [realBelow, syntheticFrom] = ["realBelow", "syntheticFrom"].map((name) => Number(document.body.dataset[name]));
+const MOST = Number(document.body.dataset.maxMarks); // images that one request marks by their keys
+const MAX_SPACE = Number(document.body.dataset.maxSpace); // pixels; browsers draw nothing that is much higher
 const classes = [...document.querySelectorAll("#picker [data-label]")].map((button) => button.dataset.label);
 
 let view = new Int32Array(); // rows in order
+let viewQuery = null; // the filters that the view was made by
 let viewNumber = 0; // answers for an earlier view are dropped
 let cursor = 0, anchor = 0; // positions in the view
 const chosen = new Set(); // positions
@@ -78,7 +82,7 @@ async function describe(rows) {
 
 function query() {
   const wanted = new URLSearchParams(new FormData(filters));
-  if (wanted.get("label") === "") wanted.delete("label");
+  for (const name of ["label", "text", "region"]) if (wanted.get(name) === "") wanted.delete(name);
   return wanted;
 }
 
@@ -86,6 +90,8 @@ async function load(goTo = 0) {
   const wanted = query(), number = ++viewNumber;
   history.replaceState(null, "", `#${wanted}`);
   drawRange();
+  $("region").hidden = !wanted.get("region");
+  $("shown").textContent = "Loading";
   try {
     const [rows, scores] = await Promise.all([
       fetchOk(`/api/view?${wanted}`).then((answer) => answer.arrayBuffer()),
@@ -93,6 +99,8 @@ async function load(goTo = 0) {
     ]);
     if (number !== viewNumber) return;
     view = new Int32Array(rows);
+    viewQuery = wanted;
+    $("trouble").textContent = "";
     known.clear(); // another page may have marked some images
     chosen.clear();
     cursor = anchor = Math.min(goTo, Math.max(0, view.length - 1));
@@ -101,15 +109,21 @@ async function load(goTo = 0) {
     $("shown").textContent = view.length === 1 ? "1 image" : `${view.length.toLocaleString("en")} images`;
     $("empty").hidden = view.length > 0;
     grid.scrollTop = 0;
+    scrolled = 0;
     drawState(scores);
     drawHistogram(scores.bins);
     layOut();
+    if ($("map").open) showMap();
   } catch (error) {
+    $("shown").textContent = "";
     trouble(error);
   }
 }
 
-function drawState({ counts, can_undo: canUndo }) {
+function drawState({ counts, can_undo: canUndo, progress }) {
+  $("progress").firstElementChild.max = progress.of;
+  $("progress").firstElementChild.value = progress.marked;
+  $("progress").lastElementChild.textContent = `marked ${progress.marked} of ${progress.of} suggested`;
   $("counts").replaceChildren(
     make("span", { className: "tag real" }, `${counts.real} real${classes.length ? `, ${counts.labeled} labeled` : ""}`),
     make("span", { className: "tag synthetic" }, `${counts.synthetic} synthetic`),
@@ -131,11 +145,11 @@ function drawHistogram(bins) {
     const out = middle < low || middle > high ? " out" : "";
     return svg("rect", {
       x: i * width + 0.1, width: width - 0.2, y: 32 - height, height,
-      class: (middle < threshold ? "real" : "synthetic") + out,
+      class: (middle < realBelow ? "real" : middle < syntheticFrom ? "unsure" : "synthetic") + out,
     });
   });
-  const line = svg("line", { x1: threshold * 100, x2: threshold * 100, y1: 0, y2: 32 });
-  $("histogram").replaceChildren(...bars, line);
+  const lines = [...new Set([realBelow, syntheticFrom])].map((at) => svg("line", { x1: at * 100, x2: at * 100, y1: 0, y2: 32 }));
+  $("histogram").replaceChildren(...bars, ...lines);
   drawHistogram.bins = bins;
 }
 
@@ -154,13 +168,46 @@ function drawRange() {
 // The grid
 
 let columns = 1, side = 128, rowHeight = 158;
+// A million images are higher than what a browser can draw. Then the space is MAX_SPACE high, and `scrolled` pixels of the
+// whole are above the window: a jump of the scroll bar goes to the same share of the whole, a turn of the wheel on by as
+// many pixels. Cells lie `shift` pixels further down than they would in the whole.
+let scrolled = 0, shift = 0, seen = 0; // `seen`: the scroll bar's position that `scrolled` is for
+
+const whole = () => Math.ceil(view.length / columns) * rowHeight + GAP;
+
+function follow() {
+  const top = grid.scrollTop, moved = top - seen, most = space.clientHeight - grid.clientHeight;
+  const scale = (whole() - grid.clientHeight) / Math.max(1, most);
+  const jumped = Math.abs(moved) > 1.5 * grid.clientHeight || top <= 0 || top >= most;
+  scrolled = scale <= 1 ? top : jumped ? top * scale : Math.max(0, Math.min(whole() - grid.clientHeight, scrolled + moved));
+  seen = top;
+  settle();
+}
+
+function scrollTo(top) {
+  const most = space.clientHeight - grid.clientHeight, scale = (whole() - grid.clientHeight) / Math.max(1, most);
+  scrolled = Math.max(0, Math.min(whole() - grid.clientHeight, top));
+  grid.scrollTop = scale <= 1 ? scrolled : scrolled / scale;
+  seen = grid.scrollTop;
+  if (scale <= 1) scrolled = seen;
+  settle();
+}
+
+// Move all cells if the window now shows another part of the whole.
+function settle() {
+  const now = Math.round(seen - scrolled);
+  if (now === shift) return;
+  shift = now;
+  for (const [position, cell] of cells) move(cell, position);
+}
 
 function layOut() {
   const wanted = Number($("size").value), width = space.clientWidth;
   columns = Math.max(1, Math.floor((width + GAP) / (wanted + GAP)));
   side = Math.floor((width - GAP * (columns - 1)) / columns);
   rowHeight = side + BELOW + GAP;
-  space.style.height = `${Math.ceil(view.length / columns) * rowHeight + GAP}px`;
+  space.style.height = `${Math.min(MAX_SPACE, whole())}px`;
+  scrollTo(scrolled);
   for (const [position, cell] of cells) move(cell, position);
   draw();
 }
@@ -168,13 +215,13 @@ function layOut() {
 function move(cell, position) {
   cell.style.width = `${side}px`;
   cell.style.height = `${side + BELOW}px`;
-  const x = (position % columns) * (side + GAP), y = Math.floor(position / columns) * rowHeight + 3;
+  const x = (position % columns) * (side + GAP), y = Math.floor(position / columns) * rowHeight + 3 + shift;
   cell.style.transform = `translate(${x}px, ${y}px)`;
 }
 
 function inWindow(margin = 0) {
-  const first = Math.floor(grid.scrollTop / rowHeight) - margin;
-  const last = Math.ceil((grid.scrollTop + grid.clientHeight) / rowHeight) + margin;
+  const first = Math.floor(scrolled / rowHeight) - margin;
+  const last = Math.ceil((scrolled + grid.clientHeight) / rowHeight) + margin;
   return [Math.max(0, first * columns), Math.min(view.length, last * columns)];
 }
 
@@ -228,7 +275,7 @@ function drawCell(position) {
     cell.setAttribute("aria-label", inWords(item));
     cell.item = item;
   }
-  cell.className = `cell${item?.synthetic ? " synthetic" : ""}${item?.marked ? " marked" : ""}`;
+  cell.className = `cell ${item?.verdict ?? ""}${item?.marked ? " marked" : ""}`;
   if (position === cursor) cell.classList.add("cursor");
   cell.setAttribute("aria-selected", chosen.has(position));
 }
@@ -265,7 +312,7 @@ function tag(item) {
 }
 
 function inWords(item) {
-  const verdict = item.prob_synthetic === null ? "" : `${item.synthetic ? "synthetic" : "real"} ${item.prob_synthetic.toFixed(2)}`;
+  const verdict = item.prob_synthetic === null ? "" : `${item.verdict} ${item.prob_synthetic.toFixed(2)}`;
   const marked = item.marked ? `marked ${item.label ? `real and ${item.label}` : WORDS[item.marked]}` : "";
   const said = [item.pseudo_label, verdict, marked].filter(Boolean).join(", ");
   return said ? `${item.key}: ${said}` : item.key;
@@ -281,8 +328,8 @@ function goTo(position, extend = false) {
     anchor = cursor;
   }
   const top = Math.floor(cursor / columns) * rowHeight;
-  if (top < grid.scrollTop) grid.scrollTop = top;
-  else if (top + rowHeight > grid.scrollTop + grid.clientHeight) grid.scrollTop = top + rowHeight - grid.clientHeight;
+  if (top < scrolled) scrollTo(top);
+  else if (top + rowHeight > scrolled + grid.clientHeight) scrollTo(top + rowHeight - grid.clientHeight);
   draw();
 }
 
@@ -308,7 +355,8 @@ function mark(verdict, label = null) {
       const changed = await post("/api/marks", { keys: keys ?? rows.map((row) => known.get(row).key), verdict, label });
       take(changed);
       const what = label ? `real: ${label}` : WORDS[verdict];
-      say(`${changed.rows.length === 1 ? changed.rows[0].key : `${changed.rows.length} images`} ${what}`);
+      say(`${changed.rows.length === 1 ? changed.rows[0].key : `${changed.number.toLocaleString("en")} images`} ${what}`);
+      if (!changed.rows.length) await load();
     } catch (error) {
       trouble(error);
     }
@@ -320,8 +368,9 @@ function undo() {
     try {
       const changed = await post("/api/undo", {});
       take(changed);
-      if (!changed.rows.length) return say("Nothing to undo");
-      say(`Undone: ${changed.rows.length === 1 ? changed.rows[0].key : `${changed.rows.length} images`}`);
+      if (!changed.number) return say("Nothing to undo");
+      say(`Undone: ${changed.number === 1 ? changed.rows[0].key : `${changed.number.toLocaleString("en")} images`}`);
+      if (!changed.rows.length) return load();
       const position = view.indexOf(changed.rows[0].row);
       if (position >= 0) {
         goTo(position);
@@ -331,6 +380,54 @@ function undo() {
       trouble(error);
     }
   });
+}
+
+// Mark all images that the filters of the view let through, as one action.
+function markAll(verdict) {
+  const wanted = Object.fromEntries(viewQuery), count = view.length;
+  const label = (verdict === "real" && $("all-label")?.value) || null;
+  $("all").close();
+  marking = marking.then(async () => {
+    try {
+      say("Marking");
+      const changed = await post("/api/marks/all", { wanted, count, verdict, label });
+      say(`${changed.number.toLocaleString("en")} images ${label ? `real: ${label}` : WORDS[verdict]}`);
+      await load();
+    } catch (error) {
+      say("");
+      trouble(error);
+    }
+  });
+}
+
+function askAll() {
+  if (!view.length || !viewQuery) return;
+  $("all-count").textContent = view.length === 1 ? "1 image" : `${view.length.toLocaleString("en")} images`;
+  const words = [];
+  for (const [name, value] of viewQuery) {
+    const field = filters.elements[name], plain = { low: "0", high: "1", marked: "any", verdict: "any" }[name] ?? "";
+    if (name === "order" || value === plain) continue;
+    if (name === "region") words.push("within the outline on the map");
+    else if (field.options) words.push(field.selectedOptions[0].text.toLowerCase());
+    else words.push({ text: `search ${value}`, low: `score from ${value}`, high: `score to ${value}` }[name] ?? value);
+  }
+  $("all-filters").textContent = words.join("; ") || "all images of the pool";
+  $("all").showModal();
+}
+
+async function showMap() {
+  const dialog = $("map");
+  if (!dialog.open) dialog.showModal();
+  $("map-outline").setAttribute("points", filters.elements.region.value);
+  try {
+    if (!showMap.found) $("map-said").textContent = "Loading";
+    showMap.found = await loadMap(fetchOk, Number(document.body.dataset.total));
+    drawMap($("map-dots"), showMap.found, view);
+    $("map-said").textContent = `The two main directions of the embeddings, ${Math.round(100 * showMap.found.share)} % of their variance`;
+  } catch (error) {
+    dialog.close();
+    trouble(error);
+  }
 }
 
 function take(changed) {
@@ -378,8 +475,8 @@ function drawViewer(item) {
   image.id = "viewer-image";
   image.alt = inWords(item);
   $("viewer-image").replaceWith(image);
-  const verdict = make("span", { className: `tag ${item.synthetic ? "synthetic" : "real"}` });
-  verdict.textContent = `model: ${item.synthetic ? "synthetic" : "real"}, ${item.prob_synthetic?.toFixed(3)}`;
+  const verdict = make("span", { className: `tag ${item.verdict}` });
+  verdict.textContent = `model: ${item.verdict}, ${item.prob_synthetic?.toFixed(3)}`;
   $("viewer-verdict").replaceChildren(...(item.prob_synthetic === null ? [] : [verdict]));
   if (item.marked) {
     const marked = tag(item);
@@ -400,12 +497,12 @@ function drawViewer(item) {
   }));
   const others = item.neighbors, ten = others.slice(0, 10);
   const otherLabel = ten.filter((other) => other.pseudo_label !== item.pseudo_label).length;
-  const otherVerdict = ten.filter((other) => other.synthetic !== item.synthetic).length;
+  const otherVerdict = ten.filter((other) => other.verdict !== item.verdict).length;
   const differing = [classes.length ? `${otherLabel} another label` : "", hasDetector ? `${otherVerdict} another verdict` : ""];
   $("viewer-neighbors-said").textContent = `of ${ten.length}, ${differing.filter(Boolean).join(" and ")}`;
   $("viewer-neighbors").replaceChildren(...others.map((other) => {
     const button = make("button", { type: "button" }, picture(other), score(other));
-    if (other.synthetic) button.classList.add("synthetic");
+    if (other.verdict) button.classList.add(other.verdict);
     button.dataset.key = other.key;
     button.setAttribute("aria-label", `Neighbor at distance ${other.distance.toFixed(3)}, ${inWords(other)}`);
     const words = make("span", { className: "text" }, make("span", {}, labelOf(other)));
@@ -458,8 +555,8 @@ function picked(name) {
 // Keyboard and mouse
 
 function key(event) {
-  const typing = event.target.matches?.("input[type=text], select");
-  if (picker.open || $("help").open || (typing && event.key !== "Escape")) return;
+  const typing = event.target.matches?.("input[type=text], input[type=search], select");
+  if (picker.open || $("help").open || $("all").open || $("map").open || (typing && event.key !== "Escape")) return;
   const control = event.ctrlKey || event.metaKey;
   if (control && event.key.toLowerCase() === "z") return run(event, undo);
   if (event.altKey || (control && event.key.toLowerCase() !== "a")) return;
@@ -470,8 +567,10 @@ function key(event) {
   }
   const anywhere = {
     r: () => mark("real"), s: () => mark("synthetic"), x: () => mark("skip"), l: pick, u: undo,
-    o: () => classes.length && mark("off-class"), n: () => load(), "?": () => $("help").showModal(),
+    o: () => classes.length && mark("off-class"), "?": () => $("help").showModal(),
   };
+  const outside = { n: () => load(), m: showMap, a: askAll, "/": () => openFilters(true) || $("search").focus() };
+  if (!control && !viewer.open && outside[pressed]) return run(event, outside[pressed]);
   if (!control && anywhere[pressed]) return run(event, anywhere[pressed]);
   if (viewer.open) {
     const inViewer = { ArrowLeft: () => step(-1), ArrowRight: () => step(1) };
@@ -514,13 +613,22 @@ function positionOf(event) {
 }
 
 document.addEventListener("keydown", key);
-grid.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+let frame = 0;
+grid.addEventListener("scroll", () => {
+  follow();
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    draw();
+  });
+}, { passive: true });
 grid.addEventListener("click", (event) => {
   const position = positionOf(event);
   if (position === null) return;
-  if (event.ctrlKey || event.metaKey) {
+  if (event.ctrlKey || event.metaKey || $("selecting").getAttribute("aria-pressed") === "true") {
     cursor = position;
     toggle(position);
+  } else if (event.pointerType === "touch" && position === cursor && !event.shiftKey) {
+    step(0); // a second tap
   } else {
     if (!event.shiftKey) chosen.clear();
     goTo(position, event.shiftKey);
@@ -531,6 +639,36 @@ new ResizeObserver(layOut).observe(grid);
 $("size").addEventListener("input", layOut);
 $("reload").addEventListener("click", () => load());
 $("open-help").addEventListener("click", () => $("help").showModal());
+$("open-map").addEventListener("click", showMap);
+$("open-all").addEventListener("click", askAll);
+$("selecting").addEventListener("click", (event) => {
+  const button = event.currentTarget, on = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", on);
+  if (!on) chosen.clear();
+  draw();
+});
+for (const button of document.querySelectorAll("[data-all]")) button.addEventListener("click", () => markAll(button.dataset.all));
+
+// On a narrow screen the filters cover the images until they are closed.
+function openFilters(open) {
+  document.body.classList.toggle("filtering", open);
+  $("open-filters").setAttribute("aria-expanded", open);
+}
+$("open-filters").addEventListener("click", () => openFilters(true));
+$("close-filters").addEventListener("click", () => {
+  openFilters(false);
+  grid.focus();
+});
+
+function setRegion(outline) {
+  filters.elements.region.value = outline;
+  load();
+}
+onOutline($("map-dots"), $("map-outline"), (outline) => {
+  setRegion(outline);
+  $("map").close();
+});
+$("clear-region").addEventListener("click", () => setRegion(""));
 for (const button of document.querySelectorAll("[data-action]")) {
   button.addEventListener("click", (event) => {
     act(button.dataset.action);
@@ -558,10 +696,19 @@ $("viewer-neighbors").addEventListener("click", (event) => {
   if (button) open(button.dataset.key);
 });
 
-filters.addEventListener("submit", (event) => event.preventDefault());
-filters.addEventListener("change", () => load());
+filters.addEventListener("submit", (event) => run(event, () => grid.focus())); // by Enter in the search
+filters.addEventListener("change", () => String(query()) !== String(viewQuery) && load()); // a search may be loaded already
 filters.addEventListener("input", drawRange);
-filters.addEventListener("reset", () => setTimeout(load));
+filters.addEventListener("reset", () => {
+  filters.elements.region.value = ""; // hidden fields are not reset
+  setTimeout(load);
+});
+let typed = 0; // a search waits for the end of the word
+$("search").addEventListener("input", () => {
+  clearTimeout(typed);
+  typed = setTimeout(load, 400);
+});
+$("search").addEventListener("change", () => clearTimeout(typed)); // the form loads
 
 if (hasDetector) {
   // Dragging over the histogram selects a range of scores.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipelines.report.figures import project
+from pipelines.report.maps import project
 
 
 def test_the_plain_map_is_that_of_a_singular_value_decomposition() -> None:

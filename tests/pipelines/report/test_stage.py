@@ -25,9 +25,9 @@ from models.detector import Detector
 from models.recipe import Recipe
 from pipelines import ingest, report, score, toy, train
 from pipelines.errors import BadInput, Incompatible, MissingArtifact
-from pipelines.images.thumbnails import encode
+from pipelines.images.check import foreign_images
 from pipelines.pool.manifest import Pool
-from pipelines.report import ReportConfig, Summary, pictures
+from pipelines.report import ReportConfig, Summary, maps, pictures
 from pipelines.report.history import toml
 from pipelines.run import model, outside, quality
 from pipelines.storage.atomic import write_json
@@ -143,6 +143,7 @@ def test_the_page_opens_whole_and_silent_and_hostile_names_are_text(
     assert page.evaluate("document.images.length") > 50
     assert page.evaluate("[...document.images].filter(each => !each.naturalWidth).length") == 0
     assert page.evaluate("document.querySelectorAll('[onerror], [onload], main script').length") == 0
+    assert page.evaluate("document.scripts.length") == 2  # the page's own, and its data
     assert opened.said == []
     assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
     text = page.inner_text("body")
@@ -180,12 +181,74 @@ def test_tables_sort_by_a_click_on_their_heads(browser: Any, written: Summary) -
     assert names == sorted(CLASSES) and page.locator("#classes [aria-sort]").count() == 1
 
 
+def test_a_picture_opens_with_its_key_caption_url_reason_and_neighbors(browser: Any, written: Summary) -> None:
+    opened = Opened(browser, written.out)
+    page = opened.page
+    first = page.locator("#pictures [data-picture]").first
+    key = first.get_attribute("alt").split(":")[0]
+    first.click()
+    assert page.inner_text("#large-name") == key
+    text = page.inner_text("#large")
+    assert "</span><script>alert(3)</script>" in text and "https://evil" in text and EVIL in text
+    assert re.search(r"because its score of 0\.\d{3} is", text)
+    assert page.locator("#large-neighbors li").count() == 6
+    assert page.evaluate("[...document.querySelectorAll('#large img')].every(each => each.naturalWidth > 0)")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#large-name") != key
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#large-name") == key
+    page.keyboard.press("Escape")
+    assert not page.locator("#large").is_visible() and opened.said == []
+
+
+def test_the_map_tells_and_lists_what_is_drawn_around(browser: Any, written: Summary) -> None:
+    opened = Opened(browser, written.out)
+    page = opened.page
+    drawing = page.locator("#map .chart").first
+    drawing.scroll_into_view_if_needed()
+    box = drawing.bounding_box()
+    x, y, key = page.evaluate("[map.x[0], map.y[0], map.keys[0]]")
+    page.mouse.move(box["x"] + box["width"] * x / 500, box["y"] + box["height"] * y / 500)
+    assert re.match(r"\d{9}, .*, (real|unsure|synthetic), 0\.\d+", page.inner_text("#tip"))
+    page.mouse.move(box["x"] + 1, box["y"] + 1)
+    page.mouse.down()
+    for across, down in ((1, 0), (1, 1), (0, 1)):
+        page.mouse.move(box["x"] + (box["width"] - 2) * across + 1, box["y"] + (box["height"] - 2) * down + 1)
+    page.mouse.up()
+    assert page.inner_text("#region-head") == "151 images within the outline"
+    assert key in page.input_value("#region-keys").split() and page.locator("#region-tiles li").count() == 151
+    page.locator("#map .legend button", has_text="disc").click()
+    number = page.evaluate("map.labels.filter(name => name === 'disc').length")
+    assert page.inner_text("#region-head").startswith(f"{number} image") and opened.said == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, written: Summary, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = Opened(browser, written.out, color_scheme=scheme, bypass_csp=True).page
+    for act in ("0", "document.querySelector('#pictures [data-picture]').click()"):
+        page.evaluate(act)
+        result = axe.Axe().run(page, options={"resultTypes": ["violations"]})
+        assert [(item["id"], item["nodes"][0]["html"]) for item in result.response["violations"]] == []
+
+
+def test_it_fits_a_phone_and_paper(browser: Any, written: Summary) -> None:
+    page = Opened(browser, written.out, viewport={"width": 390, "height": 800}, color_scheme="dark").page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--text').trim()") == "#1b1b19"
+    assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+
+
 def test_without_scripts_all_of_the_text_is_there(browser: Any, written: Summary) -> None:
     opened = Opened(browser, written.out, java_script_enabled=False)
     text = opened.page.inner_text("body")
     for words in ("What came in", "not an image", "disc", "bytes per pixel", "curate train --config train.toml"):
         assert words in text
     assert opened.page.locator("th button").count() == 0 and opened.said == []
+    assert not opened.page.locator("#large").is_visible() and not opened.page.locator("#region").is_visible()
 
 
 # The text
@@ -225,6 +288,9 @@ def test_the_page_and_the_summary_tell_the_same(home: Path, written: Summary, pa
     assert written.out == str(home / "run" / "report.html")
     assert written.audit is not None and written.audit.num_labeled == 20 and len(written.audit.labeled_probs) == 20
     assert "Something can be mended." in page  # the training's alarm
+    assert (
+        page.index("Something can be mended.") < page.index('class="tiles"') < page.index('id="pool"')
+    )  # warnings first
     assert "20 labeled images" in page and f"{written.synthetic_share:.1%}" in page
     assert "domain" in {each.name for each in written.audit.properties}
 
@@ -252,15 +318,23 @@ def test_thumbnails_are_small_and_carry_pixels_alone(page: str) -> None:
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             sizes.add(picture.size)
             assert not picture.getexif() and set(picture.info) <= {"loop", "background", "timestamp", "duration"}
-    assert sizes == {(32, 32), (112, 84)}
+    assert sizes == {(32, 32), (256, 192), (112, 84), (56, 42), (520, 480)}  # the last one holds the tiles of the map
 
 
 @pytest.mark.parametrize("side", [48, 300])
 def test_pictures_that_nothing_compresses_keep_the_page_under_5_mb(side: int) -> None:
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(out, "PNG")
-    number = 3 * pictures.GALLERY + 2 * pictures.CLASSES_SHOWN * pictures.CLASS_PICTURES
-    assert number * len(encode(out.getvalue(), pictures.THUMBNAIL).data_uri) < 4_000_000
+    with foreign_images():
+        for format_, most in (
+            (pictures.LARGE, pictures.LARGE_BYTES),
+            (pictures.SMALL, pictures.SMALL_BYTES),
+            (pictures.TINY, pictures.TINY_BYTES),
+        ):
+            assert len(pictures.bounded(out.getvalue(), format_, most).content) <= most
+    galleries = 4 * pictures.GALLERY * pictures.LARGE_BYTES  # one is of the comparison
+    classes = 2 * pictures.CLASSES_SHOWN * pictures.CLASS_PICTURES * pictures.SMALL_BYTES
+    assert (galleries + classes + pictures.NEIGHBOR_BYTES + maps.SHEET_BYTES) * 4 / 3 < 4_200_000
 
 
 def test_configurations_repeat_the_stages(home: Path, page: str) -> None:
@@ -298,6 +372,7 @@ def test_a_run_without_a_detector(home: Path, tmp_path: Path) -> None:
     assert all(each.auroc is None for each in summary.audit.properties) and not summary.audit.stability
     assert any(each.difference is not None for each in summary.audit.properties)
     assert "No detector." in text and "Called synthetic" not in text and "Most synthetic" not in text
+    assert ">Unsure<" not in text
 
 
 def test_a_labeled_set_that_is_gone_is_said_to_be_and_a_wrong_one_refused(home: Path, tmp_path: Path) -> None:
@@ -324,6 +399,30 @@ def test_scores_of_another_model_and_a_missing_pool_are_refused(home: Path, tmp_
         report.run(settings(home, pool=tmp_path / "nothing"))
     with pytest.raises(BadInput, match="--out"):
         report.run(settings(home, run=tmp_path / "none", out=tmp_path / "run" / "run.json" / "page.html"))
+
+
+# Compared with an earlier run
+
+
+def test_an_earlier_run_is_compared_image_by_image(home: Path, tmp_path: Path) -> None:
+    earlier = shutil.copytree(home / "run", tmp_path / "earlier")
+    file = next((earlier / "scores").glob("*.parquet"))
+    table = pq.read_table(file)
+    then = ["synthetic"] * 10 + ["unsure"] * 5 + table["verdict"].to_pylist()[15:]
+    prob = np.concatenate([[0.999], table["prob_synthetic"].to_numpy()[1:]]).astype(np.float32)
+    for name, values in (("verdict", then), ("prob_synthetic", prob)):
+        column = table.schema.get_field_index(name)
+        table = table.set_column(column, table.schema.field(name), pa.array(values))
+    pq.write_table(table, file)
+    summary = report.run(settings(home, against=earlier, out=tmp_path / "page.html"))
+    now = pq.read_table(home / "run" / "scores" / file.name)
+    changed = sum(one != other for one, other in zip(then, now["verdict"].to_pylist(), strict=True))
+    assert summary.num_changed == changed > 0
+    text = (tmp_path / "page.html").read_text()
+    assert f"{changed} of 151 images have another verdict" in text and "0 another pseudo-label" in text
+    assert text.index("The largest changes of the score") < text.index("was 0.999")
+    with pytest.raises(MissingArtifact, match="--against"):
+        report.run(settings(home, against=tmp_path / "nothing"))
 
 
 # The size of the pool
@@ -358,7 +457,9 @@ def test_pools_of_any_size_make_pages_of_one_size(home: Path, written: Summary, 
             shutil.copyfile(source, target)
     summary = report.run(settings(home, pool=pool, run=run, labeled=home / "seed"))
     assert summary.num_images == 10 * written.num_images and summary.num_rejected == 10 * written.num_rejected
-    assert summary.num_bytes < written.num_bytes + 100_000
+    assert (
+        summary.num_bytes < written.num_bytes + 100_000 + maps.SHEET_BYTES * 4 / 3
+    )  # more of the map's places are taken
 
 
 def test_scores_from_outside_and_declared_images_are_on_the_page(untrained: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipelines import toy
 from pipelines.errors import CorruptShard
 from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.report.survey import MAX_TABLES, Best, Sample, Survey, read_rows, survey
-from pipelines.run import marks, outside, verdicts
+from pipelines.run import domains, marks, outside, verdicts
 from pipelines.run.evaluation import DeclaredCheck, Rate
 from pipelines.run.scores import SCORE_SCHEMA, ScoredPool
 from pipelines.storage.atomic import write_json
@@ -35,7 +36,7 @@ def scored(world: Any, tmp_path_factory: pytest.TempPathFactory) -> ScoredPool:
             "key": keys,
             "prob_synthetic": prob_synthetic,
             "synthetic": prob_synthetic >= 0.5,
-            "verdict": np.where(prob_synthetic >= 0.5, "synthetic", "real"),
+            "verdict": np.select([prob_synthetic >= 0.7, prob_synthetic >= 0.4], ["synthetic", "unsure"], "real"),
             "pseudo_label": [toy.CLASSES[i] for i in probs.argmax(1)],
             "confidence": probs.max(1),
             "probs": [row.astype(np.float16) for row in probs],
@@ -60,16 +61,29 @@ def found(scored: ScoredPool) -> Survey:
 def test_counts_are_those_of_all_rows(found: Survey, everything: list[dict[str, Any]], scored: ScoredPool) -> None:
     assert found.num_images == len(everything) == scored.pool.num_images
     assert found.num_bytes == sum(row["num_bytes"] for row in everything)
-    assert found.num_synthetic == sum(row["synthetic"] for row in everything)
+    assert found.num_synthetic == sum(row["verdict"] == "synthetic" for row in everything) > 0
+    assert found.num_unsure == sum(row["verdict"] == "unsure" for row in everything) > 0
     assert found.scores is not None and found.confidences is not None
     assert found.scores.sum() == found.confidences.sum() == len(everything)
     for name, share in found.classes.items():
         mine = [row for row in everything if row["pseudo_label"] == name]
         assert share.num_images == len(mine)
+        called = [row["verdict"] for row in mine]
+        counts = [called.count(verdict) for verdict in ("real", "unsure", "synthetic")]
+        assert [share.num_real, share.num_unsure, share.num_synthetic] == counts
         assert share.confidence == pytest.approx(sum(row["confidence"] for row in mine))
     assert {kind: share.num_images for kind, share in found.declared.items()} == {
         kind: sum((row["declared"] or "nothing") == kind for row in everything) for kind in ("camera", "nothing")
     }
+
+
+def test_domains_are_those_of_the_manifest(found: Survey, everything: list[dict[str, Any]], scored: ScoredPool) -> None:
+    names = [name for shard in scored.shards for name in domains.of_shard(scored.pool, shard)]
+    assert "example.invalid" in found.domains
+    for name, share in found.domains.items():
+        mine = [row["verdict"] for row, domain in zip(everything, names, strict=True) if domain == name]
+        assert (share.num_images, share.num_unsure) == (len(mine), mine.count("unsure"))
+    assert sum(share.num_images for share in found.domains.values()) == len(everything)
 
 
 def test_rejects_are_counted_with_examples(found: Survey, scored: ScoredPool) -> None:
@@ -120,10 +134,10 @@ def test_galleries_hold_the_ends(found: Survey, everything: list[dict[str, Any]]
     assert keys(found.least_sure) == first(everything, lambda row: -abs(np.float32(row["prob_synthetic"]) - 0.5), 7)
     for name in found.classes:
         for best, called, column in (
-            (found.synthetic_of_class, True, "prob_synthetic"),
-            (found.real_of_class, False, "confidence"),
+            (found.synthetic_of_class, "synthetic", "prob_synthetic"),
+            (found.real_of_class, "real", "confidence"),
         ):
-            mine = [row for row in everything if row["pseudo_label"] == name and row["synthetic"] == called]
+            mine = [row for row in everything if row["pseudo_label"] == name and row["verdict"] == called]
             assert keys(best, name) == first(mine, lambda row, column=column: row[column], 3)
 
 
@@ -138,18 +152,20 @@ def test_without_scores_there_is_what_the_pool_tells(world: Any) -> None:
 def test_a_missing_tar_is_said_to_be_missing(world: Any, tmp_path: Path) -> None:
     shutil.copytree(world.pool, tmp_path / "pool")
     (tmp_path / "pool" / "00000.tar").unlink()
+    pool = Pool.open(tmp_path / "pool")
+    rows = survey(pool, None, (), sample=10_000, gallery=3, per_class=2).sample
     with pytest.raises(CorruptShard, match=r"00000\.tar: is missing"):
-        survey(Pool.open(tmp_path / "pool"), None, (), sample=10, gallery=3, per_class=2)
+        list(read_rows(pool, rows))
 
 
-def test_a_row_is_read_with_what_stood_beside_it(world: Any) -> None:
+def test_a_row_is_read_as_its_bytes_and_with_what_the_crawl_says(world: Any) -> None:
     pool = Pool.open(world.pool)
     rows = survey(pool, None, (), sample=10_000, gallery=1, per_class=1).sample
     samples = {key: sample for shard in pool.shards for key, sample in read_samples(pool.tar(shard))}
-    for row, (image, sidecars) in zip(rows.to_pylist(), read_rows(pool, rows), strict=True):
-        whole = samples[row["key"]]
-        assert image == whole.pop(row["format"])
-        assert sidecars == whole and set(whole) == {"json", "txt"}
+    for row, image in zip(rows.to_pylist(), read_rows(pool, rows), strict=True):
+        sample = samples[row["key"]]
+        assert image == sample[row["format"]]
+        assert row["caption"] == sample["txt"].decode() and row["url"] == json.loads(sample["json"])["url"]
 
 
 def test_scores_from_outside_and_declarations_are_counted(

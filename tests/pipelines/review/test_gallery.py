@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import BadInput
 from pipelines.pool.manifest import Pool
 from pipelines.review import gallery as stage
-from pipelines.review.gallery import Filter, Gallery
+from pipelines.review import region
+from pipelines.review.filters import Filter
+from pipelines.review.gallery import Gallery
+from pipelines.review.neighborhood import NEIGHBORS
 from pipelines.run import marks, outside, verdicts
 from pipelines.run.marks import Judgment
 from pipelines.run.scores import ScoredPool
@@ -23,16 +25,20 @@ from tests.conftest import World
 
 @pytest.fixture(scope="module")
 def scored(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of networks as they were born, with a threshold in the middle of their scores."""
+    """A run of networks as they were born, with thresholds in the middle of their scores: a fifth is unsure."""
     run = shutil.copytree(untrained / "run", tmp_path_factory.mktemp("gallery") / "run")
     files = sorted((run / "scores").glob("*.parquet"))
-    middle = float(np.median(np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])))
+    probs = np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])
+    low, middle, high = (float(value) for value in np.quantile(probs, (0.4, 0.5, 0.6)))
+    thresholds = replace(verdicts.load(run), real_below=low, synthetic_from=middle, sure_from=high)
     for file in files:
         table = pq.read_table(file)
-        column = table.schema.get_field_index("synthetic")
-        called = pc.greater_equal(table["prob_synthetic"], middle)
-        pq.write_table(table.set_column(column, table.schema.field("synthetic"), called), file)
-    verdicts.save(run, replace(verdicts.load(run), synthetic_from=middle))
+        prob = table["prob_synthetic"].to_numpy()
+        for name, values in (("synthetic", prob >= middle), ("verdict", thresholds.verdicts(prob))):
+            column = table.schema.get_field_index(name)
+            table = table.set_column(column, table.schema.field(name), pa.array(values))
+        pq.write_table(table, file)
+    verdicts.save(run, thresholds)
     return run
 
 
@@ -64,9 +70,11 @@ def test_filters_and_orders_are_those_of_a_plain_scan(world: World, run: Path) -
     expect(Filter(order="pool"), lambda row: True, lambda row: 0)
     expect(
         Filter(order="synthetic", verdict="synthetic"),
-        lambda row: row["synthetic"],
+        lambda row: row["verdict"] == "synthetic",
         lambda row: -row["prob_synthetic"],
     )
+    expect(Filter(order="pool", verdict="unsure"), lambda row: row["verdict"] == "unsure", lambda row: 0)
+    assert len(gallery.view(Filter(verdict="unsure"))) > len(rows) // 10
     expect(
         Filter(order="real", label=label), lambda row: row["pseudo_label"] == label, lambda row: row["prob_synthetic"]
     )
@@ -89,7 +97,7 @@ def test_disagreement_is_that_of_a_plain_search_and_is_kept(world: World, run: P
     for i in (0, 100, len(rows) - 1):
         similar = vectors @ vectors[i]
         similar[i] = -2
-        nearest = similar.argsort()[::-1][: stage.NEIGHBORS]
+        nearest = similar.argsort()[::-1][:NEIGHBORS]
         shares = [
             np.mean([rows[j]["pseudo_label"] != rows[i]["pseudo_label"] for j in nearest]),
             np.mean([rows[j]["synthetic"] != rows[i]["synthetic"] for j in nearest]),
@@ -171,7 +179,7 @@ def test_the_detail_has_scores_from_outside(world: World, run: Path, tmp_path: P
 def test_without_a_detector_the_least_confident_come_first(world: World, run: Path) -> None:
     for path in (run / "scores").glob("*.parquet"):
         table = pq.read_table(path)
-        for name in ("prob_synthetic", "synthetic"):
+        for name in ("prob_synthetic", "synthetic", "verdict"):
             column = table.schema.get_field_index(name)
             table = table.set_column(
                 column, table.schema.field(name), pa.nulls(table.num_rows, table.schema.field(name).type)
@@ -182,9 +190,81 @@ def test_without_a_detector_the_least_confident_come_first(world: World, run: Pa
     view = gallery.view(Filter(low=0.5))  # a range of scores there are none of changes nothing
     assert len(view) == len(gallery)
     assert gallery.confidence[view[:20]].mean() < gallery.confidence[view[-20:]].mean()
-    assert gallery.describe(0)["synthetic"] is None and gallery.describe(0)["prob_synthetic"] is None
+    assert gallery.describe(0)["verdict"] is None and gallery.describe(0)["prob_synthetic"] is None
 
 
 def test_marks_of_images_that_are_not_in_the_pool_do_no_harm(world: World, run: Path) -> None:
     marks.append(run, [marks.Mark(sha256="0" * 64, key="gone", verdict="synthetic")])
     assert open_gallery(world, run).counts() == {"real": 0, "synthetic": 0, "off-class": 0, "skip": 0, "labeled": 0}
+
+
+def test_a_search_finds_what_a_plain_scan_finds(world: World, run: Path) -> None:
+    gallery, rows = open_gallery(world, run), Pool.open(world.pool).tables()
+    said = [row for table in rows for row in table.to_pylist()]
+    caption, domain = said[7]["caption"], said[7]["domain"]
+    assert caption and domain  # the toy crawl has both
+
+    def found(text: str) -> list[int]:
+        return sorted(gallery.view(Filter(text=text)).tolist())
+
+    def has(row: dict[str, Any], text: str) -> bool:
+        columns = ("key", "member", "caption", "domain", "url", "uid")
+        return any(text.lower() in (row[name] or "").lower() for name in columns)
+
+    for word in (caption.split()[0].upper(), domain, said[7]["key"], "00005", "no such word"):
+        assert found(word) == [i for i, row in enumerate(said) if has(row, word)]
+    assert found(f"key:{said[7]['key']} {domain}") == [7]
+    assert found(f'caption:"{caption}"') == [i for i, row in enumerate(said) if caption in (row["caption"] or "")]
+    assert found(f"caption:{domain}") == [] and found("  ") == list(range(len(said)))
+    assert 7 in found(f"url:{said[7]['url']}")  # the colon of https: names no column
+
+
+def test_all_that_pass_a_filter_are_marked_as_one_action(world: World, run: Path) -> None:
+    gallery = open_gallery(world, run)
+    wanted = Filter(verdict="unsure", marked="no", label=gallery.classes[0])
+    rows = gallery.view(wanted)
+    first = gallery.key(int(gallery.view(Filter(verdict="real"))[0]))
+    gallery.mark([first], Judgment(verdict="real"))
+    with pytest.raises(BadInput, match=f"{len(rows)} images pass these filters by now, not 3"):
+        gallery.mark_all(wanted, 3, Judgment(verdict="synthetic"))
+    assert gallery.counts()["synthetic"] == 0
+    assert gallery.mark_all(wanted, len(rows), Judgment(verdict="synthetic")) == len(rows) > 10
+    assert gallery.counts() == {"real": 1, "synthetic": len(rows), "off-class": 0, "skip": 0, "labeled": 0}
+    assert open_gallery(world, run).counts() == gallery.counts()
+    assert len(gallery.view(wanted)) == 0
+    assert sorted(gallery.undo()) == sorted(rows.tolist())
+    assert gallery.counts() == {"real": 1, "synthetic": 0, "off-class": 0, "skip": 0, "labeled": 0}
+    assert (gallery.view(wanted) == rows).all()
+
+
+def test_more_than_may_be_marked_at_once_are_refused(world: World, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = open_gallery(world, run)
+    monkeypatch.setattr(stage, "MOST_AT_ONCE", 5)
+    with pytest.raises(BadInput, match="At most 5 images"):
+        gallery.mark_all(Filter(), len(gallery), Judgment(verdict="real"))
+    assert not marks.path(run).exists()
+
+
+def test_progress_counts_the_marks_among_the_first_suggested(world: World, run: Path) -> None:
+    gallery = open_gallery(world, run)
+    first = gallery.view(Filter())
+    assert gallery.progress("suggested") == (0, stage.SUGGESTED)
+    gallery.mark([gallery.key(int(row)) for row in (*first[:3], first[stage.SUGGESTED])], Judgment(verdict="skip"))
+    assert gallery.progress("suggested") == (3, stage.SUGGESTED)
+
+
+def test_an_outline_on_the_map_selects_the_dots_inside(world: World, run: Path) -> None:
+    gallery = open_gallery(world, run)
+    dots = gallery.map.dots_N2.astype(int)
+    assert len(dots) == len(gallery) and dots.min() == 0 and dots.max() == region.SIDE - 1
+    shards = Pool.open(world.pool).shards
+    vectors = np.concatenate([ScoredPool.open(world.pool, run).embeddings(shard) for shard in shards]).astype(float)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    values = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))
+    assert gallery.map.share == pytest.approx(values[-2:].sum() / values.sum(), abs=1e-3)
+    found = gallery.view(Filter(order="pool", region="200,100 700,100 700,600 200,600"))
+    inside = (dots[:, 0] >= 200) & (dots[:, 0] <= 700) & (dots[:, 1] >= 100) & (dots[:, 1] <= 600)
+    assert found.tolist() == np.flatnonzero(inside).tolist() and 0 < len(found) < len(gallery)
+    for wrong in ("1,2", "a,b c,d e,f", "1,2,3 4,5 6,7", "0,0 99999,0 0,5"):
+        with pytest.raises(BadInput, match="region"):
+            gallery.view(Filter(region=wrong))
