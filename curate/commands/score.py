@@ -16,7 +16,7 @@ from pipelines.score import ScoreConfig
     groups={
         "Data": ("pool", "run", "truth", "scores"),
         "Verdicts": ("max_false_positive_rate",),
-        "Machine": ("device", "engine", "ray_address", "shard_index", "num_shards"),
+        "Machine": ("device", "precision", "engine", "ray_address", "shard_index", "num_shards"),
     },
 )
 def score(flags: Flags, config: ConfigFile = None, json: Json = False) -> None:

@@ -5,11 +5,15 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from pipelines.errors import BadInput
+
+if TYPE_CHECKING:
+    from models.frozen import Precision
 
 
 def choose(wanted: str) -> torch.device:
@@ -30,10 +34,17 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Context in which networks compute in bf16, if `precision` is bf16, or auto and bf16 is faster on `device`."""
-    wanted = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+def precision_of(wanted: str, device: torch.device) -> "Precision":
+    """What `auto`, `bf16` or `fp32` means on a device: auto is bf16 where it is faster."""
+    if wanted == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    return "bf16" if wanted == "bf16" else "fp32"
+
+
+def autocast(wanted: str, device: torch.device) -> AbstractContextManager[object]:
+    """Context in which networks compute in bf16, if that is what `wanted` means on `device`."""
+    is_bf16 = precision_of(wanted, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext()
 
 
 def keep_freed_memory(device: torch.device) -> None:

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageChops, ImageCms
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
+from pipelines.images import plain_jpeg
 from pipelines.images.formats import FORMATS, sniff
 
 Result = TypeVar("Result")
@@ -52,6 +53,12 @@ def as_seen(content: bytes, side: int | None = None) -> Image.Image:
         return shown if turn is None else shown.transpose(turn)
 
     return with_image(content, see)
+
+
+def pixels_as_seen(content: bytes) -> npt.NDArray[np.uint8]:
+    """Pixels (H, W, 3) of what `as_seen` gives; of a plain JPEG in half the time."""
+    pixels = plain_jpeg.rgb(content)
+    return np.asarray(as_seen(content)) if pixels is None else pixels
 
 
 def with_image(content: bytes, use: Callable[[Image.Image], Result]) -> Result:

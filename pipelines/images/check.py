@@ -6,7 +6,6 @@ entire entropy-coded stream, in less than half the time. Of an animation only th
 """
 
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +16,15 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
-from simplejpeg import decode_jpeg
 
+from pipelines.images import plain_jpeg
 from pipelines.images.appearance import flat, orientation, size_as_seen, with_image
 from pipelines.images.formats import FORMATS, describe_other, is_truncated, sniff
 from pipelines.images.phash import SIDE, phash
-from pipelines.images.provenance import NOTHING, cannot_declare, declared
+from pipelines.images.provenance import NOTHING, declared
 from pipelines.images.rejects import Reason, Reject
 
 _HASHED_SIDE = 2 * SIDE  # larger images are averaged down to about this size before hashing
-_START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # JPEG markers: baseline, extended, progressive
-_START_OF_SCAN = 0xDA
-_TABLES = (0xDB, 0xC4, 0xDD)  # quantization, Huffman codes, restart interval
-_APPLICATION = (*range(0xE0, 0xF0), 0xFE)  # JFIF, EXIF, color profiles, ...; and comments
 _MAX_TEXT_BYTES = 16 << 20  # of one text or profile of a PNG; Photoshop and ComfyUI write more than Pillow's 1 MB
 _OBJECT = re.compile(r"\s*<\S+ object at 0x[0-9a-f]+>")
 
@@ -98,42 +93,18 @@ def _examine(
 
 
 def _examine_plain_jpeg(content: bytes, metadata: bytes | None, limits: Limits) -> Accepted | None:
-    """Accept a sound JPEG without EXIF or the like; return None for anything else, which Pillow then examines.
-
-    Most files of a crawl are such JPEGs. simplejpeg decodes one of 32 pixels in 7 µs, `Image.open` in 47.
-    """
-    try:
-        size = _plain_jpeg_size(content)
-        if size is None or _judge_size(*size, limits):
-            return None
-        width, height = size
-        scale = next((scale for scale in (8, 4, 2) if min(size) // scale >= SIDE), 1)
-        # simplejpeg takes the smallest scale that gives this size, as `Image.draft` does, and refuses every file that
-        # libjpeg-turbo warns about. Pillow then decides about those.
-        luma_HW1 = decode_jpeg(content, "gray", min_height=-(-height // scale), min_width=-(-width // scale))
-        hash_ = phash(luma_HW1[..., 0], (height / scale, width / scale))
-        return Accepted("jpg", width, height, hash_, *declared(None, content, metadata))
-    except (ValueError, IndexError, struct.error):
+    """Accept a sound plain JPEG; return None for anything else, which Pillow then examines."""
+    size = plain_jpeg.size(content)
+    if size is None or _judge_size(*size, limits):
         return None
-
-
-def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG in 8-bit gray or color in which no segment can declare an origin; None for others."""
-    size, at = None, 2
-    while content[at] == 0xFF:
-        marker, start = content[at + 1], at + 4
-        if marker == _START_OF_SCAN:
-            return size
-        at += 2 + int.from_bytes(content[at + 2 : start], "big")
-        if marker in _START_OF_FRAME:
-            precision, num_components = content[start], content[start + 5]
-            if precision != 8 or num_components not in (1, 3):
-                return None
-            height, width = struct.unpack_from(">HH", content, start + 1)
-            size = width, height
-        elif marker not in _TABLES and not (marker in _APPLICATION and cannot_declare(marker, content[start:at])):
-            return None
-    return None
+    width, height = size
+    scale = next((scale for scale in (8, 4, 2) if min(size) // scale >= SIDE), 1)
+    luma_HW = plain_jpeg.luma(content, -(-height // scale), -(-width // scale))
+    if luma_HW is None:
+        return None
+    return Accepted(
+        "jpg", width, height, phash(luma_HW, (height / scale, width / scale)), *declared(None, content, metadata)
+    )
 
 
 def _judge_size(width: int, height: int, limits: Limits) -> Reject | None:

@@ -42,12 +42,11 @@ class PhotoDecoder:
 
     def decode(self, key: str, data: bytes) -> Photo:
         """Decode one image. Raises CorruptShard for bytes that are not an image."""
-        opened = picture(key, data)
-        native, seed = np.asarray(opened), zlib.crc32(data)
+        native, seed = picture(key, data), zlib.crc32(data)
         return Photo(
             self._tiles(native, seed),
-            self._tiles(np.asarray(_common(opened)), seed),
-            planes(square(opened, native, self.size)),
+            self._tiles(np.asarray(_common(Image.fromarray(native))), seed),
+            planes(square(native, self.size)),
         )
 
     def _tiles(self, native: Pixels, seed: int) -> Pixels:

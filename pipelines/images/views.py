@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.errors import CorruptShard
-from pipelines.images.appearance import as_seen
+from pipelines.images.appearance import pixels_as_seen
 from pipelines.images.check import foreign_images, in_a_line
 
 Pixels = npt.NDArray[np.uint8]
@@ -61,13 +61,12 @@ class Decoder:
 
         Call this within `pipelines.images.check.foreign_images`.
         """
-        opened = picture(key, data)
-        native = np.asarray(opened)
-        return planes(square(opened, native, self.image_size)), planes(_tile(native, self.detector_size, data))
+        native = picture(key, data)
+        return planes(square(native, self.image_size)), planes(_tile(native, self.detector_size, data))
 
     def decode_tile(self, key: str, data: bytes) -> Pixels:
         """Decode one image to its (3, T, T) tile only. Raises CorruptShard as `decode` does."""
-        return planes(_tile(np.asarray(picture(key, data)), self.detector_size, data))
+        return planes(_tile(picture(key, data), self.detector_size, data))
 
     @foreign_images()
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
@@ -79,13 +78,13 @@ class Decoder:
         return Views(images, torch.from_numpy(np.stack([tile for _, tile in pairs])))
 
 
-def picture(key: str, data: bytes) -> Image.Image:
-    """Decode a file to RGB, as people see it. Raises CorruptShard for bytes that are not an image.
+def picture(key: str, data: bytes) -> Pixels:
+    """Decode a file to RGB (H, W, 3), as people see it. Raises CorruptShard for bytes that are not an image.
 
     Call this within `pipelines.images.check.foreign_images`.
     """
     try:
-        return as_seen(data)
+        return pixels_as_seen(data)
     except MemoryError:
         raise  # a problem of this machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
@@ -95,11 +94,11 @@ def picture(key: str, data: bytes) -> Image.Image:
         ) from None
 
 
-def square(opened: Image.Image, native: Pixels, size: int) -> Pixels:
-    """Resize the shorter side of an image, whose pixels are `native`, and crop the middle: (size, size, 3)."""
-    if opened.size == (size, size):
+def square(native: Pixels, size: int) -> Pixels:
+    """Resize the shorter side of an image (H, W, 3), and crop the middle: (size, size, 3)."""
+    if native.shape[:2] == (size, size):
         return native
-    return np.asarray(ImageOps.fit(opened, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(Image.fromarray(native), (size, size), Image.Resampling.BICUBIC))
 
 
 def symmetric(native: Pixels, size: int) -> Pixels:

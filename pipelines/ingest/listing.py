@@ -7,8 +7,6 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-import fsspec
-
 from pipelines.errors import BadInput, why
 from pipelines.storage.locations import driver_hint, without_file_scheme
 
@@ -49,11 +47,19 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
+def store_of(url: str) -> tuple[Any, str]:
+    """The file system of an fsspec URL, and the path in it."""
+    from fsspec.core import url_to_fs  # imported here: it takes as long as numpy, and a path on a disk needs none
+
+    system, inner = url_to_fs(url)
+    return system, str(inner)
+
+
 def open_source(path: str) -> BinaryIO:
     """Open a local path or an fsspec URL for reading; never a shell's pipe."""
     if "://" not in path:
         return Path(path).open("rb", buffering=_BUFFER_BYTES)
-    system, inner = fsspec.core.url_to_fs(path)
+    system, inner = store_of(path)
     return cast(BinaryIO, system.open(inner, "rb"))
 
 
@@ -65,7 +71,7 @@ def look_up(source: str) -> Entry:
     try:
         if "://" not in path:
             return _look_up_local(Path(path).expanduser())
-        system, inner = fsspec.core.url_to_fs(path)
+        system, inner = store_of(path)
         return _remote_entry(system, system.info(inner), path)
     except Exception as error:  # each store's driver has its own: no such bucket, no credentials, no driver
         hint = driver_hint(error, path)
@@ -120,7 +126,7 @@ def list_folder(folder: str) -> list[Entry]:
         with os.scandir(folder) as listing:
             entries = [local_entry(Path(entry.path), entry) for entry in listing if not entry.name.startswith(".")]
     else:
-        system, inner = fsspec.core.url_to_fs(folder)
+        system, inner = store_of(folder)
         entries = [_remote_entry(system, info) for info in system.ls(inner, detail=True)]
         # Object stores may list a folder as an empty object within itself.
         entries = [entry for entry in entries if not entry.name.startswith(".") and entry.path != folder]

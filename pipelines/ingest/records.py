@@ -10,11 +10,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
-
 from pipelines.errors import BadInput, why
 from pipelines.images.rejects import Reason, Reject
-from pipelines.ingest.listing import join, shown
+from pipelines.ingest.listing import join, shown, store_of
 from pipelines.ingest.metadata import Listing
 from pipelines.ingest.record import Record
 from pipelines.ingest.rows import read_rows, unread_rows
@@ -86,7 +84,7 @@ def _read_file(folder: str, file: File, max_bytes: int) -> bytes | Reject:
         return Reject(Reason.TOO_MANY_BYTES, f"{file.num_bytes} bytes, over the limit of {max_bytes}")
     try:
         if "://" in path:
-            system, inner = fsspec.core.url_to_fs(path)
+            system, inner = store_of(path)
             if file.num_bytes:
                 return bytes(system.cat_file(inner))
             with system.open(inner, "rb") as stream:  # empty, or of unknown size, maybe endless

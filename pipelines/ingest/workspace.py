@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
-
-from upath import UPath
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.errors import Incompatible
 from pipelines.pool.manifest import INGESTS, KEY_DIGITS, is_pool
 from pipelines.storage import locations, locks
 from pipelines.storage.atomic import write_json
 from pipelines.storage.locations import Location
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 _UNFINISHED = ".partial"
 _SHARD_FILE = re.compile(rf"(\d{{{KEY_DIGITS}}})(?:\.tar|\.parquet|\.npy)")
@@ -32,7 +33,7 @@ class Workspace(NamedTuple):
     """Where shards are before they are committed: a local folder and, for a pool on a store, a folder on the store."""
 
     scratch: Path
-    staging: UPath | None = None
+    staging: "UPath | None" = None
 
     def check(self) -> None:
         """Raise Incompatible if a later ingest has removed this one's folder on the store."""
@@ -58,7 +59,7 @@ def reserved(pool: Location) -> Iterator[Workspace]:
 
     Raises Incompatible if `pool` is another kind of folder, or if another process is writing to it.
     """
-    if isinstance(pool, UPath):
+    if not isinstance(pool, Path):
         with _staging(pool) as staging, TemporaryDirectory(prefix="curate-") as scratch:
             yield Workspace(Path(scratch), staging)
     else:
@@ -67,7 +68,7 @@ def reserved(pool: Location) -> Iterator[Workspace]:
 
 
 @contextmanager
-def _staging(pool: UPath) -> Iterator[UPath]:
+def _staging(pool: "UPath") -> Iterator["UPath"]:
     """Yield a folder of our own on the store, after removing those of earlier ingests."""
     found = locations.names(pool)
     if found and _UNFINISHED not in found and not is_pool(pool):

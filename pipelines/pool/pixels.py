@@ -56,37 +56,36 @@ class InMemory:
             yield self.views.map(partial(torch.index_select, dim=0, index=on_device))
 
 
-class Streamed:
-    """Pixels decoded from the shards on demand, a few batches ahead."""
+class Decoding:
+    """Decodes images of pools on threads."""
 
-    def __init__(self, rows: Rows, decoder: Decoder, device: torch.device, num_threads: int) -> None:
-        self._rows, self._decoder, self._device = rows, decoder, device
+    def __init__(self, decoder: Decoder, device: torch.device, num_threads: int) -> None:
+        self._decoder, self._device = decoder, device
         self._decoding = ThreadPoolExecutor(num_threads)
         self._fetching = ThreadPoolExecutor(PREFETCH)  # separate from the decoders, which these threads wait for
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def close(self) -> None:
         """Stop the threads."""
         self._fetching.shutdown(cancel_futures=True)
         self._decoding.shutdown()
 
-    def _decode(self, rows: Tensor) -> Views:
-        numbers = rows.tolist()
-        return self._decoder.batch([str(self._rows.key[i]) for i in numbers], self._rows.read(numbers), self._decoding)
+    def _decode(self, rows: Rows, chosen: Tensor) -> Views:
+        numbers = chosen.tolist()
+        return self._decoder.batch([str(rows.key[i]) for i in numbers], rows.read(numbers), self._decoding)
 
     @foreign_images()
-    def tiles(self, rows: Tensor) -> Tensor:
-        numbers = rows.tolist()
-        keys = [str(self._rows.key[i]) for i in numbers]
-        tiles = self._decoding.map(self._decoder.decode_tile, keys, self._rows.read(numbers))
+    def tiles(self, rows: Rows, chosen: Tensor) -> Tensor:
+        """Native tiles (B, 3, T, T) of the chosen rows (B,), on the device."""
+        numbers = chosen.tolist()
+        keys = [str(rows.key[i]) for i in numbers]
+        tiles = self._decoding.map(self._decoder.decode_tile, keys, rows.read(numbers))
         return self._move(torch.from_numpy(np.stack(list(tiles))))
 
-    def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
+    def stream(self, batches: Iterable[tuple[Rows, Tensor]]) -> Iterator[Views]:
+        """Yield the views of each batch: rows, and which of them (B,); a few are decoded ahead."""
         waiting: deque[Future[Views]] = deque()
-        for rows in batches:
-            waiting.append(self._fetching.submit(self._decode, rows))
+        for batch in batches:
+            waiting.append(self._fetching.submit(self._decode, *batch))
             if len(waiting) > PREFETCH:
                 yield waiting.popleft().result().map(self._move)
         while waiting:
@@ -94,6 +93,26 @@ class Streamed:
 
     def _move(self, pixels: Tensor) -> Tensor:
         return pixels.to(self._device, non_blocking=True)
+
+
+class Streamed:
+    """Pixels decoded from the shards on demand, a few batches ahead."""
+
+    def __init__(self, rows: Rows, decoder: Decoder, device: torch.device, num_threads: int) -> None:
+        self._rows, self._decoding = rows, Decoding(decoder, device, num_threads)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._decoding.close()
+
+    def tiles(self, rows: Tensor) -> Tensor:
+        return self._decoding.tiles(self._rows, rows)
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Views]:
+        return self._decoding.stream((self._rows, rows) for rows in batches)
 
 
 def load(rows: Rows, decoder: Decoder, device: torch.device, num_threads: int, on_tick: OnTick) -> InMemory:

@@ -88,8 +88,9 @@ def look(content: bytes) -> dict[str, Any]:
 def _look(image: Image.Image) -> dict[str, Any]:
     found = {"JPEG quality": _jpeg_quality(image), "chroma subsampling": _subsampling(image)}
     image.draft("RGB", (_DECODED_SIDE, _DECODED_SIDE))
-    pixels_HWC = np.asarray(flat(image, "RGB"), dtype=np.int16)
-    spread = float((pixels_HWC.max(2) - pixels_HWC.min(2)).mean())
+    red, green, blue = np.moveaxis(np.asarray(flat(image, "RGB")), 2, 0)
+    highest = np.maximum(np.maximum(red, green), blue)  # `max` over so short an axis takes ten times as long
+    spread = float((highest - np.minimum(np.minimum(red, green), blue)).mean())
     return found | {"greyness": "grey" if spread < GREY else "color"}
 
 

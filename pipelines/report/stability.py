@@ -17,6 +17,7 @@ from pipelines.images.check import foreign_images
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick, Tick
 from pipelines.report.survey import read_rows
+from pipelines.run.evaluation import wilson
 
 if TYPE_CHECKING:
     from pipelines.run.scorer import Scorer
@@ -31,16 +32,22 @@ class Stability:
     change: str
     num_images: int
     flipped: float  # share of the verdicts
+    flipped_interval: tuple[float, float]  # 95 % confidence, of all images like those of the pool
     mean_change: float  # of prob_synthetic, absolute
 
 
 def measure(pool: Pool, rows: pa.Table, scorer: "Scorer", on_tick: OnTick) -> tuple[Stability, ...]:
-    """Apply each change to the images of `rows`, rows of `pipelines.report.survey` with scores of a detector."""
+    """Apply each change to the images of `rows`, rows of `pipelines.report.survey` with scores of a detector.
+
+    A panel sees pixels alone. So a copy without loss, whose pixels are the same, is not made for it.
+    """
     changes: dict[str, Callable[[Image.Image], bytes]] = {
         "saved again without loss": _as_png,
         "saved as JPEG of quality 90": _as_jpeg,
         "cropped by one pixel": _cropped,
     }
+    if scorer.model.frozen is not None:
+        del changes["saved again without loss"]
     probs, verdict = rows["prob_synthetic"].to_numpy(), rows["synthetic"].to_numpy()
     flips, moves, done = dict.fromkeys(changes, 0), dict.fromkeys(changes, 0.0), 0
     for start in range(0, rows.num_rows, _BATCH):
@@ -57,7 +64,11 @@ def measure(pool: Pool, rows: pa.Table, scorer: "Scorer", on_tick: OnTick) -> tu
         on_tick(Tick(done=done, total=rows.num_rows, unit="images changed"))
     return tuple(
         Stability(
-            change=name, num_images=done, flipped=round(flips[name] / done, 4), mean_change=round(moves[name] / done, 4)
+            change=name,
+            num_images=done,
+            flipped=round(flips[name] / done, 4),
+            flipped_interval=wilson(flips[name], done),
+            mean_change=round(moves[name] / done, 4),
         )
         for name in changes
     )

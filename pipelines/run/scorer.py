@@ -1,7 +1,7 @@
 """A trained model that scores images given as bytes."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,15 +11,19 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from models.calibration import Calibration
+from models.frozen import Precision
 from pipelines.compute import devices
 from pipelines.images.views import Decoder, Views
 from pipelines.pool import pixels
 from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
 from pipelines.pool.rows import Rows
-from pipelines.run import model, verdicts
+from pipelines.run import model, scores, verdicts
+
+Wanted = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,27 @@ class Scores:
 
 
 class Scorer:
-    """A trained model with its thresholds."""
+    """A trained model with its thresholds.
 
-    def __init__(self, trained: model.Model, device: torch.device, thresholds: verdicts.Thresholds) -> None:
+    A classifier that was trained end to end reads images in `precision`. The detector computes in fp32, as its
+    thresholds were measured, so that verdicts are the same; and so does what was trained on frozen features.
+    """
+
+    def __init__(
+        self, trained: model.Model, device: torch.device, thresholds: verdicts.Thresholds, precision: Precision = "fp32"
+    ) -> None:
         self.model, self.thresholds, self.device = trained, thresholds, device
+        self.precision: Precision = "fp32" if trained.config.frozen else precision
+        self._autocast = devices.autocast(self.precision, device)
         devices.keep_freed_memory(device)
         self._threads = ThreadPoolExecutor(max(2, torch.get_num_threads()))
 
     @classmethod
-    def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto") -> "Scorer":
+    def load(cls, run: Path, device: Literal["auto", "cuda", "cpu"] = "auto", precision: Wanted = "auto") -> "Scorer":
         """Load run/model/ and run/thresholds.json; MissingArtifact before the end of training."""
         chosen = devices.choose(device)
         trained = model.load(run, chosen)
-        return cls(trained, chosen, verdicts.load(run))
+        return cls(trained, chosen, verdicts.load(run), choose_precision(run, trained, precision, chosen))
 
     def score(self, data: Sequence[bytes], keys: Sequence[str] | None = None) -> Scores:
         """Score images given as file contents; CorruptShard names one that cannot be decoded."""
@@ -73,19 +85,31 @@ class Scorer:
             views = Views(views.images, self.model.outside.join(views.tiles, sha256))
         return views
 
-    def score_shard(self, pool: Pool, number: int, batch_size: int) -> Iterator[Scores]:
-        """Score a shard of a pool, a batch at a time; a panel takes the features that are kept beside the pool."""
-        rows, reader = Rows.of_shard(pool, number), self.model.reader
-        chunks = torch.split(torch.arange(len(rows)), batch_size) if len(rows) else ()
-        features = self._features(pool, number, reader) if reader is not None else None
-        if features is not None and self.model.config.frozen:
-            for chunk in chunks:
-                yield self.score_views(Views(features.images[chunk], features.tiles[chunk]))
-            return
-        threads = max(2, torch.get_num_threads())
-        with closing(pixels.Streamed(rows, self.model.pixels, self.device, threads)) as streamed:
-            for chunk, views in zip(chunks, streamed.stream(chunks), strict=True):
-                yield self.score_views(views if features is None else Views(views.images, features.tiles[chunk]))
+    def score_shards(
+        self, pool: Pool, numbers: Sequence[int], batch_size: int, on_images: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[int, list[Scores]]]:
+        """Yield the number and the scores, in batches, of each of some shards; `on_images` hears of every batch.
+
+        While the networks read a batch, the next ones are decoded, also those of the next shard. A batch never spans
+        two shards. A panel takes the features that are kept beside the pool.
+        """
+        reader, threads = self.model.reader, max(2, torch.get_num_threads())
+        with closing(pixels.Decoding(self.model.pixels, self.device, threads)) as decoding:
+            decoded = decoding.stream(_batches(pool, numbers, batch_size))
+            for number in numbers:
+                features = self._features(pool, number, reader) if reader is not None else None
+                parts = []
+                for start in range(0, pool.counts[number], batch_size):
+                    if features is not None and self.model.config.frozen:
+                        images = features.images[start : start + batch_size]
+                    else:
+                        views = next(decoded)
+                        images = views.images
+                    if features is not None:
+                        views = Views(images, features.tiles[start : start + batch_size])
+                    parts.append(self.score_views(views))
+                    on_images(len(images))
+                yield number, parts
 
     def _features(self, pool: Pool, number: int, reader: FeatureReader) -> Views:
         views, columns = FeatureStore(pool, replace(reader, gives_pixels=False)).shard(number), self.model.outside
@@ -97,7 +121,9 @@ class Scorer:
         """Score decoded images."""
         classifier, config = self.model.classifier, self.model.config
         views = views.map(lambda pixels: pixels.to(self.device))
-        embeddings, probs, typicality = self.model.embed(views.images), None, None
+        with self._autocast:
+            embeddings = self.model.embed(views.images)
+        probs, typicality = None, None
         if config.classes:
             logits = classifier.real(embeddings).float()
             raw, label = logits.softmax(1).max(1)
@@ -116,3 +142,20 @@ class Scorer:
             raw_confidence=None if probs is None else raw.cpu().numpy(),
             typicality=None if typicality is None else typicality.numpy(),
         )
+
+
+def _batches(pool: Pool, numbers: Sequence[int], batch_size: int) -> Iterator[tuple[Rows, Tensor]]:
+    for number in numbers:
+        rows = Rows.of_shard(pool, number)
+        for start in range(0, len(rows), batch_size):
+            yield rows, torch.arange(start, min(start + batch_size, len(rows)))
+
+
+def choose_precision(run: Path, trained: model.Model, wanted: Wanted, device: torch.device) -> Precision:
+    """What `wanted` means for a run.
+
+    `auto` is the precision of the scores that the run has, so that all its images are seen alike, also those from
+    outside; without scores, bf16 where the device is faster in it.
+    """
+    stored = scores.precision(run, trained.digest) if wanted == "auto" else None
+    return devices.precision_of(stored or wanted, device)

@@ -43,6 +43,8 @@ SCORE_SCHEMA = pa.schema(
     ]
 )
 
+PRECISION, FIRST_PRECISION = b"precision", b"fp32"  # of what the networks computed; the first scores do not say
+
 
 def model_digest(run: Location) -> str | None:
     """Digest of a run's networks and calibration, stored with the scores that they made; None if the run has none."""
@@ -55,6 +57,16 @@ def model_digest(run: Location) -> str | None:
     with suppress(FileNotFoundError):  # of too few labeled images, or without classes, there is none
         digest.update(locations.read(run / "model" / "calibration.safetensors"))
     return digest.hexdigest()[:16]
+
+
+def precision(run: Path, digest: str) -> str | None:
+    """Precision of the scores that the model of this digest has made in a run; None if it has made none."""
+    for path in sorted((run / "scores").glob("[!.]*.parquet")):
+        with suppress(OSError, pa.ArrowInvalid):  # gone meanwhile, or damaged: then it is scored again
+            origin = pq.read_schema(path).metadata or {}
+            if origin.get(b"model") == digest.encode():
+                return str(origin.get(PRECISION, FIRST_PRECISION), "ascii")
+    return None
 
 
 SCHEMA = pa.schema(
@@ -87,13 +99,17 @@ class ScoredPool:
         return scored
 
     def check(self) -> None:
-        """Raise Incompatible unless all scores were made by the run's present model with the same thresholds.
+        """Raise Incompatible unless the run's present model made all scores, with the same precision and thresholds.
 
         They were not if `curate score` was interrupted, or if the run was trained again and not scored since.
         """
         origins = [self.origin(shard) for shard in self.shards]
-        for name, what in ((b"model", "models"), (b"thresholds", "sets of thresholds")):
-            if len({origin.get(name) for origin in origins}) > 1:
+        for name, what, default in (
+            (b"model", "models", None),
+            (PRECISION, "precisions", FIRST_PRECISION),
+            (b"thresholds", "sets of thresholds", None),
+        ):
+            if len({origin.get(name, default) for origin in origins}) > 1:
                 raise Incompatible(f"{self.run}/scores has scores by two {what}; run `curate score` again.")
         by, now = origins[0].get(b"model") if origins else None, model_digest(self.run)
         if by is not None and now is not None and by != now.encode():

@@ -36,6 +36,11 @@ class ScoreConfig(BaseModel):
     )
     batch_size: int = Field(default=256, ge=1, description="Images that are scored at once.")
     device: Literal["auto", "cuda", "cpu"] = settings.device()
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="Precision of a classifier that was trained end to end; auto: that of the scores that the run has, "
+        "else bf16 where the device is faster in it. The detector computes in fp32.",
+    )
     engine: EngineName = settings.engine()
     ray_address: str | None = settings.ray_address()
     shard_index: int = Field(
@@ -72,6 +77,7 @@ class Summary:
     num_shards: int
     num_scored_before: int  # shards that were skipped, because they had scores
     seconds: float
+    precision: str  # of the classifier's network
     called_share: (
         float | None
     )  # share of the images called synthetic; this and the next two are None without a detector

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,8 @@ from pipelines.pool.manifest import Pool, read_parquet
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick, ignore
 from pipelines.run import domains, evaluation, labels, model, outside, quality, verdicts
-from pipelines.run.scorer import Scorer, Scores
-from pipelines.run.scores import SCORE_SCHEMA
+from pipelines.run.scorer import Scorer, Scores, choose_precision
+from pipelines.run.scores import FIRST_PRECISION, PRECISION, SCORE_SCHEMA
 from pipelines.score.config import ScoreConfig, Summary
 from pipelines.storage import locks
 from pipelines.storage.atomic import make_folder, replacing, save_array, write_json
@@ -63,7 +63,8 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
     mine = range(config.shard_index, len(pool.shards), config.num_shards)
     known = truth.read(config.truth) if config.truth else None
     from_outside = outside.read(pool, config.scores)
-    trained = model.load(config.run, devices.choose(config.device if here else "cpu"))
+    device = devices.choose(config.device if here else "cpu")
+    trained = model.load(config.run, device)
     thresholds = verdicts.choose(trained.config.held_out, config.max_false_positive_rate, trained.config.unsure_from)
     if from_outside.values:
         outside.store(config.run, from_outside, trained=False)
@@ -71,7 +72,8 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
         make_folder(config.run / folder)
     if config.shard_index == 0:  # for all calls that share the pool: their thresholds are equal
         verdicts.save(config.run, thresholds)
-    scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], trained.digest)}
+    scorer = Scorer(trained, device, thresholds, choose_precision(config.run, trained, config.precision, device))
+    scored = {number for number in mine if _is_scored(config.run, pool, pool.shards[number], scorer)}
     for number in mine:
         path = config.run / "scores" / f"{pool.shards[number]}.parquet"
         if number in scored:
@@ -85,54 +87,54 @@ def _run(config: ScoreConfig, on_tick: OnTick) -> Summary:
         done += count
         on_tick(Tick(done=done, total=total, unit="images"))
 
+    missing = [number for number in mine if number not in scored]
     if here:
-        scorer = Scorer(trained, devices.choose(config.device), thresholds)
-        score = partial(_score_shard, scorer, pool, config.run, config.batch_size, on_images)
+        _score_shards(scorer, pool, config, missing, on_images)
     else:
-        at = config.model_copy(update={"run": config.run.absolute()})
-        score = partial(_score_elsewhere, at, pool, thresholds, trained.digest)
-    gpus = (
-        int(devices.choose(config.device).type == "cuda") if config.device == "auto" else int(config.device == "cuda")
-    )
-    workers = engine.choose(config.engine, jobs=1 if here else usable_cores(), address=config.ray_address, gpus=gpus)
-    for number, _ in workers.in_order(score, (number for number in mine if number not in scored)):
-        if not here:
-            on_images(pool.counts[number])
-    return _summarize(config, pool, mine, len(scored), trained, thresholds, known, started)
+        _score_on_ray(scorer, pool, config, missing, on_images)
+    return _summarize(config, pool, mine, len(scored), scorer, known, started)
 
 
-def _score_shard(
-    scorer: Scorer, pool: Pool, run: Path, batch_size: int, on_images: Callable[[int], None], number: int
+def _score_shards(
+    scorer: Scorer, pool: Pool, config: ScoreConfig, numbers: Sequence[int], on_images: Callable[[int], None]
 ) -> None:
-    """Score one shard of a pool into a run; calls `on_images` with the size of every batch."""
-    rows = Rows.of_shard(pool, number)
-    parts = []
-    for part in scorer.score_shard(pool, number, batch_size):
-        parts.append(part)
-        on_images(len(part.embeddings))
-    _write(run, pool, pool.shards[number], rows.key.tolist(), parts, scorer)
+    """Score shards of a pool in this process; calls `on_images` with the size of every batch."""
+    for number, parts in scorer.score_shards(pool, numbers, config.batch_size, on_images):
+        keys = Rows.of_shard(pool, number).key.tolist()
+        _write(config.run, pool, pool.shards[number], keys, parts, scorer)
+
+
+def _score_on_ray(
+    scorer: Scorer, pool: Pool, config: ScoreConfig, numbers: Sequence[int], on_images: Callable[[int], None]
+) -> None:
+    """Score shards of a pool as tasks of a Ray cluster."""
+    changes = {"run": config.run.absolute(), "precision": scorer.precision}
+    score = partial(_score_elsewhere, config.model_copy(update=changes), pool, scorer.thresholds, scorer.model.digest)
+    has_gpu = devices.choose(config.device).type == "cuda" if config.device == "auto" else config.device == "cuda"
+    ray = engine.choose(config.engine, jobs=usable_cores(), address=config.ray_address, gpus=int(has_gpu))
+    for number, _ in ray.in_order(score, numbers):
+        on_images(pool.counts[number])
 
 
 def _score_elsewhere(
     config: ScoreConfig, pool: Pool, thresholds: verdicts.Thresholds, digest: str, number: int
 ) -> None:
     """Score one shard in a process that may be on another machine."""
-    scorer = _scorer(config.run, config.device, thresholds, digest)
-    _score_shard(scorer, pool, config.run, config.batch_size, lambda count: None, number)
+    _score_shards(_scorer(config, thresholds, digest), pool, config, [number], lambda count: None)
 
 
 @lru_cache(maxsize=1)  # a worker scores many shards
-def _scorer(run: Path, device: Literal["auto", "cuda", "cpu"], thresholds: verdicts.Thresholds, digest: str) -> Scorer:
-    chosen = devices.choose(device)
-    trained = model.load(run, chosen)
+def _scorer(config: ScoreConfig, thresholds: verdicts.Thresholds, digest: str) -> Scorer:
+    chosen = devices.choose(config.device)
+    trained = model.load(config.run, chosen)
     if trained.digest != digest:
         raise Incompatible(
-            f"{run}/model differs between Ray's machines. Put the run on a file system that all of them share."
+            f"{config.run}/model differs between Ray's machines. Put the run on a file system that all of them share."
         )
-    return Scorer(trained, chosen, thresholds)
+    return Scorer(trained, chosen, thresholds, devices.precision_of(config.precision, chosen))
 
 
-def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
+def _is_scored(run: Path, pool: Pool, shard: str, scorer: Scorer) -> bool:
     path = run / "scores" / f"{shard}.parquet"
     if not path.exists():
         return False
@@ -140,7 +142,11 @@ def _is_scored(run: Path, pool: Pool, shard: str, digest: str) -> bool:
     if not schema.remove_metadata().equals(SCORE_SCHEMA):  # scores of another version of curate
         return False
     origin = schema.metadata or {}
-    return origin.get(b"model") == digest.encode() and origin.get(b"shard") == pool.digest(shard).encode()
+    return (
+        origin.get(b"model") == scorer.model.digest.encode()
+        and origin.get(b"shard") == pool.digest(shard).encode()
+        and origin.get(PRECISION, FIRST_PRECISION) == scorer.precision.encode()
+    )
 
 
 def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Scores], scorer: Scorer) -> None:
@@ -158,7 +164,12 @@ def _write(run: Path, pool: Pool, shard: str, keys: list[str], parts: list[Score
         **_labels(parts, len(keys), len(trained.config.classes)),
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCORE_SCHEMA]
-    origin = {"model": trained.digest, "shard": pool.digest(shard), "thresholds": _as_text(scorer.thresholds)}
+    origin = {
+        "model": trained.digest,
+        "shard": pool.digest(shard),
+        PRECISION.decode(): scorer.precision,
+        "thresholds": _as_text(scorer.thresholds),
+    }
     with replacing(run / "scores" / f"{shard}.parquet") as temporary:
         pq.write_table(pa.table(arrays, schema=SCORE_SCHEMA.with_metadata(origin)), temporary)
 
@@ -213,11 +224,11 @@ def _summarize(
     pool: Pool,
     mine: Sequence[int],
     before: int,
-    trained: model.Model,
-    thresholds: verdicts.Thresholds,
+    scorer: Scorer,
     known: truth.Truth | None,
     started: float,
 ) -> Summary:
+    trained, thresholds = scorer.model, scorer.thresholds
     num_images = sum(pool.counts[number] for number in mine)
     confidence = 0.0
     called = dict.fromkeys(verdicts.VERDICTS, 0)
@@ -244,6 +255,7 @@ def _summarize(
         num_shards=len(mine),
         num_scored_before=before,
         seconds=time.monotonic() - started,
+        precision=scorer.precision,
         called_share=synthetic / max(num_images, 1) if has_detector else None,
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,

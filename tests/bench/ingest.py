@@ -32,7 +32,7 @@ REPEATS = 5  # of the photographs
 OURS = """
 import resource, sys, time
 from pathlib import Path
-from pipelines.ingest import IngestConfig, run
+from pipelines.ingest import IngestConfig, run, stage  # the stage with what it imports
 start = time.process_time(), time.perf_counter()
 summary = run(IngestConfig(sources=tuple(sys.argv[2:]), pool=Path(sys.argv[1]), jobs=1))
 worker = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from pipelines.images import thumbnails
-from pipelines.images.appearance import as_seen, size_as_seen, with_image
+from pipelines.images import plain_jpeg, thumbnails
+from pipelines.images.appearance import as_seen, pixels_as_seen, size_as_seen, with_image
 from pipelines.images.check import Accepted, Limits, examine, foreign_images
 from pipelines.images.photo import PhotoDecoder
 from pipelines.images.rejects import Reason, Reject
@@ -273,3 +273,35 @@ def test_threads_set_pillow_up_side_by_side_and_leave_it_as_it_was() -> None:
         for done in [threads.submit(first), threads.submit(second)]:
             done.result()
     assert (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, list(warnings.filters)) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 20}, {"quality": 100},
+        {"keep_rgb": True}, {"restart_marker_rows": 1}, {"icc_profile": b"not parsed"}, {"comment": b"hello"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(16, 16), (33, 31), (224, 224), (301, 203)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives(
+    options: dict[str, object], size: tuple[int, int], mode: str
+) -> None:
+    grain = np.random.default_rng(1).integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(np.asarray(scene(*size)) // 2 + grain).convert(mode)
+    content = saved(picture, "JPEG", **options)
+    assert plain_jpeg.size(content) == size
+    with foreign_images():
+        np.testing.assert_array_equal(pixels_as_seen(content), np.asarray(as_seen(content)))
+
+
+def test_other_jpegs_go_by_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, cmyk = saved(scene(), "JPEG", exif=exif.tobytes()), saved(scene().convert("CMYK"), "JPEG")
+    plain = saved(scene(), "JPEG")
+    for content in (turned, cmyk, saved(scene()), plain[:40], plain[: len(plain) // 2], b"", b"\xff\xd8\xff"):
+        assert plain_jpeg.rgb(content) is None
+    with foreign_images():
+        assert pixels_as_seen(turned).shape == (90, 60, 3)
+        np.testing.assert_array_equal(pixels_as_seen(cmyk), np.asarray(as_seen(cmyk)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -272,3 +273,37 @@ def test_an_outside_file_that_is_no_image_is_one_sentence(run: Path) -> None:
 )
 def test_auroc_by_hand(scores: list[float], positive: list[int], expected: float) -> None:
     assert evaluation.auroc(scores, positive) == pytest.approx(expected)
+
+
+def test_bf16_changes_no_verdict_and_hardly_a_label(world: World, run: Path) -> None:
+    scored = {}
+    for precision in ("fp32", "bf16"):
+        summary = score.run(ScoreConfig(pool=world.pool, run=run, precision=precision))
+        assert (summary.precision, summary.num_scored_before) == (precision, 0)  # scores of two precisions never mix
+        scored[precision] = (
+            pa.concat_tables([read_parquet(path) for path in sorted((run / "scores").glob("*.parquet"))]),
+            np.concatenate([np.load(path) for path in sorted((run / "embeddings").glob("*.npy"))]).astype(np.float32),
+        )
+    (full, exact), (half, rounded) = scored["fp32"], scored["bf16"]
+    for name in ("key", "prob_synthetic", "synthetic", "verdict"):
+        assert full[name].equals(half[name])
+    assert half["confidence"].to_numpy() == pytest.approx(full["confidence"].to_numpy(), abs=0.02)
+    assert not half["confidence"].equals(full["confidence"])
+    assert pc.mean(pc.cast(pc.equal(full["pseudo_label"], half["pseudo_label"]), pa.float32())).as_py() >= 0.99
+    cosine = (exact * rounded).sum(1) / (np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1))
+    assert cosine.min() > 0.999
+
+
+def test_auto_is_the_precision_of_the_scores_that_are_there(world: World, run: Path) -> None:
+    score.run(ScoreConfig(pool=world.pool, run=run, precision="bf16"))
+    whole = files(run)
+    (run / "scores" / "00001.parquet").unlink()
+    summary = score.run(ScoreConfig(pool=world.pool, run=run))
+    assert (summary.precision, summary.num_scored_before) == ("bf16", len(Pool.open(world.pool).shards) - 1)
+    assert files(run) == whole
+    assert Scorer.load(run, "cpu").precision == "bf16"
+    path = run / "scores" / "00000.parquet"
+    table = read_parquet(path)
+    pq.write_table(table.replace_schema_metadata((table.schema.metadata or {}) | {b"precision": b"fp32"}), path)
+    with pytest.raises(Incompatible, match="two precisions"):
+        ScoredPool.open(world.pool, run)
