@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from curate import console
 from curate.options import Command
+from pipelines.distribution import VERSION
 from pipelines.errors import CurateError
 
 COMMANDS = (
@@ -59,9 +60,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version  # takes longer to import than all of Typer
-
-        print(f"curate {version('curate')}")
+        print(f"curate {VERSION}")
         raise typer.Exit
 
 

@@ -137,6 +137,14 @@ def facts(title: str, values: Mapping[str, Any]) -> None:
     out.print(view)
 
 
+def say(title: str, sentences: Sequence[str]) -> None:
+    """Print sentences to stdout, one a line, below a title."""
+    out = Console()
+    out.print(Text(title, style="bold"))
+    for sentence in sentences:
+        out.print(Text(f"  {sentence}"), soft_wrap=True)
+
+
 def as_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout; NaN and infinities become null."""
     print(to_json(value))
@@ -148,7 +156,14 @@ def command(name: str, *arguments: object, **options: object) -> str:
         *map(str, arguments),
         *(word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))),
     ]
-    return shlex.join(("curate", name, *words))
+    return " ".join(map(_quoted, ("curate", name, *words)))
+
+
+def _quoted(word: str) -> str:
+    """The word as a shell reads it, in double quotes where it has single ones and that is safe."""
+    if "'" in word and not set(word) & set('"$`\\!\n'):
+        return f'"{word}"'
+    return shlex.quote(word)
 
 
 def note(text: str) -> None:

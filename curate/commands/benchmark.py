@@ -12,6 +12,7 @@ from curate.config import read_toml, resolve
 from curate.options import GENERAL, Flags, Json, options
 from pipelines import benchmark as stage
 from pipelines.benchmark import BenchmarkConfig
+from pipelines.distribution import pip_install
 from pipelines.errors import BadInput
 
 _RECIPE = "benchmark-cpu"
@@ -62,7 +63,7 @@ def benchmark(
     from pipelines.benchmark.methods import merged
 
     if missing := [name for name in ("scipy", "matplotlib") if find_spec(name) is None]:
-        raise BadInput(f"curate benchmark needs {missing[0]}: pip install 'curate[benchmark]'.")
+        raise BadInput(f"curate benchmark needs {missing[0]}: {pip_install('benchmark')}.")
     if download is None and config == _RECIPE:
         absent = [name for name in ("real", "synthetic", "test") if name not in flags]
         if absent:

@@ -36,8 +36,8 @@ def generate(
 ) -> None:
     """Generate synthetic images of given classes.
 
-    They are WebDataset shards, and can be the synthetic half of a benchmark. Needs pip install 'curate[generate]'. Run
-    it again to resume.
+    They are WebDataset shards, and can be the synthetic half of a benchmark. Needs pip install
+    'curate-images[generate]'. Run it again to resume.
     """
     from pipelines.generate.stage import read_classes
 

@@ -10,6 +10,7 @@ from curate import console
 from curate.config import resolve
 from curate.options import ConfigFile, Flags, Json, options
 from pipelines import ingest as stage
+from pipelines.distribution import pip_install
 from pipelines.ingest import IngestConfig
 
 
@@ -72,7 +73,7 @@ def _show(summary: stage.Summary, settings: IngestConfig) -> None:
 
     if unread := summary.declared.get(NOT_READ):
         console.note(
-            f"{unread} C2PA manifest{'s' if unread > 1 else ''} not read. To read them, pip install 'curate[c2pa]' and "
+            f"{unread} C2PA manifest{'s' if unread > 1 else ''} not read. To read them, {pip_install('c2pa')} and "
             "ingest into a new pool."
         )
     if not summary.images:

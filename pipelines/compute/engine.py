@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pipelines.compute import processes
 from pipelines.compute.processes import Retry
+from pipelines.distribution import pip_install
 from pipelines.errors import BadInput, CurateError, Incompatible, why
 
 EngineName = Literal["local", "ray"]
@@ -98,7 +99,7 @@ class Ray:
         try:
             import ray
         except ImportError:
-            raise BadInput("--engine ray: Ray is not installed; pip install 'curate[ray]'.") from None
+            raise BadInput(f"--engine ray: Ray is not installed; {pip_install('ray')}.") from None
         if ray.is_initialized():
             yield ray
             return

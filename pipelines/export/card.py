@@ -7,9 +7,9 @@ import html
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Self
 
+from pipelines.distribution import VERSION
 from pipelines.errors import MissingArtifact
 from pipelines.export.config import ExportConfig, Summary
 from pipelines.export.rows import Rows
@@ -85,7 +85,7 @@ def text(facts: Facts) -> str:
     sections = [
         _head(facts),
         f"# {_safe(facts.name)}\n\n{facts.summary.kept:,} of the {facts.summary.pool:,} images of a pool, chosen by "
-        f"curate {version('curate')}: every image decodes to its end, and its bytes "
+        f"curate {VERSION}: every image decodes to its end, and its bytes "
         "are those that were crawled.",
         _section("What is in it", _content(facts)),
         _section("How it was chosen", _choice(facts)),

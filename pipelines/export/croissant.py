@@ -5,9 +5,9 @@ the images with their captions, classes and JSON, which the key joins.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
+from pipelines.distribution import VERSION
 from pipelines.export.card import LICENSE, Facts
 from pipelines.export.sample import IMAGE
 
@@ -87,7 +87,7 @@ def describe(
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": facts.name,
         "description": (
-            f"{facts.summary.kept} of the {facts.summary.pool} images of a crawl, chosen by curate {version('curate')}."
+            f"{facts.summary.kept} of the {facts.summary.pool} images of a crawl, chosen by curate {VERSION}."
             + (f" Classes: {', '.join(classes)}." if classes else "")
         ),
         "license": LICENSE,

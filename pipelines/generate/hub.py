@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from pipelines.distribution import pip_install
 from pipelines.errors import BadInput, first_line
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # all files that a model may consist of
@@ -25,7 +26,7 @@ def loading(model: str, what: str) -> Iterator[None]:
             yield
         except ImportError as error:
             raise BadInput(
-                f"curate generate needs {error.name or error}. Install it: pip install 'curate[generate]'."
+                f"curate generate needs {error.name or error}. Install it: {pip_install('generate')}."
             ) from None
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # each library raises its own
             raise BadInput(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import settings
+from pipelines.distribution import NAME
 from pipelines.storage.locations import AnyFolder, LocalFolder
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class ReportConfig(BaseModel):
     out: Path | None = Field(default=None, description="HTML file to write; without it, report.html in the run.")
     map: Literal["auto", "tsne", "pca"] = Field(
         default="auto",
-        description="Layout of the embeddings. tsne needs curate[viz]; auto is tsne if that is installed, else pca.",
+        description=f"Layout of the embeddings. tsne needs {NAME}[viz]; auto is tsne if that is installed, else pca.",
     )
     device: Literal["auto", "cuda", "cpu"] = settings.device()
 

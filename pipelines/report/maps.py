@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.distribution import pip_install
 from pipelines.errors import BadInput
 from pipelines.images.check import foreign_images
 from pipelines.images.thumbnails import thumbnail
@@ -135,14 +136,14 @@ def project(
     has_tsne = find_spec("openTSNE") is not None
     if kind == "tsne" and not has_tsne:
         raise BadInput(
-            "--map tsne: openTSNE is not installed. Install it with `pip install 'curate[viz]'`, or use --map pca."
+            f"--map tsne: openTSNE is not installed. Install it with `{pip_install('viz')}`, or use --map pca."
         )
     if kind == "pca" or not has_tsne:
         centered = embeddings_ND - embeddings_ND.mean(0)
         values, vectors = np.linalg.eigh(centered.T @ centered)
         share = float(values[-2:].sum() / max(values.sum(), 1e-12))
         how = f"The first two principal components, with {share:.0%} of the variance"
-        return centered @ vectors[:, :-3:-1], how if kind == "pca" else f"{how}; install curate[viz] for t-SNE"
+        return centered @ vectors[:, :-3:-1], how if kind == "pca" else f"{how}; {pip_install('viz')} for t-SNE"
     from openTSNE import TSNE
 
     perplexity = min(30.0, (len(embeddings_ND) - 1) / 3)

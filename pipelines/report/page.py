@@ -4,13 +4,13 @@ import base64
 import hashlib
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files as resources
 from typing import Any
 
 from markupsafe import Markup
 
 from pipelines import pages
+from pipelines.distribution import VERSION
 from pipelines.images.rejects import Reason
 from pipelines.pool.manifest import Pool
 from pipelines.progress import OnTick
@@ -71,7 +71,7 @@ def render(config: ReportConfig, findings: Findings, on_tick: OnTick) -> str:
         "script_hash": _hash(script),
         "bar": charts.bar,
         "config": config,
-        "version": version("curate"),
+        "version": VERSION,
         "now": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "found": found,
         "num_images": pool.num_images,

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
 
+from pipelines.distribution import pip_install
 from pipelines.errors import BadInput, CurateError, why
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def explained(where: object) -> Iterator[None]:
 def driver_hint(error: Exception, where: object) -> str:
     """Addition to a message about `where`: which extra to install if its driver is missing, else nothing."""
     extra = _EXTRAS.get(str(where).partition(":")[0].lower())
-    return f"; pip install 'curate[{extra}]'" if isinstance(error, ImportError) and extra else ""
+    return f"; {pip_install(extra)}" if isinstance(error, ImportError) and extra else ""
 
 
 # Reading

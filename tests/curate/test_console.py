@@ -31,6 +31,19 @@ def test_a_command_can_be_pasted_whatever_its_values_are() -> None:
     assert console.command("inspect", "KEY", out="clean/") == "curate inspect KEY --out clean/"
 
 
+def test_sentences_are_lines_below_a_title_and_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("By the truth:", ("curate found [bold]70[/bold] of 100. " * 5, "It lost 0."))
+    title, first, second = capsys.readouterr().out.splitlines()
+    assert (title, second) == ("By the truth:", "  It lost 0.")
+    assert first.count("[bold]70[/bold]") == 5
+
+
+def test_a_condition_is_shown_in_double_quotes() -> None:
+    said = console.command("export", where="verdict = 'real'")
+    assert said == """curate export --where "verdict = 'real'\""""
+    assert shlex.split(said)[-1] == "verdict = 'real'"
+
+
 def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     console.as_json({"a": math.nan, "rows": ({"b": -math.inf, "c": 1.5}, [math.nan, "é"])})
 

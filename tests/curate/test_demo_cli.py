@@ -28,23 +28,27 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, fi
 
 
 def test_the_whole_job_finds_the_synthetic_pictures_and_says_what_it_knows(tmp_path: Path) -> None:
-    arguments = ("-m", "curate", "demo", "--json")
-    done = Process(arguments, tmp_path, {"COLUMNS": "160", "PYTHONPATH": str(ROOT)}).wait(timeout_s=900)
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
+    browser.chmod(0o755)
+    arguments, home = ("-m", "curate", "demo", "--open", "--json"), tmp_path / "demo"
+    changes = {"COLUMNS": "160", "PYTHONPATH": str(ROOT), "BROWSER": str(browser)}
+    done = Process(arguments, tmp_path, changes).wait(timeout_s=900)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    found = {row["what"]: row for row in told["figures"]}
-    assert float(found["detector's AUROC"]["found"]) > 0.95
-    assert percent(found["synthetic share of the export"]["truth"]) < percent(
-        found["synthetic share of the pool"]["truth"]
-    )
-    assert percent(found["correct pseudo-labels, real images"]["found"]) > 0.9
+    assert told["figures"]["auroc"] > 0.95
+    assert told["figures"]["pseudo_label_accuracy_real"] > 0.9
+    real, synthetic = told["called"]["real"], told["called"]["synthetic"]
+    assert (real["images"], synthetic["images"]) == (200, 100)
+    assert synthetic["synthetic"] > 50 > 5 > real["synthetic"]
+    assert synthetic["exported"] <= synthetic["real"] < 10 and 100 < real["exported"] <= real["real"]
     assert all(row["files"] == row["found"] > 0 for row in told["junk"])
-    quality = json.loads((tmp_path / "demo" / "run" / "quality.json").read_text())
+    quality = json.loads((home / "run" / "quality.json").read_text())
     assert told["statements"] == quality["statements"]
-    assert 0 < quality["share_at_least"] <= percent(found["synthetic share of the pool"]["truth"])
-    model = json.loads((tmp_path / "demo" / "run" / "model" / "config.json").read_text())
+    assert 0 < quality["share_at_least"] <= 1 / 3
+    model = json.loads((home / "run" / "model" / "config.json").read_text())
     assert model["frozen"] and model["backbone"] == "timm:tf_efficientnet_lite0" and model["witnesses"]
-
-
-def percent(text: str) -> float:
-    return float(text.removesuffix("%")) / 100
+    assert "Look at the images: curate review --pool demo/pool --run demo/run" in done.stderr
+    assert opened.read_text() == (home / "run" / "report.html").as_uri()
+    assert told["verdict"][0].startswith(f"curate found {synthetic['synthetic']} of 100 synthetic images")
+    assert told["verdict"][1].startswith(f"It lost {real['synthetic']} of 200 real images")

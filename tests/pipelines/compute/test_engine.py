@@ -103,7 +103,7 @@ def test_packages_of_our_names_in_the_working_directory_do_not_reach_the_workers
 
 def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    with pytest.raises(BadInput, match=r"pip install 'curate\[ray\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'curate-images\[ray\]'"):
         list(Ray(None, jobs=1, cores=1, gpus=0).in_order(slow_double, [1]))
 
 

@@ -83,7 +83,7 @@ def test_uids_are_a_sorted_datacomp_list(pool: Path, run: Path, tmp_path: Path) 
     assert listed["uid"].to_pylist() == [digest[:32] for digest in listed["sha256"].to_pylist()]
 
 
-def test_the_readme_reads_every_format(tmp_path: Path) -> None:
+def test_the_lines_of_the_page_read_every_format(tmp_path: Path) -> None:
     """By the lines that stand there, but for the name of the shards."""
     (tmp_path / "crawl").mkdir()
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_the_readme_reads_every_format(tmp_path: Path) -> None:
     ingest.run(ingest.IngestConfig(sources=(str(tmp_path / "crawl"),), pool=tmp_path / "pool", jobs=1))
     write_scores(Pool.open(tmp_path / "pool"), tmp_path / "run")
     export.run(settings(tmp_path / "clean", tmp_path / "pool", tmp_path / "run", keep="all"))
-    text = (Path(__file__).parents[3] / "README.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
     lines = [line.strip() for line in text[text.index("    import webdataset as wds") :].split("\n\n")[0].splitlines()]
     code = "\n".join(lines).replace("clean/{00000..00029}.tar", f"{tmp_path}/clean/00000.tar")
     names: dict[str, Any] = {}

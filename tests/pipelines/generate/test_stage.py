@@ -256,7 +256,7 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, module, None)  # Python then answers an import as if nothing were installed
     if module == "diffusers":
         (tmp_path / "prompts.jsonl").write_text('{"class": "disc", "prompt": "a disc"}\n')
-    with pytest.raises(BadInput, match=rf"needs {module}\. Install it: pip install 'curate\[generate\]'"):
+    with pytest.raises(BadInput, match=rf"needs {module}\. Install it: pip install 'curate-images\[generate\]'"):
         generate.run(GenerateConfig(classes=("disc",), per_class=1, out=tmp_path, device="cpu"))
 
 

@@ -20,6 +20,6 @@ def test_a_file_url_may_be_percent_encoded(tmp_path: Path) -> None:
     ("url", "extra"), [("s3://b/x", "s3"), ("https://h/x", "http"), ("HTTP://h/x", "http"), ("gs://b/x", None)]
 )
 def test_a_missing_driver_is_named_by_its_extra(url: str, extra: str | None) -> None:
-    hint = f"; pip install 'curate[{extra}]'" if extra else ""
+    hint = f"; pip install 'curate-images[{extra}]'" if extra else ""
     assert driver_hint(ImportError("no driver"), url) == hint
     assert driver_hint(OSError("no network"), url) == ""
