@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any, Literal
 
 import uvicorn
@@ -54,8 +55,7 @@ MAX_MARKS = 10_000  # keys of one request
 MAX_SPACE = 8_000_000  # pixels: browsers draw no element that is higher than 17 million
 MAX_BODY = 1 << 20  # bytes of a request
 
-_SCRIPT = "text/javascript"
-_STATIC = {"review.css": "text/css", "review.js": _SCRIPT, "map.js": _SCRIPT, "review.svg": "image/svg+xml"}
+_STATIC = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}  # what the folder of that name holds
 _SHOWABLE = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif", "avif": "image/avif"}
 _FOREVER = "private, max-age=31536000, immutable"  # the address contains the image's hash
 _HEADERS = [
@@ -238,9 +238,11 @@ class _Pages:
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in _STATIC:
+        found = {file.name: file for file in files("pipelines.review").joinpath("static").iterdir()}.get(name)
+        media_type = _STATIC.get(PurePath(name).suffix)
+        if found is None or media_type is None:
             raise HTTPException(404)
-        return Response(files("pipelines.review").joinpath("static", name).read_bytes(), media_type=_STATIC[name])
+        return Response(found.read_bytes(), media_type=media_type)
 
     def view(self, request: Request) -> Response:
         """All rows of a view at once, as little-endian int32: a million rows are 4 MB."""

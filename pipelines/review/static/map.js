@@ -1,26 +1,42 @@
 // The map of the pool: a dot for each image, and an outline that a person draws around some of them. The dots of the view
 // have the color of their verdict, all others are gray.
 
+import { $, total, trouble } from "./page.js";
+import { fetchOk } from "./server.js";
+import { view } from "./view.js";
+
 const CORNERS = 300; // of an outline
 const COLORS = ["--real-fill", "--unsure-fill", "--synthetic-fill"]; // by verdict
 
+const dialog = $("map"), canvas = $("map-dots"), outline = $("map-outline");
 let found = null; // { dots: Uint16Array of x and y, verdicts: Int8Array, share }
 
-// Load the map once; `fetchOk` as in review.js.
-export async function loadMap(fetchOk, total) {
-  if (found) return found;
+export async function showMap() {
+  if (!dialog.open) dialog.showModal();
+  outline.setAttribute("points", $("filters").elements.region.value);
+  try {
+    if (!found) $("map-said").textContent = "Loading";
+    found ??= await fetchMap();
+    draw(found);
+    $("map-said").textContent = `The two main directions of the embeddings, ${Math.round(100 * found.share)} % of their variance`;
+  } catch (error) {
+    dialog.close();
+    trouble(error);
+  }
+}
+
+async function fetchMap() {
   const answer = await fetchOk("/api/map");
   const bytes = await answer.arrayBuffer();
   const dots = new Uint16Array(bytes, 0, 2 * total), verdicts = new Int8Array(bytes, 4 * total, total);
-  found = { dots, verdicts, share: Number(answer.headers.get("x-share-of-variance")) };
-  return found;
+  return { dots, verdicts, share: Number(answer.headers.get("x-share-of-variance")) };
 }
 
-// Draw all dots, those of the rows in `view` last and in color.
-export function drawMap(canvas, { dots, verdicts }, view) {
+// Draw all dots, those of the view last and in color.
+function draw({ dots, verdicts }) {
   const side = canvas.width, image = new ImageData(side, side), pixels = new Uint32Array(image.data.buffer);
-  const [gray, plain, ...colors] = ["--line", "--soft", ...COLORS].map((name) => packed(canvas, name));
-  const total = verdicts.length, reach = total < 3000 ? 3 : total < 30000 ? 1 : 0;
+  const [gray, plain, ...colors] = ["--line", "--soft", ...COLORS].map(packed);
+  const reach = total < 3000 ? 3 : total < 30000 ? 1 : 0;
   const dot = (row, color) => {
     const x = dots[2 * row], y = dots[2 * row + 1];
     for (let down = Math.max(0, y - reach); down <= Math.min(side - 1, y + reach); down++) {
@@ -28,21 +44,21 @@ export function drawMap(canvas, { dots, verdicts }, view) {
     }
   };
   for (let row = 0; row < total; row++) dot(row, gray);
-  for (const row of view) dot(row, colors[verdicts[row]] ?? plain);
+  for (const row of view.rows) dot(row, colors[verdicts[row]] ?? plain);
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 // A color of the style sheet as a pixel of ImageData on a little-endian machine.
-function packed(element, name) {
-  element.style.color = `var(${name})`; // a color, where the variable itself may be a function of the theme
+function packed(name) {
+  canvas.style.color = `var(${name})`; // a color, where the variable itself may be a function of the theme
   const one = new OffscreenCanvas(1, 1).getContext("2d");
-  one.fillStyle = getComputedStyle(element).color;
+  one.fillStyle = getComputedStyle(canvas).color;
   one.fillRect(0, 0, 1, 1);
   return new Uint32Array(one.getImageData(0, 0, 1, 1).data.buffer)[0];
 }
 
 // Let a person draw an outline with the pointer; `done` gets it as "x,y x,y x,y" in the map's own units.
-export function onOutline(canvas, polygon, done) {
+export function onOutline(done) {
   let corners = null;
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -58,7 +74,7 @@ export function onOutline(canvas, polygon, done) {
     const [x, y] = at(event), [fromX, fromY] = corners.at(-1);
     if (Math.hypot(x - fromX, y - fromY) < 5) return;
     corners.push([x, y]);
-    polygon.setAttribute("points", corners.join(" "));
+    outline.setAttribute("points", corners.join(" "));
   });
   canvas.addEventListener("pointercancel", () => (corners = null));
   canvas.addEventListener("pointerup", () => {
