@@ -108,6 +108,9 @@ def test_the_wheel_works_beside_folders_of_its_packages_names(installed: Path, t
     assert json.loads(_run(tmp_path, python, "-m", "curate", "verify", "--json"))["problems"] == []
     assert json.loads(_run(tmp_path, python, "-m", "curate", "export", "--out", "clean", "--keep", "all", "--json"))
     assert (tmp_path / "clean" / "00000.tar").is_file()
+    (site,) = installed.parent.glob("lib/python*/site-packages")
+    static = Path("pipelines", "review", "static")  # no import tells whether a script is missing
+    assert {file.name for file in (site / static).iterdir()} == {file.name for file in (ROOT / static).iterdir()}
     where = "import curate, pipelines; print(pipelines.__file__)"
     assert str(installed.parent / "lib") in _run(tmp_path, python, "-c", where)
     # and the user's packages stay his

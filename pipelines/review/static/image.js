@@ -27,7 +27,7 @@ export function text(item) {
 }
 
 // A person's label, else the model's; nothing without classes, and for an image of none of them.
-export function labelOf(item) {
+function labelOf(item) {
   if (item.marked === "off-class") return "";
   return item.label ?? item.pseudo_label ?? "";
 }

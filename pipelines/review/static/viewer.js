@@ -2,7 +2,7 @@
 
 import { describe, known, learn } from "./descriptions.js";
 import { goTo } from "./grid.js";
-import { bar, inWords, labelOf, picture, score, tag } from "./image.js";
+import { bar, inWords, picture, score, tag, text } from "./image.js";
 import { $, classes, hasDetector, inEnglish, make, trouble } from "./page.js";
 import { fetchOk } from "./server.js";
 import { view } from "./view.js";
@@ -76,17 +76,14 @@ function drawNeighbors(item) {
   const ten = item.neighbors.slice(0, 10);
   const otherLabel = ten.filter((other) => other.pseudo_label !== item.pseudo_label).length;
   const otherVerdict = ten.filter((other) => other.verdict !== item.verdict).length;
-  const differing = [classes.length ? `${otherLabel} another label` : "", hasDetector ? `${otherVerdict} another verdict` : ""];
+  const differing = [classes.length && `${otherLabel} have another label`, hasDetector && `${otherVerdict} have another verdict`];
   $("viewer-neighbors-said").textContent = `of ${ten.length}, ${differing.filter(Boolean).join(" and ")}`;
   $("viewer-neighbors").replaceChildren(...item.neighbors.map((other) => {
-    const button = make("button", { type: "button" }, picture(other), score(other));
+    const words = text(other), button = make("button", { type: "button" }, picture(other), score(other), words);
     if (other.verdict) button.classList.add(other.verdict);
     button.dataset.key = other.key;
     button.setAttribute("aria-label", `Neighbor at distance ${other.distance.toFixed(3)}, ${inWords(other)}`);
-    const words = make("span", { className: "text" }, make("span", {}, labelOf(other)));
     if (other.pseudo_label !== item.pseudo_label) words.firstChild.className = "other";
-    words.append(` ${(other.prob_synthetic ?? other.confidence).toFixed(2)}`);
-    button.append(words);
     return make("li", {}, button);
   }));
 }
