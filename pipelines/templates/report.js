@@ -37,6 +37,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// A table or command that is wider than its place scrolls by keyboard, too.
+const wide = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const each of document.querySelectorAll(".scroll, pre")) wide.observe(each);
+
 // Paper shows what is folded on the screen.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));
 

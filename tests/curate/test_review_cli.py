@@ -284,6 +284,11 @@ def test_axe_finds_nothing(served: Server, browser: Any, scheme: str) -> None:
                 page.keyboard.press(key)
             page.wait_for_selector(selector)
             check(page)
+        page.set_viewport_size({"width": 390, "height": 780})
+        check(page)
+        page.keyboard.press("Escape")
+        page.click("#open-filters")
+        check(page)
 
 
 @needs_browser

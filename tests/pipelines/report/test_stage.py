@@ -226,7 +226,9 @@ def test_the_map_tells_and_lists_what_is_drawn_around(browser: Any, written: Sum
 def test_axe_finds_nothing(browser: Any, written: Summary, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = Opened(browser, written.out, color_scheme=scheme, bypass_csp=True).page
-    for act in ("0", "document.querySelector('#pictures [data-picture]').click()"):
+    for width, act in ((1280, "0"), (390, "0"), (390, "document.querySelector('#pictures [data-picture]').click()")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
         page.evaluate(act)
         result = axe.Axe().run(page, options={"resultTypes": ["violations"]})
         assert [(item["id"], item["nodes"][0]["html"]) for item in result.response["violations"]] == []
@@ -235,6 +237,14 @@ def test_axe_finds_nothing(browser: Any, written: Summary, scheme: str) -> None:
 def test_it_fits_a_phone_and_paper(browser: Any, written: Summary) -> None:
     page = Opened(browser, written.out, viewport={"width": 390, "height": 800}, color_scheme="dark").page
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.wait_for_function(
+        """() => {
+            const seen = [...document.querySelectorAll(".scroll")].filter((each) => each.checkVisibility());
+            const wide = seen.filter((each) => each.scrollWidth > each.clientWidth);
+            return wide.length && wide.every((each) => each.tabIndex === 0);
+        }""",
+        timeout=5000,
+    )
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--text').trim()") == "#1b1b19"
     assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
