@@ -99,13 +99,16 @@ class Share(NamedTuple):
     trials: float
 
 
-def share(right_L: Tensor, weights_L: Tensor) -> Share:
-    """Weighted share of `right_L` (L,) bool with Wilson's interval (1927) at the effective number of trials."""
+def share(right_L: Tensor, weights_L: Tensor, among: float = math.inf) -> Share:
+    """Weighted share of `right_L` (L,) bool with Wilson's interval (1927) at the effective number of trials.
+
+    The interval is for the share `among` so many other images, which differs by chance from that of all.
+    """
     total = float(weights_L.sum())
     if not total:
         return Share(0.5, 0.0, 1.0, 0.0)
     value = float((weights_L * right_L).sum()) / total
-    trials = total**2 / float((weights_L**2).sum())
+    trials = 1 / (float((weights_L**2).sum()) / total**2 + 1 / among)
     z2 = 1.959963984540054**2
     middle = (value * trials + z2 / 2) / (trials + z2)
     half = math.sqrt(z2 * (value * (1 - value) * trials + z2 / 4)) / (trials + z2)

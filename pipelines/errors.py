@@ -2,6 +2,7 @@
 
     CurateError             one sentence: what, where, what to do next; the command line exits with 1
       BadInput              an argument, a configuration value or a source cannot be used; it exits with 2
+        Refused             a disk or a store refuses to read or write; the same command is right once that is mended
       MissingArtifact       an earlier stage has not run, or ran elsewhere
       CorruptShard          a shard, manifest or checkpoint differs from what was recorded about it
       Incompatible          two artifacts, or an artifact and a flag, do not belong together
@@ -23,6 +24,12 @@ class BadInput(CurateError):
     """An argument, a configuration value or a source cannot be used."""
 
     exit_code = 2
+
+
+class Refused(BadInput):
+    """A disk or a store refuses to read or write: it is full, out of reach, or not ours."""
+
+    exit_code = 1
 
 
 class MissingArtifact(CurateError):

@@ -173,7 +173,8 @@ def measure(
         near = float((of_pool.typicality > 0.5).double().mean()) / max(float((own_L > 0.5).double().mean()), 1e-9)
         none_estimate = max(none_at_least, 1 - near) if none_at_least else None
     weights = calibration.weigh(labels, mix)
-    accuracy = calibration.share(right, weights)
+    among = len(of_pool.probs) if of_pool is not None and len(of_pool.probs) else math.inf
+    accuracy = calibration.share(right, weights, among)
     called = evidence.logits.argmax(1)
     of_classes = []
     for k, name in enumerate(classes):

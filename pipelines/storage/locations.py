@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
 
 from pipelines.distribution import pip_install
-from pipelines.errors import BadInput, CurateError, why
+from pipelines.errors import BadInput, CurateError, Refused, why
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -100,7 +100,7 @@ LocalFolder = Annotated[Path, AfterValidator(_local)]
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Turn whatever a store's driver raises into BadInput; each driver has its own exceptions for bucket, key, network.
+    """Turn whatever a store's driver raises into Refused; each driver has its own exceptions for bucket, key, network.
 
     FileNotFoundError and CurateError pass.
     """
@@ -109,7 +109,7 @@ def explained(where: object) -> Iterator[None]:
     except (CurateError, FileNotFoundError):
         raise
     except Exception as error:
-        raise BadInput(
+        raise Refused(
             f"{where}: cannot be reached ({why(error)}){driver_hint(error, where)}. What is there is kept; "
             "run the same command again to resume."
         ) from error
@@ -248,7 +248,7 @@ def put(file: Path, path: "UPath") -> None:
         with explained(path):
             path.fs.put_file(str(file), path.path)
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: cannot be written ({why(error)}); make the bucket or repository first.") from None
+        raise Refused(f"{path}: cannot be written ({why(error)}); make the bucket or repository first.") from None
 
 
 def move(source: "UPath", path: "UPath") -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines.errors import BadInput, Incompatible
+from pipelines.errors import Incompatible, Refused
 from pipelines.storage.atomic import CANNOT_LOCK, is_still, make_folder
 
 _REFUSALS = (
@@ -28,7 +28,7 @@ _SHOWN = 200  # characters of a command line
 def held(folder: Path, called: Path | None = None) -> Iterator[None]:
     """Make `folder` and lock it for this process; remove it at the end if this made it and it is empty.
 
-    Raises Incompatible with the name of the process that holds it, and BadInput if the disk refuses anything that the
+    Raises Incompatible with the name of the process that holds it, and Refused if the disk refuses anything that the
     block does. Both messages say `called` instead, if the user knows the folder by another name.
     """
     name = called or folder
@@ -57,7 +57,7 @@ def awaited(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def refusals(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into BadInput. Other OSErrors pass: they are bugs in curate."""
+    """Turn what the disk refuses into Refused. Other OSErrors pass: they are bugs in curate."""
     try:
         yield
     except OSError as error:
@@ -67,9 +67,9 @@ def refusals(folder: Path) -> Iterator[None]:
         named = isinstance(error.filename, str | bytes)
         what, at = os.strerror(error.errno), os.fsdecode(error.filename) if named else str(folder)
         if not Path(at).absolute().is_relative_to(folder.absolute()):
-            raise BadInput(f"{at}: {what}. Fix this, then run the same command again to resume.") from error
+            raise Refused(f"{at}: {what}. Fix this, then run the same command again to resume.") from error
         where = f" ({at})" if at != str(folder) else ""
-        raise BadInput(
+        raise Refused(
             f"{folder}: cannot be written, {what}{where}. What is there is kept; fix this, then run the same command "
             "again to resume."
         ) from error

@@ -166,7 +166,7 @@ def fork(stage: Stage, options: list[str], log: Path) -> int:
         curate()
         code = 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:  # before or after anything of the stage: Python's own end
         code = 130
     finally:

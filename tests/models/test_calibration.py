@@ -86,6 +86,8 @@ def test_a_share_of_equal_weights_is_wilsons_and_unequal_ones_count_less() -> No
     equal = calibration.share(right, torch.ones(40, dtype=torch.float64))
     assert (equal.low, equal.high) == pytest.approx(wilson(30, 40))
     assert calibration.share(right, 1 + 3.0 * right.double()).trials < 40
+    pool = calibration.share(right, torch.ones(40, dtype=torch.float64), among=40)
+    assert (pool.low, pool.high) == pytest.approx(wilson(15, 20)) and pool.value == 0.75
     assert calibration.share(right[:0], torch.ones(0)).high == 1.0
 
 

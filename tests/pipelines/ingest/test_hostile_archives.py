@@ -212,7 +212,7 @@ def test_an_image_is_read_whatever_is_beside_it(tmp_path: Path, table: pa.Table)
 )
 def test_a_column_of_another_type_is_no_column_of_images(tmp_path: Path, column: pa.Array) -> None:
     pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
-    with pytest.raises(BadInput, match="no column of image bytes"):
+    with pytest.raises(BadInput, match=r"no column of image bytes|its column 'image' is text"):
         run(tmp_path / "pool", tmp_path / "a.parquet")
 
 
