@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEWEST = 10  # labeled images, below which nothing is calibrated
+FEWEST_OF_CLASS = 5  # labeled images, below which no label of a class is called wrong
 NEIGHBORS = 3  # whose mean distance says how far an image is from the labeled ones
 _TEMPERATURES = tuple(0.02 * 1.08**i for i in range(100))  # to 41
 _UNIFORM = (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.14, 0.18, 0.24, 0.3)
@@ -253,9 +254,11 @@ def errors(probs_LK: Tensor, labels_L: Tensor) -> list[Suspect]:
     """Labels that are likely wrong, the surest first, by probabilities of models that have not seen the image.
 
     An image counts for another class if its probability there reaches the mean that images of that class have
-    (confident learning, Northcutt et al. 2021), and if it is more than nine times that of the given class.
+    (confident learning, Northcutt et al. 2021), and if it is more than nine times that of the given class. Nothing is
+    said of a class with fewer than FEWEST_OF_CLASS images: a classifier that has seen one or two cannot know better.
     """
     classes = probs_LK.shape[1]
+    counts_K = labels_L.bincount(minlength=classes)
     own_L = probs_LK.gather(1, labels_L[:, None]).squeeze(1)
     means = [own_L[labels_L == k].mean() if bool((labels_L == k).any()) else torch.tensor(2.0) for k in range(classes)]
     reached_LK = (probs_LK >= torch.stack(means)) & (probs_LK > 9 * own_L[:, None])
@@ -263,7 +266,7 @@ def errors(probs_LK: Tensor, labels_L: Tensor) -> list[Suspect]:
     found = [
         Suspect(i, int(labels_L[i]), int(other_L.indices[i]), float(other_L.values[i]))
         for i in range(len(labels_L))
-        if other_L.values[i] > 0.5
+        if other_L.values[i] > 0.5 and counts_K[labels_L[i]] >= FEWEST_OF_CLASS
     ]
     return sorted(found, key=lambda each: -each.probability)
 

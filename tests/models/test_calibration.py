@@ -150,6 +150,14 @@ def test_a_wrong_label_of_the_labeled_set_is_found() -> None:
     assert not calibration.errors(probs, labels)
 
 
+def test_a_class_of_few_images_is_not_called_wrong() -> None:
+    """A classifier that has seen three images of a class takes them for the common one."""
+    probs = 0.98 * F.one_hot(torch.zeros(60, dtype=torch.int64), 2).float() + 0.01
+    for few, suspects in ((3, 0), (6, 6)):
+        given = (torch.arange(60) < few).long()
+        assert len(calibration.errors(probs, given)) == suspects
+
+
 def test_no_image_is_its_own_neighbor() -> None:
     vectors = F.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     own = calibration.nearest(vectors, vectors, themselves=True)
