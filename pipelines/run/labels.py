@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILE = "labels.json"
 WRONG = 0.2  # share of wrong labels from which a person is warned
 FAR = 0.05  # typicality up to which an image counts as far from all labeled ones
+FEW = 5  # labeled images of a class, below which it is hardly learned
 LISTED = 5  # classes and files in a sentence
 UNMEASURED = (
     "How often the labels are right was not measured: too few labeled images of each class. Confidences are the "
@@ -131,10 +132,14 @@ class Labels:
                 f"Labels may be wrong in up to {1 - low:.0%} of real images: {self.num_labeled} labeled images do not "
                 "show more."
             )
-        poor = [each.name for each in self.classes if each.num_labeled >= 5 and (each.found or 0.0) < 1 - WRONG]
+        poor = [each.name for each in self.classes if each.num_labeled >= FEW and (each.found or 0.0) < 1 - WRONG]
         if poor and len(poor) < len(self.classes):
             listed = ", ".join(poor[:LISTED]) + (", ..." if len(poor) > LISTED else "")
             yield f"Over a fifth of the images of these classes get another label: {listed}."
+        few = [each for each in self.classes if each.num_labeled < FEW] if self.method == "cross-fitted" else []
+        if few:
+            listed = ", ".join(f"{each.name} ({each.num_labeled})" for each in few[:LISTED])
+            yield f"Too few labeled images to learn: {listed}{', ...' if len(few) > LISTED else ''}. Label more of them."
         if self.none_at_least is not None and self.none_at_least > WRONG:
             yield f"At least {self.none_at_least:.0%} of the images resemble no labeled one."
 

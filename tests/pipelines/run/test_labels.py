@@ -41,6 +41,15 @@ def test_right_labels_give_no_warning_and_wrong_ones_do() -> None:
     assert labels.warning(None) == labels.UNMEASURED and not labels.warning(None, has_classes=False)
 
 
+def test_a_class_of_few_labeled_images_is_named() -> None:
+    found = evidence(94)
+    few = replace(found, labels=torch.where(torch.arange(94) < 90, found.labels % 2, 2))
+    assert "Too few labeled images to learn: eel (4). Label more of them." in labels.measure(few, CLASSES).warning
+    assert "Too few" not in labels.measure(found, CLASSES).warning
+    held_out = replace(few, method="held-out")  # a fifth of each class alone is judged
+    assert "Too few" not in labels.measure(held_out, CLASSES).warning
+
+
 def test_images_unlike_all_labeled_ones_are_counted_as_at_least() -> None:
     found, rng = evidence(), torch.Generator().manual_seed(1)
     alike = torch.randn(400, 16, generator=rng) + 3
