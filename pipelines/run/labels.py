@@ -139,7 +139,8 @@ class Labels:
         few = [each for each in self.classes if each.num_labeled < FEW] if self.method == "cross-fitted" else []
         if few:
             listed = ", ".join(f"{each.name} ({each.num_labeled})" for each in few[:LISTED])
-            yield f"Too few labeled images to learn: {listed}{', ...' if len(few) > LISTED else ''}. Label more of them."
+            listed += ", ..." if len(few) > LISTED else ""
+            yield f"Too few labeled images to learn: {listed}. Label more of them."
         if self.none_at_least is not None and self.none_at_least > WRONG:
             yield f"At least {self.none_at_least:.0%} of the images resemble no labeled one."
 
