@@ -263,6 +263,8 @@ def _export(real_head: _RealHead, size: int) -> bytes:
         warnings.simplefilter("ignore")
         logging.getLogger("torch.export").setLevel(logging.ERROR)
         program = torch.export.export(real_head.eval(), (example,), dynamic_shapes=({0: batch},))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine
         archive = io.BytesIO()
         torch.export.save(program, archive)
     return archive.getvalue()

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,9 @@ def test_exported_program_needs_torch_alone_and_agrees(uninterrupted: Path, tmp_
     subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=tmp_path)
     expected = model.load(uninterrupted, CPU).classifier(images).real
     torch.testing.assert_close(torch.load(tmp_path / "o", weights_only=True), expected, rtol=1e-4, atol=1e-4)
+    with zipfile.ZipFile(paths[0]) as archive:
+        for name in archive.namelist():
+            assert str(Path(model.__file__).parent).encode() not in archive.read(name)  # no path of this machine
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
