@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from curate.config import resolve, setting
+from curate.options import settings_of, with_home
 from pipelines import export as export_stage
 from pipelines import ingest as ingest_stage
 from pipelines import report as report_stage
 from pipelines import score as score_stage
 from pipelines import train as train_stage
 from pipelines import verify as verify_stage
+from pipelines.errors import BadInput, why
 from pipelines.progress import OnTick, ignore
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ class Detector:
 
         Columns are `prob_synthetic` (0..1), `verdict` (real, unsure or synthetic), `pseudo_label`, `confidence` (0..1,
         calibrated), `probs`, `raw_confidence` and `typicality`; without a detector or classes some are null. Raises
-        CorruptShard for what is not an image.
+        CorruptShard for what is not an image, BadInput for a path that cannot be read.
         """
         import pyarrow as pa
 
@@ -178,8 +180,7 @@ class Detector:
         columns = [column for column in SCORE_SCHEMA if column.name not in ("key", "synthetic")]
         tables = [pa.schema(columns).empty_table()]
         for image in images:  # one at a time, as they are of any size
-            data, name = (image, "an image") if isinstance(image, bytes) else (Path(image).read_bytes(), str(image))
-            found = self._scorer.score([data], [name])
+            found = self._scorer.score([image if isinstance(image, bytes) else _read(image)], [_name(image)])
             row = {column.name: getattr(found, column.name) for column in columns}
             if found.probs is not None:
                 row["probs"] = [list(found.probs[0].astype("float16"))]
@@ -188,6 +189,18 @@ class Detector:
         return pa.concat_tables(tables)
 
 
+def _name(image: str | Path | bytes) -> str:
+    return "an image" if isinstance(image, bytes) else str(image)
+
+
+def _read(image: str | Path) -> bytes:
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{image}: cannot be read ({why(error)}).") from None
+
+
 def _settings(kind: type[Config], given: dict[str, Any], config: str | None) -> Config:
     """Check keyword arguments, which are called like the options of a command."""
-    return resolve(kind, {setting(kind, name): value for name, value in given.items()}, config)
+    fields, paths = settings_of(kind), {setting(kind, name): value for name, value in given.items()}
+    return resolve(kind, {path: with_home(fields[path], value) for path, value in paths.items()}, config)

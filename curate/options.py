@@ -107,6 +107,10 @@ def with_home(field: FieldInfo, value: Any) -> Any:
 def _parameter(field: FieldInfo, path: str, group: str, spelled: str, recipe: Mapping[str, Any]) -> inspect.Parameter:
     kind, metavar, choices = _type(field.annotation)
     default = recipe.get(path, None if field.is_required() or field.default_factory else field.default)
+    if isinstance(default, tuple):
+        default = list(default)
+    elif kind is str and default is not None:
+        default = str(default)
     if kind is bool and default is not False:  # also where None leaves it to the command
         spelled += f"/--no-{spelled.removeprefix('--')}"
     option = typer.Option(
@@ -119,11 +123,7 @@ def _parameter(field: FieldInfo, path: str, group: str, spelled: str, recipe: Ma
     return inspect.Parameter(
         path.rpartition(".")[2],
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=list(default)
-        if isinstance(default, tuple)
-        else str(default)
-        if kind is str and default is not None
-        else default,
+        default=default,
         annotation=Annotated[kind if default is not None else kind | None, option],
     )
 

@@ -6,7 +6,7 @@ pixels stay in the pool meanwhile, because the pool's images, too, take part in 
 
 Self-training on fixed features may do harm: a classifier that is sure of its errors learns them. So the labeled images
 are judged a second time, by classifiers of the labels alone, and the better of the two is kept (`self_training` of the
-recipe). On enlarged CIFAR-10 images self-training loses 4 points, on photographs it gains 1 (docs/benchmarks.md).
+recipe). On enlarged CIFAR-10 images self-training loses 1 to 4 points, on photographs it gains 1 (docs/benchmarks.md).
 
 A network that is trained end to end takes too long for that. It keeps a share of the labeled images from its classifier
 instead (`calibration_share` of the recipe), and these alone are judged, by the network itself.
@@ -81,6 +81,8 @@ def better(
     found = cross_fitted(config, data, pool, prior, on_tick)
     if config.recipe.method == "supervised" or config.recipe.self_training == "always":
         return found, None
+    if not ranks.any_rank(not bool(found.right.all()), pool.images.device):
+        return found, None  # nothing can be right more often
     recipe = config.recipe.model_copy(update={"method": "supervised"})
     of_labels = config.model_copy(update={"recipe": recipe})
     other = cross_fitted(of_labels, data, pool, prior, on_tick)

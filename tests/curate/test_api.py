@@ -33,6 +33,8 @@ def test_mistakes_are_said_in_a_sentence(tmp_path: Path) -> None:
         curate.ingest(tmp_path, pool=tmp_path / "pool", shard_size=0)
     with pytest.raises(curate.CurateError, match="curate ingest"):
         curate.Pool(tmp_path)
+    with pytest.raises(curate.CurateError, match=f"{Path.home()}/no-such-pool"):
+        curate.verify(pool="~/no-such-pool")
     with pytest.raises(curate.CurateError, match="curate train"):
         curate.Detector(tmp_path)
 
@@ -59,8 +61,9 @@ def test_the_main_job(world: World, tmp_path: Path) -> None:
     assert found["pseudo_label"].to_pylist() == [row["pseudo_label"]] * 2
     assert found["prob_synthetic"].to_pylist() == pytest.approx([row["prob_synthetic"]] * 2, abs=1e-5)
     assert found["verdict"].to_pylist() == [row["verdict"]] * 2
-    with pytest.raises(curate.CurateError):
-        curate.Detector(run, "cpu").score([b"no image"])
+    for image, says in ((b"no image", "an image"), (tmp_path / "gone.jpg", "gone.jpg: cannot be read")):
+        with pytest.raises(curate.CurateError, match=says):
+            curate.Detector(run, "cpu").score([image])
     exported = curate.export(out, pool=pool, run=run, keep="all", where="prob_synthetic < 0.99", jobs=1)
     assert pq.read_table(out / "kept.parquet").num_rows == exported.kept
     assert not curate.verify(pool=pool, run=run).problems
