@@ -284,12 +284,8 @@ class Gallery:
         """Which rows (N,) pass a filter, ignoring its range of scores; marks take precedence over the model."""
         passed = np.ones(len(self), dtype=bool)
         if wanted.verdict != "any":
-            by_person = {
-                "real": "real",
-                "synthetic": "synthetic",
-                "off-class": "real",
-            }  # of skipped images, the model's
-            codes = [VERDICTS.index(by_person[mark]) if mark in by_person else _NONE for mark in _MARKS]
+            by_person = map(marks.OF_DETECTOR.get, _MARKS)  # of skipped images, the model's
+            codes = [_NONE if verdict is None else VERDICTS.index(verdict) for verdict in by_person]
             said = np.where(self.marked == _NONE, _NONE, np.array(codes, dtype=np.int8)[self.marked])
             passed &= np.where(said == _NONE, self.verdicts, said) == VERDICTS.index(wanted.verdict)
         if wanted.label is not None:

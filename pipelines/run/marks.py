@@ -29,6 +29,8 @@ FILE = "marks.jsonl"
 
 # off-class: real, and of none of the classes; skip: the person looked at it and could not tell
 Verdict = Literal["real", "synthetic", "off-class", "skip"]
+# What a mark says to the detector, as one of `verdicts.VERDICTS`; of a skipped image nothing.
+OF_DETECTOR: Mapping[str, str] = {"real": "real", "off-class": "real", "synthetic": "synthetic"}
 
 
 class Judgment(BaseModel):

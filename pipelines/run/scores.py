@@ -247,16 +247,13 @@ class ScoredPool:
         return self.folder / "scores" / f"{shard}.parquet"
 
 
-_OF_DETECTOR: dict[str | None, str] = {"real": "real", "off-class": "real", "synthetic": "synthetic"}
-
-
 def _with_marks(rows: pa.Table, marked: Mapping[str, Mark]) -> pa.Table:
     """Replace the model's verdicts and labels by a person's, and append the column `marked`."""
     found = [marked.get(sha256) for sha256 in rows["sha256"].to_pylist()] if marked else [None] * rows.num_rows
     verdicts = [mark.verdict if mark else None for mark in found]
     labels = [mark.label if mark else None for mark in found]
     off_class = pa.array([verdict == "off-class" for verdict in verdicts])
-    of_detector = [_OF_DETECTOR.get(verdict) for verdict in verdicts]
+    of_detector = [marks_file.OF_DETECTOR.get(verdict or "") for verdict in verdicts]
     by_person: dict[str, list[Any]] = {
         "synthetic": [None if verdict is None else verdict == "synthetic" for verdict in of_detector],
         "verdict": of_detector,

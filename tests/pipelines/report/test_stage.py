@@ -1,4 +1,4 @@
-"""The page as a person opens it: in a real browser, made of a pool that would do harm."""
+"""What the page and the summary say of a pool that would do harm, and of pools and runs that lack something."""
 
 import base64
 import hashlib
@@ -6,11 +6,8 @@ import io
 import json
 import re
 import shutil
-import tarfile
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,246 +17,16 @@ import torch
 from markupsafe import escape
 from PIL import Image
 
-from models.classifier import Classifier
-from models.detector import Detector
 from models.recipe import Recipe
-from pipelines import ingest, report, score, toy, train
+from pipelines import report, score, train
 from pipelines.errors import BadInput, Incompatible, MissingArtifact
 from pipelines.images.check import foreign_images
 from pipelines.pool.manifest import Pool
-from pipelines.report import ReportConfig, Summary, maps, pictures
+from pipelines.report import Summary, maps, pictures
 from pipelines.report.history import toml
-from pipelines.run import model, outside, quality
+from pipelines.run import outside, quality
 from pipelines.storage.atomic import write_json
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EVIL = "<img src=x onerror=alert(1)>"
-EVIL_CLASS = '"><svg onload=alert(2)>'
-CLASSES = (EVIL_CLASS, "disc", "square", "stripes", "triangle")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scored pool, its run and its labeled set; file names, captions, a class and a reject's name are hostile."""
-    root = tmp_path_factory.mktemp("report")
-    rng = np.random.default_rng(0)
-    toy.make(root, num_real=1, alpha=0, labels_per_class=4, num_test=150)
-    with tarfile.open(root / "crawl.tar", "w") as tar:
-
-        def add(name: str, content: bytes) -> None:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-        for i, file in enumerate(sorted((root / "test").glob("*/*.jpg"))):
-            add(f"{i:03d}{EVIL}.jpg", file.read_bytes())
-            add(f"{i:03d}{EVIL}.txt", b"</span><script>alert(3)</script>")
-            add(f"{i:03d}{EVIL}.json", json.dumps({"url": f"https://evil{i % 3}.invalid/<b>"}).encode())
-        out = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(out, "PNG")
-        add("photo.png", out.getvalue())
-        add(f"empty{EVIL}.jpg", b"")
-        add(f"page{EVIL}.jpg", b"<html><script>alert(4)</script>")
-    ingest.run(ingest.IngestConfig(sources=(str(root / "crawl.tar"),), pool=root / "pool", jobs=1))
-    torch.manual_seed(0)
-    config = model.ModelConfig(
-        classes=CLASSES, method="rsmatch", backbone="small", image_size=32, detector_size=32, num_steps=40,
-        pool="pool",
-    )  # fmt: skip
-    model.save(root / "run" / "model", config, Classifier("small", len(CLASSES)).eval(), Detector().eval())
-    score.run(score.ScoreConfig(pool=root / "pool", run=root / "run", device="cpu"))
-    training = train.TrainConfig(
-        labeled=root / "seed", pool=root / "pool", run=root / "run", recipe=Recipe(num_steps=40)
-    )
-    write_json(
-        root / "run" / "run.json",
-        {
-            "config": training.model_dump(mode="json"),
-            "versions": {"torch": "2.0"},
-            "summary": {"seconds": 1.0, "alarms": ["Something can be mended."]},
-        },
-    )
-    lines = [
-        {"step": step, "sup_real": 9 / step, "queue_score": 0.5, "dummy_share": 0.1, "pseudo_label_share/0": 0.2}
-        for step in range(10, 50, 10)
-    ]
-    (root / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5')
-    return root
-
-
-def configured(home: Path) -> train.TrainConfig:
-    return train.TrainConfig(labeled=home / "seed", pool=home / "pool", run=home / "run", recipe=Recipe(num_steps=40))
-
-
-def settings(home: Path, **others: Any) -> ReportConfig:
-    return ReportConfig(**{"pool": home / "pool", "run": home / "run", "map": "pca", "device": "cpu", **others})
-
-
-@pytest.fixture(scope="module")
-def written(home: Path) -> Summary:
-    return report.run(settings(home))
-
-
-@pytest.fixture(scope="module")
-def page(written: Summary) -> str:
-    return Path(written.out).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium here to open the page with: apt install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-
-class Opened:
-    """A page in the browser, with all that it said, asked for and popped up."""
-
-    def __init__(self, browser: Any, path: str, **context: Any) -> None:
-        self.page = browser.new_context(**context).new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(Path(path).resolve().as_uri())
-
-
-# In the browser
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_opens_whole_and_silent_and_hostile_names_are_text(
-    browser: Any, written: Summary, scheme: str
-) -> None:
-    opened = Opened(browser, written.out, color_scheme=scheme)
-    page = opened.page
-    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-    page.evaluate("[...document.images].forEach(each => each.loading = 'eager')")
-    page.wait_for_function("[...document.images].every(each => each.complete)", timeout=5000)
-    assert page.evaluate("document.images.length") > 50
-    assert page.evaluate("[...document.images].filter(each => !each.naturalWidth).length") == 0
-    assert page.evaluate("document.querySelectorAll('[onerror], [onload], main script').length") == 0
-    assert page.evaluate("document.scripts.length") == 2  # the page's own, and its data
-    assert opened.said == []
-    assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
-    text = page.inner_text("body")
-    for hostile in (EVIL_CLASS, f"empty{EVIL}.jpg", "</span><script>alert(3)</script>"):
-        assert hostile in text
-    assert EVIL in page.evaluate("[...document.images].map(each => each.title).join()")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_no_script_but_the_pages_own_could_run(browser: Any, page: str, tmp_path: Path) -> None:
-    injected = tmp_path / "injected.html"
-    injected.write_text(page.replace("</main>", f"{EVIL}<script>alert(5)</script></main>"), encoding="utf-8")
-    opened = Opened(browser, str(injected))
-    opened.page.wait_for_timeout(200)
-    assert len(opened.said) >= 2 and all("Content Security Policy" in said for said in opened.said)
-
-
-def test_tables_sort_by_a_click_on_their_heads(browser: Any, written: Summary) -> None:
-    page = Opened(browser, written.out).page
-    head = page.locator("#classes th", has_text="Images")
-
-    def column(number: int) -> list[str]:
-        return list(
-            page.eval_on_selector_all(f"#classes tbody td:nth-child({number})", "all => all.map(e => e.textContent)")
-        )
-
-    head.get_by_role("button").click()
-    down = [int(text.replace(",", "")) for text in column(2)]
-    assert down == sorted(down, reverse=True) and len(set(down)) > 1
-    assert page.locator("#classes [aria-sort]").get_attribute("aria-sort") == "descending"
-    head.get_by_role("button").press("Enter")
-    assert [int(text.replace(",", "")) for text in column(2)] == down[::-1]
-    page.locator("#classes th", has_text="Class").get_by_role("button").click()
-    names = page.eval_on_selector_all("#classes tbody th", "all => all.map(e => e.textContent)")
-    assert names == sorted(CLASSES) and page.locator("#classes [aria-sort]").count() == 1
-
-
-def test_a_picture_opens_with_its_key_caption_url_reason_and_neighbors(browser: Any, written: Summary) -> None:
-    opened = Opened(browser, written.out)
-    page = opened.page
-    first = page.locator("#pictures [data-picture]").first
-    key = first.get_attribute("alt").split(":")[0]
-    first.click()
-    assert page.inner_text("#large-name") == key
-    text = page.inner_text("#large")
-    assert "</span><script>alert(3)</script>" in text and "https://evil" in text and EVIL in text
-    assert re.search(r"because its score of 0\.\d{3} is", text)
-    assert page.locator("#large-neighbors li").count() == 6
-    assert page.evaluate("[...document.querySelectorAll('#large img')].every(each => each.naturalWidth > 0)")
-    page.keyboard.press("ArrowRight")
-    assert page.inner_text("#large-name") != key
-    page.keyboard.press("ArrowLeft")
-    assert page.inner_text("#large-name") == key
-    page.keyboard.press("Escape")
-    assert not page.locator("#large").is_visible() and opened.said == []
-
-
-def test_the_map_tells_and_lists_what_is_drawn_around(browser: Any, written: Summary) -> None:
-    opened = Opened(browser, written.out)
-    page = opened.page
-    drawing = page.locator("#map .chart").first
-    drawing.scroll_into_view_if_needed()
-    box = drawing.bounding_box()
-    x, y, key = page.evaluate("[map.x[0], map.y[0], map.keys[0]]")
-    page.mouse.move(box["x"] + box["width"] * x / 500, box["y"] + box["height"] * y / 500)
-    assert re.match(r"\d{9}, .*, (real|unsure|synthetic), 0\.\d+", page.inner_text("#tip"))
-    page.mouse.move(box["x"] + 1, box["y"] + 1)
-    page.mouse.down()
-    for across, down in ((1, 0), (1, 1), (0, 1)):
-        page.mouse.move(box["x"] + (box["width"] - 2) * across + 1, box["y"] + (box["height"] - 2) * down + 1)
-    page.mouse.up()
-    assert page.inner_text("#region-head") == "151 images within the outline"
-    assert key in page.input_value("#region-keys").split() and page.locator("#region-tiles li").count() == 151
-    page.locator("#map .legend button", has_text="disc").click()
-    number = page.evaluate("map.labels.filter(name => name === 'disc').length")
-    assert page.inner_text("#region-head").startswith(f"{number} image") and opened.said == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Any, written: Summary, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    page = Opened(browser, written.out, color_scheme=scheme, bypass_csp=True).page
-    for width, act in ((1280, "0"), (390, "0"), (390, "document.querySelector('#pictures [data-picture]').click()")):
-        page.set_viewport_size({"width": width, "height": 800})
-        page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
-        page.evaluate(act)
-        result = axe.Axe().run(page, options={"resultTypes": ["violations"]})
-        assert [(item["id"], item["nodes"][0]["html"]) for item in result.response["violations"]] == []
-
-
-def test_it_fits_a_phone_and_paper(browser: Any, written: Summary) -> None:
-    page = Opened(browser, written.out, viewport={"width": 390, "height": 800}, color_scheme="dark").page
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
-    page.wait_for_function(
-        """() => {
-            const seen = [...document.querySelectorAll(".scroll")].filter((each) => each.checkVisibility());
-            const wide = seen.filter((each) => each.scrollWidth > each.clientWidth);
-            return wide.length && wide.every((each) => each.tabIndex === 0);
-        }""",
-        timeout=5000,
-    )
-    page.emulate_media(media="print")
-    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--text').trim()") == "#1b1b19"
-    assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
-
-
-def test_without_scripts_all_of_the_text_is_there(browser: Any, written: Summary) -> None:
-    opened = Opened(browser, written.out, java_script_enabled=False)
-    text = opened.page.inner_text("body")
-    for words in ("What came in", "not an image", "disc", "bytes per pixel", "curate train --config train.toml"):
-        assert words in text
-    assert opened.page.locator("th button").count() == 0 and opened.said == []
-    assert not opened.page.locator("#large").is_visible() and not opened.page.locator("#region").is_visible()
-
+from tests.pipelines.report.reports import settings
 
 # The text
 
