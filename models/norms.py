@@ -14,10 +14,11 @@ over the classes, the labels are worse than with their own statistics (docs/log.
 Shape suffixes: B images, C channels, G groups (real, synthetic; in the normalization also as tested).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,13 +32,17 @@ REAL, SYNTHETIC, AS_TESTED = range(3)
 class SplitBatchNorm(nn.BatchNorm2d):
     """Batch norm with separate statistics for each group of images, over all ranks.
 
-    Images AS_TESTED do not enter any statistics and are normalized by the running ones. Shapes do not depend on the
-    groups, and nothing waits for a GPU. While `group` is None, all images are REAL.
+    Images AS_TESTED do not enter any statistics and are normalized by the running ones. With `group` shapes do not
+    depend on the groups, and nothing waits for a GPU. `sizes` is faster: the batch is in the order of the groups, and
+    PyTorch's own kernels normalize each part. While both are None, all images are REAL.
     """
 
     group: Tensor | None = None  # (B,) int64
+    sizes: tuple[int, int, int] | None = None  # how many images are REAL, SYNTHETIC and AS_TESTED
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.sizes is not None:
+            return self._by_parts(input, self.sizes)
         if not self.training or (self.group is None and world_size() == 1):
             return super().forward(input)
         group_B = torch.full_like(input[:, 0, 0, 0], REAL, dtype=torch.int64) if self.group is None else self.group
@@ -62,6 +67,28 @@ class SplitBatchNorm(nn.BatchNorm2d):
         shift_GC = bias - mean_GC * scale_GC
         output = (values * scale_GC[group_B, :, None, None] + shift_GC[group_B, :, None, None]).to(input.dtype)
         return output
+
+    def _by_parts(self, input: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+        real, synthetic, as_tested = torch.split(input, list(sizes))
+        parts = []
+        if len(real):
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            parts.append(self._normalized(real, self.running_mean, self.running_var))
+        if len(synthetic):
+            parts.append(self._normalized(synthetic, None, None))
+        if len(as_tested):
+            arguments = (self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            parts.append(F.batch_norm(as_tested, *arguments))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _normalized(self, part: Tensor, mean_C: Tensor | None, variance_C: Tensor | None) -> Tensor:
+        assert self.momentum is not None
+        count = len(part)
+        if part[:, 0].numel() == 1:  # PyTorch refuses to normalize a single value per channel
+            part = part.repeat(2, 1, 1, 1)
+        arguments = (mean_C, variance_C, self.weight, self.bias, True, self.momentum, self.eps)
+        return F.batch_norm(part, *arguments)[:count]
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:
@@ -108,13 +135,18 @@ def split_all(network: nn.Module) -> None:
             module.__class__ = _SplitBatchNormAct if isinstance(module, BatchNormAct2d) else SplitBatchNorm
 
 
-def apart(classifier: TwoHeaded, images_BCHW: Tensor, group_B: Tensor) -> Heads:
+def apart(classifier: TwoHeaded, images_BCHW: Tensor, group_B: Tensor, *, by_mask: bool | None = None) -> Heads:
     """Logits of both heads for a training batch, normalized by group: REAL, SYNTHETIC or AS_TESTED, (B,) int64.
 
-    The logits of images AS_TESTED may lack a gradient, because they only serve as targets.
+    The logits of images AS_TESTED may lack a gradient, because they only serve as targets. Split batch norms go
+    `by_mask` where shapes must stay: by default in a compiled network, and with several ranks.
     """
     norms = [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
     split_norms = [module for module in norms if isinstance(module, SplitBatchNorm)]
+    if by_mask is None:  # a compiled network would be compiled again for each new size of the groups
+        by_mask = world_size() > 1 or getattr(classifier, "_compiled_call_impl", None) is not None
+    if split_norms and not by_mask:
+        return _by_parts(classifier, split_norms, images_BCHW, group_B)
     if split_norms or not norms:
         for norm in split_norms:
             norm.group = group_B
@@ -132,6 +164,20 @@ def apart(classifier: TwoHeaded, images_BCHW: Tensor, group_B: Tensor) -> Heads:
     classifier.train()
     back = torch.cat(rows).argsort()
     return Heads(*(torch.cat(logits)[back] for logits in zip(*passes, strict=True)))
+
+
+def _by_parts(classifier: TwoHeaded, norms: Sequence[SplitBatchNorm], images_BCHW: Tensor, group_B: Tensor) -> Heads:
+    """One pass of the images in the order of their groups. The host waits once, for the sizes of the groups."""
+    order = group_B.argsort(stable=True)
+    groups = torch.arange(AS_TESTED + 1, device=group_B.device)
+    real, synthetic, as_tested = (group_B == groups[:, None]).sum(1).tolist()
+    for norm in norms:
+        norm.sizes = real, synthetic, as_tested
+    heads: Heads = classifier(images_BCHW[order])
+    for norm in norms:
+        norm.sizes = None
+    back = order.argsort()
+    return Heads(*(logits[back] for logits in heads))
 
 
 def _pass(classifier: TwoHeaded, images_BCHW: Tensor, rows: Tensor) -> Heads:

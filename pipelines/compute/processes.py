@@ -5,14 +5,16 @@ instead, in a new process; the other processes are not disturbed.
 """
 
 import os
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from signal import SIG_DFL, SIG_IGN, SIGALRM, SIGINT, signal
 from threading import Thread
+from types import ModuleType
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from pipelines.errors import CurateError
@@ -143,7 +145,8 @@ class _Process(Generic[Task, Result]):
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(function, theirs), daemon=True)
-        self._process.start()
+        with _without_script():
+            self._process.start()
         theirs.close()  # so that the pipe closes when the process dies
 
     def send(self, task: Task) -> None:
@@ -165,6 +168,21 @@ class _Process(Generic[Task, Result]):
         self._process.join()
         assert self._process.exitcode is not None
         return self._process.exitcode
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Start a process that does not run the user's script once more, as `multiprocessing` has it.
+
+    No function that is sent is of a script. Running it again would import all that it imports, and a script without
+    `if __name__ == "__main__"` would start over in each process.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _serve(function: Callable[[Any], Any], pipe: Any) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from models import augment, ranks, witnesses
 from models.frozen import Frozen
 from models.panel import fold_of
 from models.ranks import Rng
+from pipelines.compute.processes import usable_cores
 from pipelines.images.check import foreign_images
 from pipelines.images.photo import Photo, PhotoDecoder
 from pipelines.images.views import Views
@@ -87,20 +89,22 @@ class FeatureReader:
     ) -> Views:
         """Features of images given as file contents, float16 on the CPU; CorruptShard names one that is none.
 
-        While the network reads some, `threads` decode the next. `on_batch` hears how many are done.
+        While the network reads some, `threads` decode as many of the next as keep them all busy. `on_batch` hears how
+        many are done.
         """
         decoder = PhotoDecoder(self.frozen.size, self.num_tiles)
         starts = range(0, len(keys), BATCH)
+        ahead = 1 + usable_cores() // BATCH
 
         def decode(start: int) -> list[Future[Photo]]:
             chosen = slice(start, start + BATCH)
             return [threads.submit(decoder.decode, *pair) for pair in zip(keys[chosen], data[chosen], strict=True)]
 
         parts = []
-        waiting = decode(0)
+        waiting = deque(decode(start) for start in starts[:ahead])
         for start in starts:
-            photos = [each.result() for each in waiting]
-            waiting = decode(start + BATCH)
+            photos = [each.result() for each in waiting.popleft()]
+            waiting.append(decode(start + ahead * BATCH))
             parts.append(self._read(photos, data[start : start + BATCH]))
             on_batch(start + len(photos))
         return Views(torch.cat([part.images for part in parts]), torch.cat([part.tiles for part in parts]))

@@ -71,7 +71,8 @@ class Decoding:
 
     def _decode(self, rows: Rows, chosen: Tensor) -> Views:
         numbers = chosen.tolist()
-        return self._decoder.batch([str(rows.key[i]) for i in numbers], rows.read(numbers), self._decoding)
+        views = self._decoder.batch([str(rows.key[i]) for i in numbers], rows.read(numbers), self._decoding)
+        return views.map(Tensor.pin_memory) if self._device.type == "cuda" else views
 
     @foreign_images()
     def tiles(self, rows: Rows, chosen: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,18 @@ from pipelines.pool.rows import Rows
 from pipelines.run import model, scores, verdicts
 
 Wanted = Literal["auto", "bf16", "fp32"]
+
+
+class Computed(NamedTuple):
+    """What the networks say of N images, on their device, which may still compute it; see `Scores`."""
+
+    images: Tensor  # what the classifier has seen
+    embeddings: Tensor
+    prob_synthetic: Tensor | None
+    label: Tensor | None  # (N,) int64
+    confidence: Tensor | None
+    probs: Tensor | None
+    raw_confidence: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -98,14 +110,16 @@ class Scorer:
         """Yield the number and the scores, in batches, of each of some shards; `on_images` hears of every batch.
 
         While the networks read a batch, the next ones are decoded, also those of the next shard. A batch never spans
-        two shards. A panel takes the features that are kept beside the pool.
+        two shards. A panel takes the features that are kept beside the pool. A GPU gets each batch before the scores of
+        the one before it are waited for.
         """
         reader, threads = self.model.reader, max(2, torch.get_num_threads())
         with closing(pixels.Decoding(self.model.pixels, self.device, threads)) as decoding:
             decoded = decoding.stream(_batches(pool, numbers, batch_size))
             for number in numbers:
                 features = self._features(pool, number, reader) if reader is not None else None
-                parts = []
+                parts = list[Scores]()
+                computed: Computed | None = None
                 for start in range(0, pool.counts[number], batch_size):
                     if features is not None and self.model.config.frozen:
                         images = features.images[start : start + batch_size]
@@ -114,8 +128,12 @@ class Scorer:
                         images = views.images
                     if features is not None:
                         views = Views(images, features.tiles[start : start + batch_size])
-                    parts.append(self.score_views(views))
+                    before, computed = computed, self._compute(views)
+                    if before is not None:
+                        parts.append(self._scores(before))
                     on_images(len(images))
+                if computed is not None:
+                    parts.append(self._scores(computed))
                 yield number, parts
 
     def _features(self, pool: Pool, number: int, reader: FeatureReader) -> Views:
@@ -123,30 +141,39 @@ class Scorer:
         sha256 = Rows.of_shard(pool, number).columns(["sha256"])["sha256"].to_pylist() if columns.names else []
         return Views(views.images, columns.join(views.tiles, sha256))
 
-    @torch.no_grad()
     def score_views(self, views: Views) -> Scores:
         """Score decoded images."""
+        return self._scores(self._compute(views))
+
+    @torch.no_grad()
+    def _compute(self, views: Views) -> Computed:
         classifier, config = self.model.classifier, self.model.config
         views = views.map(lambda pixels: pixels.to(self.device))
         with self._autocast:
             embeddings = self.model.embed(views.images)
-        probs, typicality = None, None
+        label, confidence, probs, raw = None, None, None, None
         if config.classes:
             logits = classifier.real(embeddings).float()
             raw, label = logits.softmax(1).max(1)
             probs = Calibration(config.temperature, config.uniform).probs(logits)
             confidence = probs.gather(1, label[:, None]).squeeze(1)
-            typicality = self.model.typicality(embeddings, views.images)
-        prob_synthetic = self.model.detector(views.tiles).sigmoid().cpu().numpy() if config.has_detector else None
+        prob_synthetic = self.model.detector(views.tiles).sigmoid() if config.has_detector else None
+        return Computed(views.images, embeddings, prob_synthetic, label, confidence, probs, raw)
+
+    def _scores(self, computed: Computed) -> Scores:
+        found = (None if values is None else values.cpu().numpy() for values in computed[2:])
+        prob_synthetic, label, confidence, probs, raw = found
+        classes, thresholds = self.model.config.classes, self.thresholds
+        typicality = self.model.typicality(computed.embeddings, computed.images) if classes else None
         return Scores(
-            embeddings=embeddings.cpu().numpy(),
+            embeddings=computed.embeddings.cpu().numpy(),
             prob_synthetic=prob_synthetic,
-            synthetic=None if prob_synthetic is None else prob_synthetic >= self.thresholds.synthetic_from,
-            verdict=None if prob_synthetic is None else self.thresholds.verdicts(prob_synthetic),
-            pseudo_label=None if probs is None else [config.classes[i] for i in label.tolist()],
-            confidence=None if probs is None else confidence.cpu().numpy(),
-            probs=None if probs is None else probs.cpu().numpy(),
-            raw_confidence=None if probs is None else raw.cpu().numpy(),
+            synthetic=None if prob_synthetic is None else prob_synthetic >= thresholds.synthetic_from,
+            verdict=None if prob_synthetic is None else thresholds.verdicts(prob_synthetic),
+            pseudo_label=None if label is None else [classes[i] for i in label.tolist()],
+            confidence=confidence,
+            probs=probs,
+            raw_confidence=raw,
             typicality=None if typicality is None else typicality.numpy(),
         )
 

@@ -38,7 +38,7 @@ class NetworkConfig(BaseModel):
     frozen: bool | None = Field(
         default=None,
         description="Train on features that a pretrained backbone gives once for each image, and keep it as it is; "
-        "unset: without a GPU.",
+        "unset: with a panel.",
     )
     detector: Literal["auto", "network", "panel"] = Field(
         default="auto",

@@ -15,6 +15,10 @@ from pipelines.run import model
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
+# Steps that repay the search for the fastest convolutions, which takes from seconds (WRN-28-2) to over a minute
+# (EfficientNet-Lite0, whose first step took 42 s and more on an H100).
+LONG = 20_000
+
 
 def build(
     config: TrainConfig, data: Data, device: torch.device, prior: Prior | None = None
@@ -25,7 +29,7 @@ def build(
     """
     torch.manual_seed(config.seed)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = config.recipe.num_steps >= LONG
     if config.controls.detector_examples == "nnpu" and config.controls.share_real is None:
         raise BadInput('detector_examples = "nnpu" needs the share of the pool that is real. Set share_real.')
     classifier = probe(config, data) if config.network.frozen else _classifier(config, data)

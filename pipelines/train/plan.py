@@ -73,7 +73,7 @@ def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
         )
     frozen = network.frozen
     if frozen is None:
-        frozen = detector == "panel" and device.type == "cpu"
+        frozen = detector == "panel"
     if frozen and detector != "panel":
         raise BadInput("--frozen: features of a frozen backbone are read for a panel alone. Use --detector panel.")
     resolved = config.model_copy(

@@ -12,6 +12,7 @@
 #     step-eager     a step of WRN-28-2 with 64 + 448 + 448 images, fixmatch and rsmatch, beside the reference
 #     step-graphs    the same with CUDA graphs; the goal is 8 ms for rsmatch on an H200
 #     score          photographs scored by ResNet-50 and a small PE-Core, and frozen features, against the networks alone
+#     job            ingest, train and score of a crawl of photographs, as a person runs them
 #     step-compiled  the step with torch.compile
 #     step-cheap     with CUDA graphs, weak views without gradient
 #     matrix         trainings on a contaminated pool side by side, with what time is left
@@ -26,7 +27,7 @@ set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 bench=$root/tests/bench python=${PYTHON:-python3}
 out=gpu-results carried=$root/carried minutes=9 device=cuda
-parts="tests step-eager step-graphs score step-compiled step-cheap matrix"
+parts="tests step-eager step-graphs score job step-compiled step-cheap matrix"
 while (($#)); do
     case $1 in
     --dry-run) device=cpu && shift ;;
@@ -55,11 +56,13 @@ fi
 # What is tried out, and how long each part may take in seconds.
 test=("$python" "$bench/gpu_tests.py" --lines "$lines" --device "$device")
 step=("$python" "$bench/train_step.py" --device "$device" --lines "$lines" --profile)
-score=("$python" "$bench/gpu_score.py" --device "$device" --lines "$lines")
+score=("$python" "$bench/gpu_score.py" --device "$device" --lines "$lines" --profile)
+job=("$python" "$bench/gpu_job.py" --device "$device" --lines "$lines")
+[[ -e $carried/native ]] && job+=(--crawl "$carried/native")
 matrix=("$python" "$bench/train_matrix.py" --device "$device" --out "$out/matrix.jsonl")
 trials=(--contamination off-class --method fixmatch rsmatch rsmatch-oracle fixmatch-real)
 if [[ $device == cuda ]]; then
-    declare -A limit=([tests]=100 [step-eager]=75 [step-graphs]=100 [score]=80 [step-compiled]=75 [step-cheap]=75)
+    declare -A limit=([tests]=100 [step-eager]=75 [step-graphs]=100 [score]=80 [job]=90 [step-compiled]=75 [step-cheap]=75)
     step+=(--steps 50 --runs 3)
     graphs=cuda-graphs compiled=on
     matrix+=("${trials[@]}" --arrays "$carried/arrays.npz" --jobs 6 --num-steps 5000)
@@ -69,6 +72,7 @@ else
     step+=(--batch 2 --steps 1 --runs 1 --threads 1)
     graphs=traced compiled=off # no code is generated, which takes minutes on a CPU
     score+=(--images 24 --features 4 --side 112 --size 64 --batch 8 --runs 1)
+    job+=(--num-steps 8)
     score+=(--scored timm:test_resnet --read timm:test_resnet)
     matrix+=(--contamination off-class --method fixmatch rsmatch --seeds 1 --num-steps 4 --batch-size 4 --labels 12)
     matrix+=(--backbone small)
@@ -112,6 +116,7 @@ for part in $parts; do
         run step-cheap "${step[@]}" --part step-cheap --without-reference --weak-gradient off --compile "$how"
         ;;
     score) run score "${score[@]}" ;;
+    job) run job "${job[@]}" ;;
     matrix) run matrix "${matrix[@]}" --seconds $((end - SECONDS - 25)) ;; # a checkpoint takes it some seconds
     *) echo "$part: no such part" >&2 && false ;;
     esac || failed=1

@@ -8,7 +8,8 @@ ones. A line of `--lines` for each figure, in images per second:
     ingest      of the photographs into a pool
     score       through `pipelines.score`, from the first batch to the last, best of `--runs` after one that is not
                 counted; `network` is the classifier alone on batches that lie on the device, in fp32 and in bf16,
-                `detector` the detector alone; `share` is score / the faster classifier alone, the goal 0.8
+                `detector` the detector alone, `decode` the decoding alone; `share` is score / the faster classifier
+                alone, the goal 0.8
     features    through `FeatureReader.batch`, as for a panel on a frozen backbone, without views (a backbone that is
                 trained needs none) and with two weak and two strong ones; `share` is what the network alone would take
                 for as many squares, whole passes and those that end early, of the time that it takes
@@ -17,15 +18,17 @@ A network that fails leaves a line with its error, and the next one is tried.
 """
 
 import argparse
+import cProfile
 import io
 import json
+import pstats
 import shutil
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,11 @@ from pipelines.images.photo import PhotoDecoder
 from pipelines.ingest import IngestConfig
 from pipelines.pool.features import FeatureReader
 from pipelines.pool.manifest import Pool
+from pipelines.pool.pixels import Decoding
 from pipelines.pool.rows import Rows
 from pipelines.progress import Tick
 from pipelines.run import model
+from pipelines.run.scorer import Scorer
 from pipelines.score import ScoreConfig
 from tests.photographs import texture
 
@@ -133,6 +138,40 @@ def network_rates(loaded: model.Model, args: argparse.Namespace) -> dict[str, fl
     return found
 
 
+def decode_rate(pool: Path, loaded: model.Model, args: argparse.Namespace) -> float:
+    """Images per second that are decoded and moved to the device, by as many threads as scoring has."""
+    opened, device = Pool.open(pool), torch.device(args.device)
+    batches = (
+        (rows, torch.arange(start, min(start + args.batch, len(rows))))
+        for rows in (Rows.of_shard(opened, number) for number in range(len(opened.shards)))
+        for start in range(0, len(rows), args.batch)
+    )
+    with closing(Decoding(loaded.pixels, device, max(2, torch.get_num_threads()))) as decoding:
+        started = time.perf_counter()
+        count = sum(len(views) for views in decoding.stream(batches))
+    return count / (time.perf_counter() - started)
+
+
+def profiled(pool: Path, run: Path, args: argparse.Namespace) -> str:
+    """Where the time of scoring a pool goes, by what the main thread calls and by what the device computes."""
+    scorer = Scorer.load(run, args.device)
+    opened = Pool.open(pool)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if args.device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    by_call = cProfile.Profile()
+    with torch.profiler.profile(activities=activities) as profiler:
+        by_call.enable()
+        for _ in scorer.score_shards(opened, range(len(opened.shards)), args.batch):
+            pass
+        by_call.disable()
+    text = io.StringIO()
+    pstats.Stats(by_call, stream=text).sort_stats("tottime").print_stats(25)
+    order = "self_cuda_time_total" if args.device == "cuda" else "self_cpu_time_total"
+    table: str = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=70)
+    return text.getvalue() + table
+
+
 def score_rate(pool: Path, run: Path, args: argparse.Namespace) -> tuple[float, float]:
     """Images per second between the first batch and the last, and of the whole command, the start of Python aside."""
     heard: list[tuple[int, float]] = []
@@ -163,8 +202,11 @@ def scored(name: str, pool: Path, home: Path, args: argparse.Namespace) -> dict[
         num_steps=0, pool="pool",
     )  # fmt: skip
     model.save(run / "model", config, Classifier(name, len(CLASSES), args.size).eval(), Detector().eval())
-    alone = network_rates(model.load(run, torch.device(args.device)), args)
+    loaded = model.load(run, torch.device(args.device))
+    alone = network_rates(loaded, args) | {"decode": decode_rate(pool, loaded, args)}
     steady, whole = score_rate(pool, run, args)
+    if args.profile:
+        print(profiled(pool, run, args), flush=True)
     fastest = max(value for key, value in alone.items() if key.startswith("network"))
     return {"score": steady, "score_with_start": whole, **alone, "share": steady / fastest}
 
@@ -211,12 +253,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--scored", nargs="+", default=SCORED)
+    parser.add_argument("--profile", action="store_true", help="print where the time of scoring goes")
     parser.add_argument("--read", nargs="+", default=READ)
     args = parser.parse_args()
     device = torch.device(args.device)
     machine = {"torch": torch.__version__, "cores": usable_cores()}
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
         machine |= {"gpu": torch.cuda.get_device_name(device)}
     lines = Lines(args.lines, machine)
     with tempfile.TemporaryDirectory() as folder:

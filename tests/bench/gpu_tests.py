@@ -1,5 +1,7 @@
 """Runs the tests marked gpu, and appends a line for each to a file as it ends; what has passed before is left out.
 
+Each file of tests/gpu runs in a process of its own, beside the others: most of their time is the host's.
+
     python tests/bench/gpu_tests.py --lines lines.jsonl [--device cpu]
 
 With `--device cpu` the tests try themselves out on a CPU.
@@ -8,6 +10,8 @@ With `--device cpu` the tests try themselves out on a CPU.
 import argparse
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,11 +52,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--file", type=Path, help="only this one")
     args = parser.parse_args()
+    if args.file is None:
+        files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+        running = [subprocess.Popen([sys.executable, *sys.argv, "--file", str(file)]) for file in files]
+        raise SystemExit(max(process.wait() for process in running))
     os.environ["CURATE_GPU_TESTS_ON"] = args.device
     # A warning of another version of a library says nothing of the GPU.
     options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    code = pytest.main([*options, str(ROOT / "tests" / "gpu")], plugins=[Reporter(args.lines, args.device)])
+    code = pytest.main([*options, str(args.file)], plugins=[Reporter(args.lines, args.device)])
     raise SystemExit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code))
 
 

@@ -1,6 +1,7 @@
 """The training step on a GPU: batch statistics, views and CUDA graphs against what they stand in for."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -37,11 +38,13 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.cpu().double() - expected.cpu().double()).norm() / expected.cpu().double().norm())
 
 
-def apart(classifier: Classifier, device: torch.device, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+def apart(
+    classifier: Classifier, device: torch.device, precision: str, *, by_mask: bool | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Real logits, gradients and running statistics after one pass of 32 images of three groups."""
     classifier = classifier.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        heads = norms.apart(classifier, pictures(32).to(device), GROUPS.to(device))
+        heads = norms.apart(classifier, pictures(32).to(device), GROUPS.to(device), by_mask=by_mask)
     learned = (norms.AS_TESTED != GROUPS).to(device)
     (heads.real[learned, 0].sin().sum() + heads.dummy[learned].square().mean()).backward()
     gradients = [parameter.grad.flatten() for parameter in classifier.parameters() if parameter.grad is not None]
@@ -51,21 +54,22 @@ def apart(classifier: Classifier, device: torch.device, precision: str) -> tuple
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["small", "wrn-28-2", "timm:resnet18"])
-def test_masked_statistics_are_as_exact_as_a_pass_for_each_group(
-    name: str, precision: str, device: torch.device
+@pytest.mark.parametrize("by_mask", [False, True], ids=["parts", "masks"])
+def test_one_pass_is_as_exact_as_a_pass_for_each_group(
+    name: str, precision: str, by_mask: bool, device: torch.device
 ) -> None:
     torch.manual_seed(0)
     network = Classifier(name, 3)
     passes, masked = copy.deepcopy(network), copy.deepcopy(network)
     norms.split_all(masked)
     exact = apart(network, torch.device("cpu"), "fp32")
-    by_mask, by_pass = apart(masked, device, precision), apart(passes, device, precision)
-    for what, found, other, truth in zip(("logits", "gradients", "statistics"), by_mask, by_pass, exact, strict=True):
+    whole, by_pass = apart(masked, device, precision, by_mask=by_mask), apart(passes, device, precision)
+    for what, found, other, truth in zip(("logits", "gradients", "statistics"), whole, by_pass, exact, strict=True):
         assert found.isfinite().all(), what
         assert distance(found, truth) < 2 * distance(other, truth) + 0.01, what
 
 
-def test_networks_on_a_gpu_get_masked_statistics_and_those_on_a_cpu_do_not(device: torch.device) -> None:
+def test_networks_on_a_gpu_get_split_norms_and_those_on_a_cpu_do_not(device: torch.device) -> None:
     network = Classifier("small", 2).to(device)
     norms.split(network)
     assert any(isinstance(module, norms.SplitBatchNorm) for module in network.modules()) == (device.type == "cuda")
@@ -162,7 +166,8 @@ def test_cuda_graphs_train_as_eager_steps_do(device: torch.device) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=0.02 * (step + 1), abs=0.01), (step, name)
 
 
-def test_the_host_never_waits_for_the_gpu(device: torch.device) -> None:
+def test_the_host_waits_for_the_gpu_at_most_once_a_step(device: torch.device) -> None:
+    """For the sizes of the two routes (`models.norms`)."""
     if device.type == "cpu":
         pytest.skip("a CPU is never waited for")
     labeled, labels, pool = (tensor.cuda() for tensor in toy.pictures())
@@ -184,7 +189,11 @@ def test_the_host_never_waits_for_the_gpu(device: torch.device) -> None:
         batch = Batch(labeled, labeled, labels, pool[rows], pool[rows], rows)
         try:
             for step in (0, 1, 250):
-                torch.cuda.set_sync_debug_mode("default" if step == 0 else "error")  # the first sets libraries up
-                method.step(step, batch, lambda picked, pool=pool: pool[picked], rng)
+                torch.cuda.set_sync_debug_mode("default" if step == 0 else "warn")  # the first sets libraries up
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    method.step(step, batch, lambda picked, pool=pool: pool[picked], rng)
+                waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+                assert len(waits) <= 1, (changes, step, [str(warning.message) for warning in waits])
         finally:
             torch.cuda.set_sync_debug_mode("default")

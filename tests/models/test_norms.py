@@ -1,4 +1,4 @@
-"""Batch norm apart by route: masked statistics against a pass for each group, and what is left for evaluation."""
+"""Batch norm apart by route: a pass for each group, parts of one pass, and masks; and what is left for evaluation."""
 
 import copy
 
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from models import norms
-from models.classifier import Classifier
+from models.classifier import Classifier, Heads
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 GROUPS = torch.tensor([0, 1, 1, 0, 0, 1] * 2)
 SYNTHETIC = GROUPS == norms.SYNTHETIC
 SOME_AS_TESTED = torch.tensor([0, 1, 2, 0, 0, 1] * 2)
-BOTH = pytest.mark.parametrize("turn", [lambda classifier: classifier, lambda c: masked(c)], ids=["passes", "masked"])
+WAYS = ("passes", "parts", "masks")
+ALL = pytest.mark.parametrize("way", WAYS)
 
 
 def network(name: str = "small") -> Classifier:
@@ -21,25 +22,31 @@ def network(name: str = "small") -> Classifier:
     return Classifier(name, 3).train()
 
 
-def masked(classifier: Classifier) -> Classifier:
-    """The same network as it is trained on a GPU."""
+def prepared(way: str, classifier: Classifier) -> Classifier:
+    """The same network as it is trained on a CPU (passes), a GPU (parts), and compiled or by several ranks (masks)."""
     changed = copy.deepcopy(classifier)
-    norms.split_all(changed)
+    if way != "passes":
+        norms.split_all(changed)
     return changed
+
+
+def apart(way: str, classifier: Classifier, images: Tensor, groups: Tensor) -> Heads:
+    return norms.apart(classifier, images, groups, by_mask=way == "masks")
 
 
 def statistics(classifier: Classifier) -> dict[str, Tensor]:
     return {name: value for name, value in classifier.named_buffers() if "running" in name}
 
 
+@pytest.mark.parametrize("way", WAYS[1:])
 @pytest.mark.parametrize("groups", [GROUPS, SOME_AS_TESTED], ids=["two groups", "three"])
 @pytest.mark.parametrize("name", ["small", "timm:resnet18", "timm:efficientnet_b0"])
-def test_masked_statistics_are_those_of_a_pass_for_each_group(name: str, groups: Tensor) -> None:
+def test_one_pass_gives_what_a_pass_for_each_group_gives(name: str, groups: Tensor, way: str) -> None:
     passes = network(name)
-    whole = masked(passes)
+    whole = prepared(way, passes)
     assert any(isinstance(module, norms.SplitBatchNorm) for module in whole.modules())
-    for classifier in (passes, whole):
-        heads = norms.apart(classifier, IMAGES, groups)
+    for classifier, how in ((passes, "passes"), (whole, way)):
+        heads = apart(how, classifier, IMAGES, groups)
         learned = groups != norms.AS_TESTED
         (heads.real[learned, 0].sin().sum() + heads.dummy[learned].square().mean()).backward()
     torch.testing.assert_close(statistics(whole), statistics(passes), rtol=1e-3, atol=1e-4)
@@ -58,31 +65,31 @@ def test_batch_norms_of_tokens_keep_their_running_statistics_from_the_synthetic_
     torch.testing.assert_close(statistics(ours), statistics(alone), rtol=1e-4, atol=1e-5)
 
 
-@BOTH
-def test_neither_group_is_normalized_by_the_other(turn) -> None:  # type: ignore[no-untyped-def]
+@ALL
+def test_neither_group_is_normalized_by_the_other(way: str) -> None:
     changed = IMAGES.clone()
     changed[SYNTHETIC] //= 3
-    before, after = (norms.apart(turn(network()), images, GROUPS).real for images in (IMAGES, changed))
+    before, after = (apart(way, prepared(way, network()), images, GROUPS).real for images in (IMAGES, changed))
     torch.testing.assert_close(before[~SYNTHETIC], after[~SYNTHETIC], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before[SYNTHETIC], after[SYNTHETIC], rtol=1e-2)
 
 
-@BOTH
-def test_running_statistics_are_those_of_the_real_route(turn) -> None:  # type: ignore[no-untyped-def]
-    ours, alone = turn(network()), network()
-    norms.apart(ours, IMAGES, GROUPS)
+@ALL
+def test_running_statistics_are_those_of_the_real_route(way: str) -> None:
+    ours, alone = prepared(way, network()), network()
+    apart(way, ours, IMAGES, GROUPS)
     alone(IMAGES[~SYNTHETIC])
     torch.testing.assert_close(statistics(ours), statistics(alone), rtol=1e-4, atol=1e-5)
     assert all(norm.num_batches_tracked == 1 for norm in ours.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("count", [1, 11, 12])
-def test_groups_of_one_and_of_none_are_no_trouble(turn, count: int) -> None:  # type: ignore[no-untyped-def]
+def test_groups_of_one_and_of_none_are_no_trouble(way: str, count: int) -> None:
     """Of 12 images `count` are synthetic; ResNet's last maps have one pixel, of which one has no variance."""
-    classifier = turn(network("timm:resnet18"))
+    classifier = prepared(way, network("timm:resnet18"))
     before = {name: value.clone() for name, value in statistics(classifier).items()}
-    heads = norms.apart(classifier, IMAGES, (torch.arange(12) < count).long())
+    heads = apart(way, classifier, IMAGES, (torch.arange(12) < count).long())
     assert heads.real.shape == heads.dummy.shape == (12, 3)
     heads.real.sum().backward()
     assert all(value.isfinite().all() for value in (heads.real, heads.dummy, *statistics(classifier).values()))
@@ -112,23 +119,23 @@ def test_masked_statistics_are_exact_where_a_channel_hardly_varies(precision: st
 def test_masked_statistics_under_autocast_stay_finite_on_flat_images(name: str) -> None:
     flat = torch.arange(200, 212, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        heads = norms.apart(masked(network(name)), flat, GROUPS)
+        heads = apart("masks", prepared("masks", network(name)), flat, GROUPS)
     assert heads.real.isfinite().all() and heads.dummy.isfinite().all()
 
 
-@BOTH
-def test_with_nothing_synthetic_it_is_plain_batch_norm(turn) -> None:  # type: ignore[no-untyped-def]
-    heads, plain = norms.apart(turn(network()), IMAGES, torch.full((12,), norms.REAL)), network()(IMAGES)
+@ALL
+def test_with_nothing_synthetic_it_is_plain_batch_norm(way: str) -> None:
+    heads, plain = apart(way, prepared(way, network()), IMAGES, torch.full((12,), norms.REAL)), network()(IMAGES)
     torch.testing.assert_close(heads.real, plain.real, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(heads.dummy, plain.dummy, rtol=1e-4, atol=1e-5)
 
 
-@BOTH
-def test_images_as_tested_are_read_by_the_running_statistics_and_take_part_in_none(turn) -> None:  # type: ignore[no-untyped-def]
-    ours, without = turn(network()), turn(network())
-    heads = norms.apart(ours, IMAGES, SOME_AS_TESTED)
+@ALL
+def test_images_as_tested_are_read_by_the_running_statistics_and_take_part_in_none(way: str) -> None:
+    ours, without = prepared(way, network()), prepared(way, network())
+    heads = apart(way, ours, IMAGES, SOME_AS_TESTED)
     kept = SOME_AS_TESTED != norms.AS_TESTED
-    others = norms.apart(without, IMAGES[kept], SOME_AS_TESTED[kept])
+    others = apart(way, without, IMAGES[kept], SOME_AS_TESTED[kept])
     torch.testing.assert_close(heads.real[kept], others.real, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics(ours), statistics(without), rtol=1e-4, atol=1e-5)
     assert ours.training
@@ -138,8 +145,8 @@ def test_images_as_tested_are_read_by_the_running_statistics_and_take_part_in_no
 
 
 @pytest.mark.slow
-@BOTH
-def test_a_batch_of_one_class_hides_it_but_not_from_who_reads_as_tested(turn) -> None:  # type: ignore[no-untyped-def]
+@ALL
+def test_a_batch_of_one_class_hides_it_but_not_from_who_reads_as_tested(way: str) -> None:
     """A network that tells pictures with a red cast from those with a blue one, and batches of either alone."""
     rng = torch.Generator().manual_seed(0)
     noise = torch.randint(-40, 40, (64, 3, 32, 32), generator=rng)
@@ -156,7 +163,7 @@ def test_a_batch_of_one_class_hides_it_but_not_from_who_reads_as_tested(turn) ->
     def called_red(of: Tensor, group: int) -> float:
         together = torch.cat((images, images[of]))
         groups = torch.cat((torch.full((64,), norms.REAL), torch.full((32,), group)))
-        return float((norms.apart(turn(classifier), together, groups).real[64:].argmax(1) == 1).float().mean())
+        return float((apart(way, prepared(way, classifier), together, groups).real[64:].argmax(1) == 1).float().mean())
 
     assert called_red(is_red, norms.AS_TESTED) == 1
     assert called_red(~is_red, norms.AS_TESTED) == 0
