@@ -28,6 +28,7 @@ _BOMS = (
 )  # fmt: skip
 _UID = re.compile(r"[0-9a-f]{32}")
 _INT32 = 1 << 31
+_COLUMNS = frozenset(SCHEMA.names)  # Arrow makes the list of names anew whenever it is asked for
 _DEEP = 200  # brackets in a text, from which it is tried whether it can be written again
 
 
@@ -62,7 +63,7 @@ def describe(crawled: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     ours: dict[str, Any] = {
         name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in _DESCRIBED
     }
-    if outside := {name: value for name, value in row.items() if name not in SCHEMA.names}:
+    if outside := {name: value for name, value in row.items() if name not in _COLUMNS}:
         ours["outside"] = {name: None if value is None else float(f"{value:.7g}") for name, value in outside.items()}
     return {**values, OURS: ours}
 
@@ -107,10 +108,12 @@ def others_of(sample: Mapping[str, bytes], format_: str, with_classes: bool) -> 
 
 
 def members(
-    row: Mapping[str, Any], sample: Mapping[str, bytes], class_index: int | None, shape: Shape
+    row: Mapping[str, Any], sample: Mapping[str, bytes], crawled: Any, class_index: int | None, shape: Shape
 ) -> dict[str, bytes]:
-    """Members of an exported sample by suffix: the image, its class, caption and metadata, the crawl's other files."""
-    crawled = parsed(sample.get("json"))
+    """Members of an exported sample by suffix: the image, its class, caption and metadata, the crawl's other files.
+
+    `crawled` is the crawl's JSON as `parsed` gives it.
+    """
     own_class = {} if class_index is None else {"cls": str(class_index).encode()}
     caption = {"txt": encoded(caption_of(row, sample.get("txt"), crawled))} if shape.with_captions else {}
     beside = others_of(sample, row["format"], class_index is not None)

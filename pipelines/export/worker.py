@@ -124,8 +124,9 @@ def pack(
                     raise Incompatible(f"The scores do not belong to the model: {what}. Run `curate score` again.")
                 if index is None and classes:
                     index = NO_LABEL
-                found = members(row, sample, index, shape)
-                uid = uid_of(parsed(sample.get("json")), row["sha256"])
+                crawled = parsed(sample.get("json"))
+                found = members(row, sample, crawled, index, shape)
+                uid = uid_of(crawled, row["sha256"])
                 label = int(found["cls"]) if "cls" in found else None
                 rows.append({**row, "shard": task.shard, "cls": label, "uid": uid})
                 shard.add(rows[-1], found)

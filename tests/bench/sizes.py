@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -37,12 +38,16 @@ def paint(folder: Path, megapixels: int) -> float:
     height = round((megapixels * 1e6 / 1.5) ** 0.5)
     width = round(1.5 * height)
     for number in range(IMAGES):
-        rng = np.random.default_rng(number)
-        scene = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((width, height), 3)
-        noise = rng.normal(0, 4, (height, width)).astype(np.float32)[..., None]
-        pixels = (np.asarray(scene, dtype=np.float32) + noise).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
+        Image.fromarray(scene(number, width, height)).save(folder / f"{number}.jpg", quality=90)
     return sum(path.stat().st_size for path in folder.iterdir()) / IMAGES / 1e6
+
+
+def scene(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Pixels (H, W, 3) of a smooth scene with camera noise."""
+    rng = np.random.default_rng(number)
+    smooth = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((width, height), 3)
+    noise = rng.normal(0, 4, (height, width)).astype(np.float32)[..., None]
+    return (np.asarray(smooth, dtype=np.float32) + noise).clip(0, 255).astype(np.uint8)
 
 
 def step(name: str, folder: Path) -> None:
