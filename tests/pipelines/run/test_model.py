@@ -73,6 +73,39 @@ def test_without_classes_the_embedding_is_of_the_layout_or_the_backbone(
     assert "there is no classifier" in readme and ("thumbnails of 8x8" in readme) == (embedding == "layout")
 
 
+def test_only_what_was_trained_is_a_program(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save(tmp_path)
+    assert sorted(path.name for path in folder.glob("*.pt2")) == ["classifier.pt2", "detector.pt2"]
+    save(tmp_path, has_detector=False)
+    assert [path.name for path in folder.glob("*.pt2")] == ["classifier.pt2"]
+    card = (folder / "README.md").read_text()
+    assert "trains no detector" in card and "None, as there is no detector." in card
+
+
+def test_equal_trainings_leave_equal_programs(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        save(tmp_path / name)
+    one, other = ((tmp_path / name / "model" / "detector.pt2").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
+def test_the_card_states_data_thresholds_estimates_and_limits(tmp_path: Path) -> None:
+    held_out = tuple(i / 100 for i in range(60))
+    save(tmp_path, held_out=held_out, estimated_share=0.312, estimated_interval=(0.25, 0.375))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert [line for line in card.splitlines() if line.startswith("#")][1:] == [
+        "## Data", "## Thresholds", "## Estimates", "## Limits",
+    ]  # fmt: skip
+    said = " ".join(card.split())
+    chosen = verdicts.choose(held_out, None)
+    assert "The pool `pool`" in said and "real ones of 2 classes (a, b)" in said
+    assert f"synthetic where prob_synthetic is at least {chosen.sure_from:.4g}" in said and chosen.statement in said
+    assert "31.2% of the pool is synthetic (25.0% to 37.5% with 95 % confidence)" in said
+    assert "How often the labels are right was not measured" in said and "is not calibrated" in said
+    assert max(map(len, card.splitlines())) <= 120
+
+
 def test_without_a_model_the_sentence_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifact, match="un `curate train"):
         model.load(tmp_path, CPU)
