@@ -141,12 +141,12 @@ def _thresholds(config: "ModelConfig") -> str:
         return "None, as there is no detector."
     chosen = verdicts.choose(config.held_out, None, config.unsure_from)
     unsure = f", in between it is unsure. {chosen.statement}"
-    if chosen.real_below == chosen.sure_from:
+    if chosen.real_below == chosen.synthetic_from:
         unsure = f". {chosen.statement}"
     return _wrapped(
-        f"An image is synthetic where prob_synthetic is at least {chosen.sure_from:.4g}, and real where it is below "
-        f"{chosen.real_below:.4g}{unsure} `curate score --max-false-positive-rate` sets other thresholds; those of the "
-        "latest scores are in `../thresholds.json`."
+        f"An image is synthetic where prob_synthetic is at least {chosen.synthetic_from:.4g}, and real where it is "
+        f"below {chosen.real_below:.4g}{unsure} `curate score --max-false-positive-rate` sets other thresholds; "
+        "`../thresholds.json` has those of the latest scores."
     )
 
 

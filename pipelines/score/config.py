@@ -81,8 +81,8 @@ class Summary:
     precision: str  # of the classifier's network
     called_share: (
         float | None
-    )  # share of the images called synthetic; this and the next two are None without a detector
-    verdicts: dict[str, int] | None  # images by verdict
+    )  # of the images, with the verdict synthetic; this and the next two: None without detector
+    verdicts: dict[str, int] | None  # images by the detector's verdict, whatever a person has marked
     thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on, by which the threshold was set
     quality: "Quality | None"  # of the detector; None on a pool that was not trained on

@@ -13,6 +13,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -304,7 +305,10 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
     thresholds = verdicts.load(scored.folder)
     if kept is None:
         return
-    if verdicts.Thresholds(**kept) != thresholds:
+    if kept != asdict(thresholds):
         yield "was scored with other thresholds than those in thresholds.json"
-    if (table["synthetic"].to_numpy() != (prob >= thresholds.synthetic_from)).any():
+    by_threshold = prob >= thresholds.synthetic_from
+    if (table["synthetic"].to_numpy() != by_threshold).any() or (
+        table["verdict"].to_numpy() != thresholds.verdicts(prob)
+    ).any():
         yield "calls images synthetic below the threshold, or real above it"

@@ -100,7 +100,9 @@ def test_the_card_states_data_thresholds_estimates_and_limits(tmp_path: Path) ->
     said = " ".join(card.split())
     chosen = verdicts.choose(held_out, None)
     assert "The pool `pool`" in said and "real ones of 2 classes (a, b)" in said
-    assert f"synthetic where prob_synthetic is at least {chosen.sure_from:.4g}" in said and chosen.statement in said
+    assert (
+        f"synthetic where prob_synthetic is at least {chosen.synthetic_from:.4g}" in said and chosen.statement in said
+    )
     assert "31.2% of the pool is synthetic (25.0% to 37.5% with 95 % confidence)" in said
     assert "How often the labels are right was not measured" in said and "is not calibrated" in said
     assert max(map(len, card.splitlines())) <= 120
