@@ -29,8 +29,8 @@ CARD = """# A classifier and a real/synthetic detector, trained by curate
 
 ## Limits
 
-- Scores are estimates, learned without one synthetic label: some verdicts are wrong. Look at images (`curate inspect`,
-  `curate review`) before you delete any.
+- Scores are estimates, learned from labeled real images, and from synthetic ones only where some were known: some
+  verdicts are wrong. Look at images (`curate inspect`, `curate review`) before you delete any.
 - The detector learned what part of this pool has and the labeled images have not. Images of another pool, of other
   generators, or resized or compressed in another way may be judged worse. A verdict of one picture is worth no more
   than the estimate.
@@ -140,12 +140,10 @@ def _thresholds(config: "ModelConfig") -> str:
     if not config.has_detector:
         return "None, as there is no detector."
     chosen = verdicts.choose(config.held_out, None, config.unsure_from)
-    unsure = f", in between it is unsure. {chosen.statement}"
-    if chosen.real_below == chosen.synthetic_from:
-        unsure = f". {chosen.statement}"
+    unsure = ", and unsure in between" if chosen.real_below < chosen.synthetic_from else ""
     return _wrapped(
         f"An image is synthetic where prob_synthetic is at least {chosen.synthetic_from:.4g}, and real where it is "
-        f"below {chosen.real_below:.4g}{unsure} `curate score --max-false-positive-rate` sets other thresholds; "
+        f"below {chosen.real_below:.4g}{unsure}. {chosen.statement} `curate score --max-false-positive-rate` sets others; "
         "`../thresholds.json` has those of the latest scores."
     )
 

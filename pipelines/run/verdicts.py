@@ -72,7 +72,7 @@ def limit(held_out: Sequence[float], rate: float) -> float:
 
 
 def choose(held_out: Sequence[float], rate: float | None, unsure_from: float = SYNTHETIC_FROM) -> Thresholds:
-    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone.
+    """Choose a model's thresholds; without a `rate` the limit is that of DEFAULT_RATE, if enough images are held out.
 
     From `unsure_from` on no image is called real: above it a panel leaves the estimated share, not the lower bound.
     """

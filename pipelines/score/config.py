@@ -32,7 +32,7 @@ class ScoreConfig(BaseModel):
         gt=0,
         lt=1,
         description="Largest acceptable share of real images called synthetic, between 0 and 1; calibrated on held-out "
-        "labeled images. Without it, the estimated share of the pool is called synthetic.",
+        "labeled images. Without it, 0.05 where enough of them are held out.",
     )
     batch_size: int = Field(default=256, ge=1, description="Images that are scored at once.")
     device: Literal["auto", "cuda", "cpu"] = settings.device()
