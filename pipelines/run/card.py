@@ -143,8 +143,8 @@ def _thresholds(config: "ModelConfig") -> str:
     unsure = ", and unsure in between" if chosen.real_below < chosen.synthetic_from else ""
     return _wrapped(
         f"An image is synthetic where prob_synthetic is at least {chosen.synthetic_from:.4g}, and real where it is "
-        f"below {chosen.real_below:.4g}{unsure}. {chosen.statement} `curate score --max-false-positive-rate` sets others; "
-        "`../thresholds.json` has those of the latest scores."
+        f"below {chosen.real_below:.4g}{unsure}. {chosen.statement} `curate score --max-false-positive-rate` sets "
+        "others; `../thresholds.json` has those of the latest scores."
     )
 
 
