@@ -69,26 +69,28 @@ class SplitBatchNorm(nn.BatchNorm2d):
         return output
 
     def _by_parts(self, input: Tensor, sizes: tuple[int, int, int]) -> Tensor:
-        real, synthetic, as_tested = torch.split(input, list(sizes))
-        parts = []
-        if len(real):
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            parts.append(self._normalized(real, self.running_mean, self.running_var))
-        if len(synthetic):
-            parts.append(self._normalized(synthetic, None, None))
-        if len(as_tested):
-            arguments = (self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-            parts.append(F.batch_norm(as_tested, *arguments))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        # Parts without an image would have gradients in another memory format, which the others would be copied to.
+        groups = [group for group, size in enumerate(sizes) if size]
+        parts = torch.split(input, [sizes[group] for group in groups])
+        outputs = []
+        for group, part in zip(groups, parts, strict=True):
+            if group == AS_TESTED:
+                arguments = (self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+                outputs.append(F.batch_norm(part, *arguments))
+            elif group == SYNTHETIC:
+                outputs.append(self._normalized(part, None, None))
+            else:
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked += 1
+                outputs.append(self._normalized(part, self.running_mean, self.running_var))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def _normalized(self, part: Tensor, mean_C: Tensor | None, variance_C: Tensor | None) -> Tensor:
         assert self.momentum is not None
-        count = len(part)
-        if part[:, 0].numel() == 1:  # PyTorch refuses to normalize a single value per channel
-            part = part.repeat(2, 1, 1, 1)
         arguments = (mean_C, variance_C, self.weight, self.bias, True, self.momentum, self.eps)
-        return F.batch_norm(part, *arguments)[:count]
+        if part[:, 0].numel() == 1:  # PyTorch refuses to normalize a single value per channel
+            return F.batch_norm(part.repeat(2, 1, 1, 1), *arguments)[:1]
+        return F.batch_norm(part, *arguments)
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, variance_C: Tensor, count: Tensor) -> None:

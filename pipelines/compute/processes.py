@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
@@ -19,7 +19,7 @@ from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from pipelines.errors import CurateError
 
-_AHEAD = 2  # tasks waiting or running, for each process
+AHEAD = 2  # tasks waiting or running, for each process
 NO_MEMORY = 71  # exit code of a process that stopped because it was refused memory
 
 Task = TypeVar("Task")
@@ -37,7 +37,7 @@ def in_order(
     tasks: Iterable[Task],
     jobs: int,
     retry: Retry[Task] | None = None,
-) -> Iterator[tuple[Task, Result]]:
+) -> Generator[tuple[Task, Result], None, None]:
     """Yield (task, function(task)) in order, few tasks ahead of the consumer, so that memory stays bounded.
 
     If `task` kills its process, `retry(task, exit code)` returns the task to run instead (the code is minus the number
@@ -53,7 +53,7 @@ def in_order(
     idle: list[_Process[Task, Result]] = []
     try:
         while True:
-            running.extend(_Run(task) for task in islice(tasks, jobs * _AHEAD - len(running)))
+            running.extend(_Run(task) for task in islice(tasks, jobs * AHEAD - len(running)))
             if not running:
                 return
             _assign(running, idle, function, jobs)

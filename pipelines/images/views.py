@@ -10,17 +10,18 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from pipelines.errors import CorruptShard
 from pipelines.images.appearance import pixels_as_seen
 from pipelines.images.check import foreign_images, in_a_line
+
+if TYPE_CHECKING:  # torch takes seconds, and the processes that decode do without it
+    from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -29,13 +30,13 @@ Pixels = npt.NDArray[np.uint8]
 class Views:
     """A batch of images (B, 3, S, S) and their native tiles (B, 3, T, T), uint8; one tensor if they are equal."""
 
-    images: Tensor
-    tiles: Tensor
+    images: "Tensor"
+    tiles: "Tensor"
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Views":
+    def map(self, function: "Callable[[Tensor], Tensor]") -> "Views":
         """Apply `function` to both views, only once if they share a tensor."""
         images = function(self.images)
         return Views(images, images if self.tiles is self.images else function(self.tiles))
@@ -71,6 +72,8 @@ class Decoder:
     @foreign_images()
     def batch(self, keys: Sequence[str], data: Sequence[bytes], threads: ThreadPoolExecutor) -> Views:
         """Decode many images on `threads`."""
+        import torch
+
         pairs = list(threads.map(self.decode, keys, data))
         images = torch.from_numpy(np.stack([image for image, _ in pairs]))
         if self.image_size == self.detector_size and all(np.array_equal(image, tile) for image, tile in pairs):

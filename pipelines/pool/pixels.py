@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from pipelines.images.check import foreign_images
 from pipelines.images.views import Decoder, Views
+from pipelines.pool import decoding
 from pipelines.pool.rows import Rows
 from pipelines.progress import OnTick, Tick
 
@@ -57,10 +59,10 @@ class InMemory:
 
 
 class Decoding:
-    """Decodes images of pools on threads."""
+    """Decodes images of pools: on threads, or in `num_processes` processes (`pipelines.pool.decoding`)."""
 
-    def __init__(self, decoder: Decoder, device: torch.device, num_threads: int) -> None:
-        self._decoder, self._device = decoder, device
+    def __init__(self, decoder: Decoder, device: torch.device, num_threads: int, num_processes: int = 0) -> None:
+        self._decoder, self._device, self._num_processes = decoder, device, num_processes
         self._decoding = ThreadPoolExecutor(num_threads)
         self._fetching = ThreadPoolExecutor(PREFETCH)  # separate from the decoders, which these threads wait for
 
@@ -69,21 +71,17 @@ class Decoding:
         self._fetching.shutdown(cancel_futures=True)
         self._decoding.shutdown()
 
-    def _decode(self, rows: Rows, chosen: Tensor) -> Views:
-        numbers = chosen.tolist()
-        views = self._decoder.batch([str(rows.key[i]) for i in numbers], rows.read(numbers), self._decoding)
-        return views.map(Tensor.pin_memory) if self._device.type == "cuda" else views
-
     @foreign_images()
     def tiles(self, rows: Rows, chosen: Tensor) -> Tensor:
         """Native tiles (B, 3, T, T) of the chosen rows (B,), on the device."""
-        numbers = chosen.tolist()
-        keys = [str(rows.key[i]) for i in numbers]
-        tiles = self._decoding.map(self._decoder.decode_tile, keys, rows.read(numbers))
+        tiles = self._decoding.map(self._decoder.decode_tile, *_files(rows, chosen))
         return self._move(torch.from_numpy(np.stack(list(tiles))))
 
     def stream(self, batches: Iterable[tuple[Rows, Tensor]]) -> Iterator[Views]:
         """Yield the views of each batch: rows, and which of them (B,); a few are decoded ahead."""
+        if self._num_processes:
+            yield from self._from_processes(batches)
+            return
         waiting: deque[Future[Views]] = deque()
         for batch in batches:
             waiting.append(self._fetching.submit(self._decode, *batch))
@@ -92,15 +90,64 @@ class Decoding:
         while waiting:
             yield waiting.popleft().result().map(self._move)
 
+    def _decode(self, rows: Rows, chosen: Tensor) -> Views:
+        views = self._decoder.batch(*_files(rows, chosen), self._decoding)
+        return views.map(Tensor.pin_memory) if self._device.type == "cuda" else views
+
+    def _from_processes(self, batches: Iterable[tuple[Rows, Tensor]]) -> Iterator[Views]:
+        sizes = deque[int]()
+
+        def chunks() -> Iterator[tuple[list[str], list[bytes]]]:
+            for rows, chosen in batches:
+                sizes.append(len(chosen))
+                yield from (_files(rows, part) for part in torch.split(chosen, decoding.chunk_size(self._decoder)))
+
+        with (
+            closing(decoding.in_processes(self._decoder, chunks(), self._num_processes)) as decoded,
+            ThreadPoolExecutor(1) as receiving,
+        ):
+            waiting = deque(receiving.submit(self._received, decoded, sizes) for _ in range(PREFETCH))
+            try:
+                while (views := waiting.popleft().result()) is not None:
+                    waiting.append(receiving.submit(self._received, decoded, sizes))
+                    yield views.map(self._move)
+            finally:
+                receiving.shutdown(cancel_futures=True)
+
+    def _received(self, decoded: Iterator[decoding.Chunk], sizes: deque[int]) -> Views | None:
+        """Copy the chunks of the next batch together."""
+        chunk = next(decoded, None)
+        if chunk is None:
+            return None
+        size, done, are_equal = sizes.popleft(), 0, True
+        images, tiles = (
+            torch.empty((size, *part.shape[1:]), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+            for part in (chunk.images, chunk.tiles)
+        )
+        while True:
+            own = slice(done, done + len(chunk.images))
+            images[own], tiles[own] = torch.from_numpy(chunk.images), torch.from_numpy(chunk.tiles)
+            done, are_equal = own.stop, are_equal and chunk.are_equal
+            if done == size:
+                return Views(images, images if are_equal else tiles)
+            chunk = next(decoded)
+
     def _move(self, pixels: Tensor) -> Tensor:
         return pixels.to(self._device, non_blocking=True)
+
+
+def _files(rows: Rows, chosen: Tensor) -> tuple[list[str], list[bytes]]:
+    """Keys and contents of the chosen rows (B,)."""
+    numbers = chosen.tolist()
+    return [str(rows.key[i]) for i in numbers], rows.read(numbers)
 
 
 class Streamed:
     """Pixels decoded from the shards on demand, a few batches ahead."""
 
     def __init__(self, rows: Rows, decoder: Decoder, device: torch.device, num_threads: int) -> None:
-        self._rows, self._decoding = rows, Decoding(decoder, device, num_threads)
+        self._rows = rows
+        self._decoding = Decoding(decoder, device, num_threads, decoding.num_processes(len(rows)))
 
     def __len__(self) -> int:
         return len(self._rows)

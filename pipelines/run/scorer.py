@@ -17,7 +17,7 @@ from models.calibration import Calibration
 from models.frozen import Precision
 from pipelines.compute import devices
 from pipelines.images.views import Decoder, Views
-from pipelines.pool import pixels
+from pipelines.pool import decoding, pixels
 from pipelines.pool.features import FeatureReader, FeatureStore
 from pipelines.pool.manifest import Pool
 from pipelines.pool.rows import Rows
@@ -114,8 +114,9 @@ class Scorer:
         the one before it are waited for.
         """
         reader, threads = self.model.reader, max(2, torch.get_num_threads())
-        with closing(pixels.Decoding(self.model.pixels, self.device, threads)) as decoding:
-            decoded = decoding.stream(_batches(pool, numbers, batch_size))
+        num_processes = decoding.num_processes(sum(pool.counts[number] for number in numbers))
+        with closing(pixels.Decoding(self.model.pixels, self.device, threads, num_processes)) as images_of:
+            decoded = images_of.stream(_batches(pool, numbers, batch_size))
             for number in numbers:
                 features = self._features(pool, number, reader) if reader is not None else None
                 parts = list[Scores]()

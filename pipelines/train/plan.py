@@ -20,11 +20,16 @@ SAMPLED_SHARDS = 64  # whose images say how large those of the pool are
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration that leaves nothing open, why it is so, and what reads features where a panel is the detector."""
+    """A configuration that leaves nothing open, why it is so, and what reads features where a panel is the detector.
+
+    Features of a frozen backbone are learned from on the CPU, also where a GPU reads the images: a GPU takes longer to
+    start the kernels of such a step than a CPU to compute it.
+    """
 
     config: TrainConfig
     sentence: str | None
     reader: FeatureReader | None
+    device: torch.device  # of the training
 
 
 def typical_size(pool: Pool) -> tuple[int, int]:
@@ -83,15 +88,18 @@ def make(config: TrainConfig, pool: Pool, device: torch.device) -> Plan:
         update={"network": resolved.network.model_copy(update={"image_size": resolved.decoder.image_size})}
     )
     if detector == "network":
-        return Plan(resolved, sentence, None)
+        return Plan(resolved, sentence, None, device)
     reader = _reader(resolved, device)
+    learns_on = torch.device("cpu") if frozen else device
     how = "frozen" if frozen else "trained end to end"
     tiles = "one tile" if network.tiles == 1 else f"up to {network.tiles} tiles"
     facts = (
         f"Images are {width}x{height} (median): {how}, {reader.frozen.size} px, {tiles} at native resolution and at a "
         "common scale."
     )
-    return Plan(resolved, f"{sentence} {facts}" if sentence else f"Backbone {network.backbone}. {facts}", reader)
+    return Plan(
+        resolved, f"{sentence} {facts}" if sentence else f"Backbone {network.backbone}. {facts}", reader, learns_on
+    )
 
 
 def _reader(config: TrainConfig, device: torch.device) -> FeatureReader:

@@ -65,7 +65,6 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     ):
         if devices.is_first():
             _check_folder(config.run)
-        devices.keep_freed_memory(device)
         return _train(config, device, on_tick)
 
 
@@ -102,15 +101,15 @@ class _Training:
 
 def _train(config: TrainConfig, device: torch.device, on_tick: OnTick) -> Summary:
     training = _prepare(config, device, on_tick)
-    waiting_share = _loop(training, on_tick)
-    return _finish(training, waiting_share, on_tick)
+    return _finish(training, _loop(training, on_tick), on_tick)
 
 
 def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Training:
     started = time.monotonic()
     pool = Pool.open(config.pool)
     planned = plan.make(config, pool, device)
-    config, reader = planned.config, planned.reader
+    config, reader, device = planned.config, planned.reader, planned.device
+    devices.keep_freed_memory(device)
     if planned.sentence:
         on_tick(Tick(done=0, total=config.recipe.num_steps, unit="steps", info=planned.sentence))
     data = Data.read(config, device, FileStore(pool, reader) if reader and config.network.frozen else None)
@@ -317,7 +316,8 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...], fo
     belonging.give(config.run, Pool.open(config.pool))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)
-    versions = {"torch": torch.__version__, "device": str(training.device), "ranks": ranks.world_size()}
+    device = str(training.device if frozen is None else next(frozen.parameters()).device)
+    versions = {"torch": torch.__version__, "device": device, "ranks": ranks.world_size()}
     record = {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)}
     write_json(config.run / "run.json", record)
 

@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of the 
     "fixmatch": ({"method": "fixmatch"}, {}),
     "fixmatch-real": ({"method": "fixmatch"}, {}),
     "rsmatch": ({}, {}),
+    "rsmatch-weak-gradient": ({}, {"weak_gradient": True}),  # weak and strong views in one pass, as in FixMatch
     "rsmatch-oracle": ({}, {"routing": "oracle"}),
     "rsmatch-oracle-discard": ({}, {"routing": "oracle", "dummy_weight": 0.0}),
     "rsmatch-random": ({}, {"routing": "random"}),
@@ -89,7 +90,7 @@ class Protocol:
     def controls(method: str) -> Controls:
         """Controls of a method."""
         _, changes = METHODS[method]
-        return Controls(weak_gradient=False, **changes)
+        return Controls(**{"weak_gradient": False} | changes)
 
 
 class World(NamedTuple):

@@ -152,7 +152,7 @@ def curve(device: torch.device, *, is_compiled: bool, steps: int = 6) -> list[di
     names, figures = ("sup_real", "self_real", "detector_sup"), []
     for step in range(DETECTOR_SETTLES, DETECTOR_SETTLES + steps):
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        rng = OnCpu(torch.Generator().manual_seed(step), device=device)
+        rng = Rng(torch.Generator(device).manual_seed(step))
         of_step = method.step(step, batch_of(step, device), lambda picked: pool[picked], rng)
         figures.append({name: of_step[name].item() for name in names})
     return figures

@@ -1,13 +1,19 @@
 import io
+import shutil
+from contextlib import closing
+from multiprocessing import active_children
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipelines.errors import CorruptShard
 from pipelines.images.views import Decoder
-from pipelines.pool import pixels
+from pipelines.pool import decoding, pixels
 from pipelines.pool.manifest import Pool
+from pipelines.pool.pixels import Decoding
 from pipelines.pool.rows import Rows
 from pipelines.progress import ignore
 from tests.conftest import World
@@ -27,6 +33,42 @@ def test_memory_and_stream_give_the_same_pixels(world: World, decoder: Decoder) 
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.tiles, theirs.tiles)
     assert torch.equal(loaded.tiles(picked[0]), streamed.tiles(picked[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [Decoder(32, 32), Decoder(24, 20)])
+@pytest.mark.parametrize("num_bytes", [decoding.CHUNK_BYTES, 100_000], ids=["one chunk", "many"])
+def test_processes_decode_what_threads_decode(
+    world: World, decoder: Decoder, num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", num_bytes)
+    rows = Rows.of_pool(Pool.open(world.pool))
+    batches = [(rows, part) for part in torch.arange(len(rows)).split(50)]
+    with closing(Decoding(decoder, CPU, 2)) as on_threads, closing(Decoding(decoder, CPU, 2, 2)) as in_processes:
+        for ours, theirs in zip(in_processes.stream(batches), on_threads.stream(batches), strict=True):
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.tiles, theirs.tiles)
+            assert (ours.images is ours.tiles) == (theirs.images is theirs.tiles)
+        abandoned = in_processes.stream(batches)
+        next(abandoned)
+        assert active_children()
+        abandoned.close()  # type: ignore[attr-defined]
+    assert not active_children()
+
+
+@pytest.mark.slow
+def test_processes_name_an_image_that_cannot_be_decoded(world: World, tmp_path: Path) -> None:
+    copied = shutil.copytree(world.pool, tmp_path / "pool")
+    rows = Rows.of_pool(Pool.open(copied))
+    with (copied / "00000.tar").open("r+b") as file:
+        file.seek(int(rows.offset[7]))
+        file.write(b"\0" * 200)
+    with (
+        closing(Decoding(Decoder(32, 32), CPU, 2, 2)) as in_processes,
+        pytest.raises(CorruptShard, match=f"image {rows.key[7]} cannot be decoded") as raised,
+    ):
+        list(in_processes.stream((rows, part) for part in torch.arange(len(rows)).split(50)))
+    assert "\n" not in str(raised.value)
 
 
 def test_pixels_are_those_of_the_tar(world: World) -> None:
