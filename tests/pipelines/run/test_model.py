@@ -16,6 +16,8 @@ from pipelines.images.views import Views
 from pipelines.run import model, verdicts, weights
 from pipelines.run.scorer import Scorer
 
+pytestmark = pytest.mark.slow  # an export of a network takes a second
+
 CPU = torch.device("cpu")
 
 
@@ -142,7 +144,6 @@ def timm_config(name: str, size: int) -> model.ModelConfig:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -169,7 +170,6 @@ def test_a_timm_network_is_saved_exported_and_loaded_with_its_inputs(tmp_path: P
     assert loaded.classifier.is_pretrained
 
 
-@pytest.mark.slow
 def test_a_run_is_continued_at_another_image_size_where_the_network_can(tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifier = Classifier("timm:vit_tiny_patch16_224", 2, 64).eval()
@@ -182,7 +182,6 @@ def test_a_run_is_continued_at_another_image_size_where_the_network_can(tmp_path
     assert started.backbone.pos_embed.shape[1] == 37
 
 
-@pytest.mark.slow
 def test_a_run_of_another_image_size_is_refused_where_the_network_cannot(tmp_path: Path) -> None:
     mixer = Classifier("timm:mixer_s32_224", 2, 64).eval()
     model.save(tmp_path / "model", timm_config("timm:mixer_s32_224", 64), mixer, Detector().eval())
