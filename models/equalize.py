@@ -28,7 +28,7 @@ def radii(height: int, width: int, device: torch.device) -> Tensor:
 def ring_means(power_BHV: Tensor, width: int) -> Tensor:
     """Mean power (B, R) of each ring, of images that are `width` pixels wide."""
     ring = radii(power_BHV.shape[1], width, power_BHV.device).long().clamp_(max=NUM_RINGS - 1).flatten()
-    sums = torch.zeros(len(power_BHV), NUM_RINGS, device=power_BHV.device).index_add_(1, ring, power_BHV.flatten(1))
+    sums = torch.zeros(power_BHV.shape[0], NUM_RINGS, device=power_BHV.device).index_add_(1, ring, power_BHV.flatten(1))
     counts = torch.zeros(NUM_RINGS, device=ring.device).index_add_(0, ring, torch.ones_like(ring, dtype=sums.dtype))
     return sums / counts.clamp_(min=1)
 

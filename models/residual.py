@@ -62,7 +62,7 @@ def _percentile95(magnitude_BCN: Tensor) -> Tensor:
     """95th percentile, in quarter levels up to 64, by counting: sorting took longer than all the rest."""
     code = (magnitude_BCN * 4).clamp(max=255).long().flatten(0, 1)
     ones = torch.ones(1, 1, device=code.device).expand_as(code)
-    below = torch.zeros(len(code), 256, device=code.device).scatter_add_(1, code, ones).cumsum(1)
+    below = torch.zeros(code.shape[0], 256, device=code.device).scatter_add_(1, code, ones).cumsum(1)
     return ((below < 0.95 * code.shape[1]).sum(1).view(magnitude_BCN.shape[:2]) + 0.5) / 4
 
 
@@ -94,7 +94,9 @@ def _cooccurrence(luma_BHW: Tensor) -> Tensor:
         first, second, third = (step.narrow(axis, start, length - 2) for start in range(3))
         code = ((first * levels + second) * levels + third).flatten(1)
         ones = torch.ones(1, device=code.device).expand_as(code)
-        counts.append(torch.zeros(len(code), levels**3, device=code.device).scatter_add_(1, code, ones) / code.shape[1])
+        counts.append(
+            torch.zeros(code.shape[0], levels**3, device=code.device).scatter_add_(1, code, ones) / code.shape[1]
+        )
     return (counts[0] + counts[1]).sqrt()
 
 

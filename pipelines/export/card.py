@@ -180,7 +180,7 @@ def _trust(facts: Facts) -> Iterable[str]:
             limits = facts.thresholds
             yield (
                 f"An image is called synthetic from a probability of {limits.synthetic_from:.3f} (`prob_synthetic`), "
-                f"surely so from {limits.sure_from:.3f}, and real below {limits.real_below:.3f}. {limits.statement}"
+                f"and real below {limits.real_below:.3f}. {limits.statement}"
             )
     if facts.summary.per_class:
         yield (

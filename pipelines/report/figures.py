@@ -53,7 +53,7 @@ def histograms(scored: ScoredPool | None, found: Survey, audit: Audit | None) ->
         overlay, text, thresholds = None, "", verdicts.load(scored.folder)
         if audit and audit.labeled_probs:
             overlay = np.histogram(audit.labeled_probs, bins=BINS, range=(0.0, 1.0))[0]
-            above = np.mean(np.asarray(audit.labeled_probs) >= thresholds.sure_from)
+            above = np.mean(np.asarray(audit.labeled_probs) >= thresholds.synthetic_from)
             text = (
                 f"The outline shows {len(audit.labeled_probs):,} labeled images, all real; {above:.1%} of them are "
                 "called synthetic. The detector was trained on them, so other real images will score higher."
@@ -62,7 +62,7 @@ def histograms(scored: ScoredPool | None, found: Survey, audit: Audit | None) ->
             "scores", "Scores of the pool",
             f"Histogram of prob_synthetic; {found.num_synthetic / found.num_images:.1%} of the images are called "
             f"synthetic, and {found.num_unsure / found.num_images:.1%} are unsure.",
-            found.scores, (thresholds.real_below, thresholds.sure_from), overlay,
+            found.scores, (thresholds.real_below, thresholds.synthetic_from), overlay,
         )  # fmt: skip
         legend = list(VERDICTS)
         legend += [("outline", "labeled images")] if overlay is not None else []

@@ -183,7 +183,7 @@ def reason(row: Mapping[str, Any], thresholds: Thresholds | None) -> str:
     prob = row.get("prob_synthetic")
     if prob is None or thresholds is None:
         return ""
-    low, high = thresholds.real_below, thresholds.sure_from
+    low, high = thresholds.real_below, thresholds.synthetic_from
     said = {
         "synthetic": f"Called synthetic, because its score of {prob:.3f} is not below {high:.3f}.",
         "real": f"Called real, because its score of {prob:.3f} is below {low:.3f}.",

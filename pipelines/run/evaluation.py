@@ -123,28 +123,29 @@ def evaluate(pool: Pool, folder: Path, truth: Truth, classes: tuple[str, ...]) -
 
     Without classes there are no pseudo-labels to compare.
     """
-    probs, verdicts, labels, synthetic, correct = [], [], [], [], []
+    probs, called, labels, synthetic, correct = [], [], [], [], []
     number = {name: i for i, name in enumerate(classes)}
     for shard in pool.shards:
-        scores = read_parquet(folder / "scores" / f"{shard}.parquet", ["prob_synthetic", "synthetic", "pseudo_label"])
+        scores = read_parquet(folder / "scores" / f"{shard}.parquet", ["prob_synthetic", "verdict", "pseudo_label"])
         rows = pool.rows(shard, ["member", "sha256"])
         is_synthetic, label = truth.of(rows["member"].to_pylist(), rows["sha256"].to_pylist())
         probs.append(scores["prob_synthetic"].to_numpy())
-        verdicts.append(np.array(scores["synthetic"].to_pylist(), dtype=bool))
+        called.append(scores["verdict"].to_numpy())
         predicted = [number.get(name, UNKNOWN) for name in scores["pseudo_label"].to_pylist()]
         correct.append(np.array(predicted, dtype=np.int64) == label)
         synthetic.append(is_synthetic)
         labels.append(label)
     kind, known_label = np.concatenate(synthetic), np.concatenate(labels) != UNKNOWN
-    prob, verdict, right = np.concatenate(probs), np.concatenate(verdicts), np.concatenate(correct)
+    prob, verdict, right = np.concatenate(probs), np.concatenate(called), np.concatenate(correct)
     real, fake = kind == 0, kind == 1
     known = real | fake
     figures = {
         "auroc": auroc(prob[known], fake[known]),
         "synthetic_share": mean(fake[known]),
-        "synthetic_share_found": mean(verdict[known]),
-        "real_called_synthetic": mean(verdict[real]),
-        "synthetic_called_real": mean(~verdict[fake]),
+        "synthetic_share_found": mean(verdict[known] == "synthetic"),
+        "real_called_synthetic": mean(verdict[real] == "synthetic"),
+        "synthetic_called_real": mean(verdict[fake] == "real"),
+        "unsure": mean(verdict[known] == "unsure"),
     }
     if classes:
         figures["pseudo_label_accuracy_real"] = mean(right[real & known_label])

@@ -5,16 +5,12 @@ classifier.safetensors   EMA weights of backbone and both heads
 detector.safetensors     EMA weights of the detector
 frozen.safetensors       weights of the pretrained network whose features a panel reads, where it is the detector
 calibration.safetensors  labeled images by classifiers that had not seen them (`pipelines.run.calibration`)
-classifier.pt2           real head as an exported program: uint8 (B, 3, S, S) to logits (B, K); needs torch alone.
-                         Without classes it is not written
-README.md                how to use them
+classifier.pt2           classifier and detector as programs, which load with torch alone (`pipelines.run.programs`)
+detector.pt2
+README.md                the model card (`pipelines.run.card`)
 """
 
-import copy
-import io
 import json
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,43 +33,12 @@ from pipelines.compute import devices
 from pipelines.errors import BadInput, CorruptShard, Incompatible, MissingArtifact, first_line
 from pipelines.images.views import Decoder
 from pipelines.pool.features import FeatureReader
-from pipelines.run import calibration, outside, weights
+from pipelines.run import calibration, card, outside, programs, weights
 from pipelines.run.calibration import Evidence
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.outside import NONE, WITNESS, Outside
 from pipelines.run.scores import model_digest
 from pipelines.storage.atomic import make_folder, replacing, sync, write_json
-
-README = """# A classifier and a real/synthetic detector, trained by curate
-
-{classifier}
-`detector.safetensors` holds the weights of the detector by parameter name (EMA of training, method `{method}`,
-{num_steps} steps). It takes native-resolution crops of {detector_size} pixels and gives a logit; an image counts as
-synthetic where its probability reaches 0.5. Scores are estimates, learned without one synthetic label. Look at images
-(`curate inspect`) before you delete any.
-"""
-
-CLASSIFIER = """\
-`classifier.pt2` loads with torch alone and takes uint8 RGB images (B, 3, {image_size}, {image_size}):
-
-    import torch
-    model = torch.export.load("classifier.pt2").module()
-    logits = model(images)  # (B, {num_classes}), in the order of `classes` in config.json
-    probs = (1 - {uniform}) * (logits / {temperature}).softmax(1) + {uniform} / {num_classes}  # calibrated
-
-`classifier.safetensors` holds its weights (EMA of training, backbone `{backbone}`). `mean` and `std` in config.json
-standardize its images, whose levels are first divided by 255; `classifier.pt2` does that itself.
-"""
-
-NO_CLASSIFIER = """\
-The labeled images had no classes, so there is no classifier. `classifier.safetensors` holds the backbone `{backbone}`
-as training began with it: {origin}.
-"""
-
-ORIGIN = {
-    "backbone": "its features are the embeddings of images",
-    "layout": "untrained and unused; the embeddings of images are thumbnails of 8x8 pixels",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +75,15 @@ class ModelConfig:
     # Of the probabilities (`models.calibration`); `save` sets them. 1 and 0: they are the classifier's own.
     temperature: float = 1.0
     uniform: float = 0.0
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """File names of the exported programs; see `pipelines.run.programs`."""
+        has = {
+            programs.CLASSIFIER: bool(self.classes),
+            programs.DETECTOR: self.has_detector and self.witnesses is None,
+        }
+        return tuple(name for name in has if has[name])
 
     def build(self) -> tuple[Classifier | Probe, Detector | Panel]:
         """Build the networks, with weights still to be loaded."""
@@ -183,22 +157,6 @@ class Model:
         return WIDTH if self.config.embedding == "layout" else self.classifier.num_features
 
 
-class _RealHead(nn.Module):
-    """The real head on images (B, 3, S, S) uint8, whose features a probe gets from the frozen network."""
-
-    def __init__(self, classifier: TwoHeaded, frozen: Frozen | None) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.reader: nn.Module | None = None
-        if isinstance(classifier, Probe) and frozen is not None:
-            self.reader = nn.Sequential(frozen.standardize, frozen.network)
-
-    def forward(self, images: Tensor) -> Tensor:
-        seen = images if self.reader is None else self.reader(images)[:, None]
-        logits: Tensor = self.classifier(seen).real
-        return logits
-
-
 def save(
     folder: Path,
     config: ModelConfig,
@@ -229,15 +187,13 @@ def save(
         tensors = {key: value.cpu().contiguous() for key, value in state.items()}
         write_tensors(folder / f"{name}.safetensors", tensors)
     calibration.save(folder, evidence)
-    if config.classes:
-        # On the CPU: an archive of GPU tensors would load on machines with a GPU only.
-        program = _export(_RealHead(copy.deepcopy(classifier), copy.deepcopy(frozen)).cpu(), config.image_size)
-        with replacing(folder / "classifier.pt2") as temporary:
-            temporary.write_bytes(program)
-    else:
-        (folder / "classifier.pt2").unlink(missing_ok=True)
+    modules: dict[str, tuple[nn.Module, int]] = {
+        programs.CLASSIFIER: (programs.RealHead(classifier, frozen), config.image_size),
+        programs.DETECTOR: (programs.ProbSynthetic(detector), config.detector_size),
+    }
+    programs.save(folder, {name: modules[name] for name in config.programs})
     with replacing(folder / "README.md") as temporary:
-        temporary.write_text(_readme(config), encoding="utf-8")
+        temporary.write_text(card.text(config, evidence), encoding="utf-8")
     write_json(folder / "config.json", asdict(config))
 
 
@@ -248,26 +204,6 @@ def list_classes(path: Path, classes: Sequence[str]) -> None:
         return
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-
-
-def _readme(config: ModelConfig) -> str:
-    values = {**asdict(config), "num_classes": len(config.classes), "origin": ORIGIN[config.embedding]}
-    about = (CLASSIFIER if config.classes else NO_CLASSIFIER).format(**values)
-    return README.format(**values, classifier=about)
-
-
-def _export(real_head: _RealHead, size: int) -> bytes:
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings():  # the exporter warns about its own internals
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.export").setLevel(logging.ERROR)
-        program = torch.export.export(real_head.eval(), (example,), dynamic_shapes=({0: batch},))
-        for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # it holds paths of this machine
-        archive = io.BytesIO()
-        torch.export.save(program, archive)
-    return archive.getvalue()
 
 
 def load(run: Path, device: torch.device) -> Model:

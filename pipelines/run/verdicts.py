@@ -3,7 +3,8 @@
 Two thresholds decide. `SYNTHETIC_FROM`, a probability of 0.5, leaves the share of the pool above it that training
 estimated to be synthetic. The *limit* is the split-conformal threshold that at most a given share of real images
 exceeds; it is calibrated on labeled real images that the detector has never seen (`held_out` of the recipe). An image
-above both is synthetic, an image below both is real, and one between them is unsure.
+above both is synthetic, an image below both is real, and one between them is unsure. Wherever an image is called
+synthetic, in the columns, the counts and the exports, that is its verdict.
 """
 
 import json
@@ -27,15 +28,14 @@ VERDICTS = ("real", "unsure", "synthetic")
 class Thresholds:
     """Probabilities that separate the verdicts; see the module."""
 
-    synthetic_from: float  # of `synthetic` in the scores: SYNTHETIC_FROM, or the limit where one is asked for
-    sure_from: float  # from here the verdict is synthetic
+    synthetic_from: float  # from here the verdict is synthetic
     real_below: float  # below, the verdict is real
     max_false_positive_rate: float | None  # of the limit; None where too few images are held out for any
     num_held_out: int
 
     def verdicts(self, prob_synthetic_N: npt.NDArray[np.float32]) -> npt.NDArray[np.str_]:
         """One of `VERDICTS` for each probability."""
-        grade_N = (prob_synthetic_N >= self.real_below).astype(int) + (prob_synthetic_N >= self.sure_from)
+        grade_N = (prob_synthetic_N >= self.real_below).astype(int) + (prob_synthetic_N >= self.synthetic_from)
         return np.asarray(np.array(VERDICTS)[grade_N])
 
     @property
@@ -45,7 +45,7 @@ class Thresholds:
             return (
                 f"Only {self.num_held_out} labeled images are held out from the detector, too few to limit the loss of "
                 f"real images to {DEFAULT_RATE:.0%}."
-                + (" Nothing is called unsure." if self.real_below == self.sure_from else "")
+                + (" Nothing is called unsure." if self.real_below == self.synthetic_from else "")
             )
         return (
             f"Calibrated on {self.num_held_out} real images that the detector has never seen: on average over such "
@@ -72,22 +72,20 @@ def limit(held_out: Sequence[float], rate: float) -> float:
 
 
 def choose(held_out: Sequence[float], rate: float | None, unsure_from: float = SYNTHETIC_FROM) -> Thresholds:
-    """Choose a model's thresholds; without a `rate` the limit bounds the unsure band alone.
+    """Choose a model's thresholds; without a `rate` the limit is that of DEFAULT_RATE, if enough images are held out.
 
     From `unsure_from` on no image is called real: above it a panel leaves the estimated share, not the lower bound.
     """
     if rate is None and (len(held_out) + 1) * DEFAULT_RATE < 1:
         return Thresholds(
             synthetic_from=SYNTHETIC_FROM,
-            sure_from=SYNTHETIC_FROM,
             real_below=min(SYNTHETIC_FROM, unsure_from),
             max_false_positive_rate=None,
             num_held_out=len(held_out),
         )
     at = limit(held_out, rate or DEFAULT_RATE)
     return Thresholds(
-        synthetic_from=SYNTHETIC_FROM if rate is None else at,
-        sure_from=max(SYNTHETIC_FROM, at),
+        synthetic_from=max(SYNTHETIC_FROM, at),
         real_below=min(SYNTHETIC_FROM, at, unsure_from),
         max_false_positive_rate=rate or DEFAULT_RATE,
         num_held_out=len(held_out),

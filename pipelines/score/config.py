@@ -32,7 +32,7 @@ class ScoreConfig(BaseModel):
         gt=0,
         lt=1,
         description="Largest acceptable share of real images called synthetic, between 0 and 1; calibrated on held-out "
-        "labeled images. Without it, the estimated share of the pool is called synthetic.",
+        "labeled images. Without it, 0.05 where enough of them are held out.",
     )
     batch_size: int = Field(default=256, ge=1, description="Images that are scored at once.")
     device: Literal["auto", "cuda", "cpu"] = settings.device()
@@ -81,8 +81,8 @@ class Summary:
     precision: str  # of the classifier's network
     called_share: (
         float | None
-    )  # share of the images called synthetic; this and the next two are None without a detector
-    verdicts: dict[str, int] | None  # images by verdict
+    )  # of the images, with the verdict synthetic; this and the next two: None without detector
+    verdicts: dict[str, int] | None  # images by the detector's verdict, whatever a person has marked
     thresholds: "Thresholds | None"
     estimated_share: float | None  # of the pool that was trained on, by which the threshold was set
     quality: "Quality | None"  # of the detector; None on a pool that was not trained on

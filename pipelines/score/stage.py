@@ -246,13 +246,11 @@ def _summarize(
     num_images = sum(pool.counts[number] for number in mine)
     confidence = 0.0
     called = dict.fromkeys(verdicts.VERDICTS, 0)
-    synthetic = 0
     pseudo_labels = dict.fromkeys(trained.config.classes, 0)
     check = evaluation.NO_DECLARATIONS
     for number in mine:
         path = folder / "scores" / f"{pool.shards[number]}.parquet"
         table = read_parquet(path, ["synthetic", "verdict", "pseudo_label", "confidence"])
-        synthetic += sum(value is True for value in table["synthetic"].to_pylist())
         for count in table["verdict"].value_counts().to_pylist():
             if count["values"] is not None:
                 called[count["values"]] += count["counts"]
@@ -271,7 +269,7 @@ def _summarize(
         num_scored_before=before,
         seconds=time.monotonic() - started,
         precision=scorer.precision,
-        called_share=synthetic / max(num_images, 1) if has_detector else None,
+        called_share=called["synthetic"] / max(num_images, 1) if has_detector else None,
         verdicts=called if has_detector else None,
         thresholds=thresholds if has_detector else None,
         estimated_share=trained.config.estimated_share,
@@ -293,12 +291,12 @@ def _labels_of_pool(config: ScoreConfig, folder: Path, pool: Pool, trained: mode
     """Measure the labels of the pool by a sample of the images that are called real, and write labels.json."""
     if trained.evidence is None or config.num_shards > 1:
         return None
-    names = ["synthetic", "probs", "raw_confidence", "typicality"]
+    names = ["verdict", "probs", "raw_confidence", "typicality"]
     every = max(1, pool.num_images // SAMPLE)
     parts = []
     for shard in pool.shards:
         part = read_parquet(folder / "scores" / f"{shard}.parquet", names)
-        part = part.filter(pc.invert(pc.fill_null(part["synthetic"], False)))
+        part = part.filter(pc.fill_null(pc.equal(part["verdict"], "real"), True))
         parts.append(part.take(np.arange(0, part.num_rows, every)))
     sample = pa.concat_tables(parts)
     probs = np.stack(sample["probs"].to_numpy()) if sample.num_rows else np.ones((0, len(trained.config.classes)))

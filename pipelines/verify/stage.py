@@ -13,6 +13,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -229,21 +230,19 @@ def _index(scored: ScoredPool) -> Iterator[Problem]:
 
 
 def _model(run: Path, trained: list[str]) -> Iterator[Problem]:
-    """Load the model and append its digest to `trained`. The exported program must be a complete archive."""
+    """Load the model and append its digest to `trained`. The exported programs must be complete archives."""
     import torch  # heavy
 
     from pipelines.run import model
 
     loaded = model.load(run, torch.device("cpu"))
     trained.append(loaded.digest)
-    path = run / "model" / "classifier.pt2"
-    if not loaded.config.classes:
-        return
-    with zipfile.ZipFile(path) as archive:
-        if archive.infolist()[0].header_offset:  # the end of an inner archive was taken for its own
-            yield Problem(where=str(path), what="is truncated", fix=_TRAIN)
-        elif (member := archive.testzip()) is not None:
-            yield Problem(where=str(path), what=f"its part {member} is damaged", fix=_TRAIN)
+    for path in (run / "model" / name for name in loaded.config.programs):
+        with zipfile.ZipFile(path) as archive:
+            if archive.infolist()[0].header_offset:  # the end of an inner archive was taken for its own
+                yield Problem(where=str(path), what="is truncated", fix=_TRAIN)
+            elif (member := archive.testzip()) is not None:
+                yield Problem(where=str(path), what=f"its part {member} is damaged", fix=_TRAIN)
 
 
 def _checkpoint(path: Path) -> Iterator[Problem]:
@@ -306,7 +305,10 @@ def _verdicts(scored: ScoredPool, table: pa.Table) -> Iterator[str]:
     thresholds = verdicts.load(scored.folder)
     if kept is None:
         return
-    if verdicts.Thresholds(**kept) != thresholds:
+    if kept != asdict(thresholds):
         yield "was scored with other thresholds than those in thresholds.json"
-    if (table["synthetic"].to_numpy() != (prob >= thresholds.synthetic_from)).any():
+    by_threshold = prob >= thresholds.synthetic_from
+    if (table["synthetic"].to_numpy() != by_threshold).any() or (
+        table["verdict"].to_numpy() != thresholds.verdicts(prob)
+    ).any():
         yield "calls images synthetic below the threshold, or real above it"

@@ -1,13 +1,17 @@
 """curate from Python does what its commands do, says what they say, and costs nothing until it is used."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import curate
 from tests.conftest import World
@@ -39,6 +43,19 @@ def test_mistakes_are_said_in_a_sentence(tmp_path: Path) -> None:
         curate.Detector(tmp_path)
 
 
+def by_the_card(folder: Path, data: bytes) -> float:
+    """What detector.pt2 gives an image, by the lines in the card of the model."""
+    (folder / "photo.jpg").write_bytes(data)
+    card = (folder / "README.md").read_text()
+    use, crop = (textwrap.dedent(text) for text in re.findall(r"((?:^    .*\n)+)", card, re.MULTILINE)[1:3])
+    names: dict[str, Any] = {"torch": torch}
+    with contextlib.chdir(folder):
+        exec(crop, names)
+        exec(use, names)
+    (folder / "photo.jpg").unlink()
+    return float(names["prob_synthetic"][0])
+
+
 @pytest.mark.slow
 def test_the_main_job(world: World, tmp_path: Path) -> None:
     pool, run, out = tmp_path / "pool", tmp_path / "run", tmp_path / "clean"
@@ -61,6 +78,7 @@ def test_the_main_job(world: World, tmp_path: Path) -> None:
     assert found["pseudo_label"].to_pylist() == [row["pseudo_label"]] * 2
     assert found["prob_synthetic"].to_pylist() == pytest.approx([row["prob_synthetic"]] * 2, abs=1e-5)
     assert found["verdict"].to_pylist() == [row["verdict"]] * 2
+    assert by_the_card(run / "model", data) == pytest.approx(row["prob_synthetic"], abs=1e-5)
     for image, says in ((b"no image", "an image"), (tmp_path / "gone.jpg", "gone.jpg: cannot be read")):
         with pytest.raises(curate.CurateError, match=says):
             curate.Detector(run, "cpu").score([image])

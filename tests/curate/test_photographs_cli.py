@@ -179,6 +179,9 @@ def test_a_flat_folder_of_photographs_trains_the_panel_alone(home: Path, tmp_pat
     assert not (home / "flat" / "model" / "classifier.pt2").exists()
     summary = run("export", "--run", "flat", "--out", str(tmp_path / "clean"), cwd=home)
     assert summary["per_class"] == {}
+    assert not (home / "flat" / "model" / "detector.pt2").exists()  # it reads whole files
+    card = (home / "flat" / "model" / "README.md").read_text()
+    assert 'curate.Detector("run").score(["photo.jpg"])' in card and "detector.pt2" not in card
 
 
 def test_a_backbone_can_be_trained_end_to_end_without_a_gpu(home: Path, tmp_path: Path) -> None:

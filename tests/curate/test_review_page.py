@@ -365,6 +365,51 @@ def test_a_phone_shows_all_of_it(home: Path, browser: Any) -> None:
         page.wait_for_function("() => document.getElementById('counts').textContent.startsWith('1 real')")
 
 
+# Where the focus is: its place in the order in which a person sees things, and whether he sees it.
+FOCUSED = """() => {
+    const aside = document.getElementById('aside'), focused = document.activeElement;
+    const shown = focused.type === 'radio' ? focused.nextElementSibling : focused, box = shown.getBoundingClientRect();
+    const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    const part = ['header', 'aside', 'main', 'footer'].findIndex((name) => focused.closest(name));
+    return {
+        name: focused.id || focused.name || focused.textContent.trim(),
+        place: [part, box.y + (part === 1 ? aside.scrollTop : 0), box.x],
+        seen: shown.contains(top),
+    };
+}"""
+
+
+def test_on_a_phone_the_keyboard_goes_through_what_is_seen(served: Server, browser: Any) -> None:
+    with page_of(browser, served.url) as page:
+        page.set_viewport_size({"width": 390, "height": 780})
+
+        def tabs() -> list[dict[str, Any]]:
+            """What Tab stops at, from the top of the page."""
+            page.evaluate("document.activeElement.blur()")
+            page.focus("#open-help")
+            found = [page.evaluate(FOCUSED)]
+            while True:
+                page.keyboard.press("Tab")
+                if page.evaluate("document.activeElement === document.body"):
+                    return found
+                found.append(page.evaluate(FOCUSED))
+
+        for opens in (False, True):
+            if opens:
+                page.focus("#open-filters")
+                page.keyboard.press("Enter")
+                page.keyboard.press("Tab")
+                assert page.evaluate("document.activeElement.id") == "search"  # the first of what has opened
+            stops = tabs()
+            assert [stop["name"] for stop in stops if not stop["seen"]] == []
+            assert stops == sorted(stops, key=lambda stop: stop["place"])
+            names = {stop["name"] for stop in stops}
+            assert ("search" in names, "grid" in names, "Skip X" in names) == (opens, not opens, True)
+        page.focus("#search")
+        page.keyboard.press("Enter")  # shows what was found
+        assert page.evaluate("document.activeElement.id") == "grid"
+
+
 def test_only_what_is_in_the_window_is_drawn_and_fetched(scored: Path, served: Server, browser: Any) -> None:
     total = Pool.open(scored / "pool").num_images
     with page_of(browser, f"{served.url}#marked=any") as page:

@@ -74,12 +74,13 @@ def test_training_says_in_a_sentence_what_it_does_and_trains_the_detector_from_i
     assert summary["classes"] == [] and summary["estimated_share"] is not None
 
 
-def test_the_model_has_no_classes_and_no_program(home: Path) -> None:
+def test_the_model_has_no_classes_and_no_program_for_them(home: Path) -> None:
     config = json.loads((home / "run" / "model" / "config.json").read_text())
     assert (config["classes"], config["has_detector"], config["embedding"]) == ([], True, "layout")
     assert not (home / "run" / "model" / "classifier.pt2").exists()
     readme = (home / "run" / "model" / "README.md").read_text()
-    assert "there is no classifier" in readme and "torch.export" not in readme
+    assert "there is no classifier" in readme and "classifier.pt2" not in readme
+    assert (home / "run" / "model" / "detector.pt2").exists() and "detector.pt2" in readme
 
 
 def test_scores_have_verdicts_and_no_labels(home: Path, world: World) -> None:

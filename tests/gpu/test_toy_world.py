@@ -58,12 +58,15 @@ def test_a_resumed_training_ends_where_another_uninterrupted_one_does(
     assert lines[-1]["sup_real"] == pytest.approx(others[-1]["sup_real"], rel=0.1, abs=0.01)
 
 
-def test_the_exported_program_of_a_gpu_runs_on_a_cpu(trained: Path) -> None:
-    program = torch.export.load(trained / "model" / "classifier.pt2").module()
+def test_the_exported_programs_of_a_gpu_run_on_a_cpu(trained: Path) -> None:
+    classifier, detector = (
+        torch.export.load(trained / "model" / f"{name}.pt2").module() for name in ("classifier", "detector")
+    )
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
-        expected = model.load(trained, torch.device("cpu")).classifier(images).real
-        torch.testing.assert_close(program(images), expected, rtol=1e-3, atol=1e-3)
+        expected = model.load(trained, torch.device("cpu"))
+        torch.testing.assert_close(classifier(images), expected.classifier(images).real, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(detector(images), expected.detector(images).sigmoid(), rtol=0, atol=1e-5)
 
 
 # Scores.

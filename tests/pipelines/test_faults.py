@@ -487,6 +487,6 @@ def test_data_are_on_the_disk_before_their_names_and_marks_come_last(world: Worl
     for shard in (path.stem for path in (home.root / "pool").glob("*.tar")):
         order(f"pool/{shard}.tar", f"pool/{shard}.parquet", f"pool/rejects/{shard}.parquet", f"pool/{shard}_stats.json")
         order(f"run/embeddings/{shard}.npy", f"run/scores/{shard}.parquet")
-    for name in ("classifier.safetensors", "detector.safetensors", "classifier.pt2", "README.md"):
+    for name in ("classifier.safetensors", "detector.safetensors", "classifier.pt2", "detector.pt2", "README.md"):
         order(f"run/model/{name}", "run/model/config.json")
     assert named[-1] == "clean"

@@ -79,9 +79,14 @@ export function openFilters(open) {
   $("open-filters").setAttribute("aria-expanded", open);
 }
 
+function showImages() {
+  openFilters(false);
+  $("grid").focus();
+}
+
 filters.addEventListener("submit", (event) => {
   event.preventDefault();
-  $("grid").focus(); // by Enter in the search
+  showImages(); // by Enter in the search
 });
 filters.addEventListener("change", () => String(query()) !== String(view.query) && load()); // a search may be loaded already
 filters.addEventListener("input", drawRange);
@@ -97,8 +102,8 @@ $("search").addEventListener("input", () => {
 $("search").addEventListener("change", () => clearTimeout(typed)); // the form loads
 onRange(load);
 $("clear-region").addEventListener("click", () => setRegion(""));
-$("open-filters").addEventListener("click", () => openFilters(true));
-$("close-filters").addEventListener("click", () => {
-  openFilters(false);
-  $("grid").focus();
+$("open-filters").addEventListener("click", () => {
+  openFilters(true);
+  $("aside").focus(); // not the search, for which a phone would show its keyboard
 });
+$("close-filters").addEventListener("click", showImages);

@@ -29,12 +29,12 @@ def scored(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = shutil.copytree(untrained / "run", tmp_path_factory.mktemp("gallery") / "run")
     files = sorted((run / "scores").glob("*.parquet"))
     probs = np.concatenate([pq.read_table(file)["prob_synthetic"].to_numpy() for file in files])
-    low, middle, high = (float(value) for value in np.quantile(probs, (0.4, 0.5, 0.6)))
-    thresholds = replace(verdicts.load(run), real_below=low, synthetic_from=middle, sure_from=high)
+    low, high = (float(value) for value in np.quantile(probs, (0.4, 0.6)))
+    thresholds = replace(verdicts.load(run), real_below=low, synthetic_from=high)
     for file in files:
         table = pq.read_table(file)
         prob = table["prob_synthetic"].to_numpy()
-        for name, values in (("synthetic", prob >= middle), ("verdict", thresholds.verdicts(prob))):
+        for name, values in (("synthetic", prob >= high), ("verdict", thresholds.verdicts(prob))):
             column = table.schema.get_field_index(name)
             table = table.set_column(column, table.schema.field(name), pa.array(values))
         pq.write_table(table, file)

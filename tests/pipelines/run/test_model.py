@@ -16,6 +16,8 @@ from pipelines.images.views import Views
 from pipelines.run import model, verdicts, weights
 from pipelines.run.scorer import Scorer
 
+pytestmark = pytest.mark.slow  # an export of a network takes a second
+
 CPU = torch.device("cpu")
 
 
@@ -73,6 +75,41 @@ def test_without_classes_the_embedding_is_of_the_layout_or_the_backbone(
     assert "there is no classifier" in readme and ("thumbnails of 8x8" in readme) == (embedding == "layout")
 
 
+def test_only_what_was_trained_is_a_program(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save(tmp_path)
+    assert sorted(path.name for path in folder.glob("*.pt2")) == ["classifier.pt2", "detector.pt2"]
+    save(tmp_path, has_detector=False)
+    assert [path.name for path in folder.glob("*.pt2")] == ["classifier.pt2"]
+    card = (folder / "README.md").read_text()
+    assert "trains no detector" in card and "None, as there is no detector." in card
+
+
+def test_equal_trainings_leave_equal_programs(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        save(tmp_path / name)
+    one, other = ((tmp_path / name / "model" / "detector.pt2").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
+def test_the_card_states_data_thresholds_estimates_and_limits(tmp_path: Path) -> None:
+    held_out = tuple(i / 100 for i in range(60))
+    save(tmp_path, held_out=held_out, estimated_share=0.312, estimated_interval=(0.25, 0.375))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert [line for line in card.splitlines() if line.startswith("#")][1:] == [
+        "## Data", "## Thresholds", "## Estimates", "## Limits",
+    ]  # fmt: skip
+    said = " ".join(card.split())
+    chosen = verdicts.choose(held_out, None)
+    assert "The pool `pool`" in said and "real ones of 2 classes (a, b)" in said
+    assert (
+        f"synthetic where prob_synthetic is at least {chosen.synthetic_from:.4g}" in said and chosen.statement in said
+    )
+    assert "31.2% of the pool is synthetic (25.0% to 37.5% with 95 % confidence)" in said
+    assert "How often the labels are right was not measured" in said and "is not calibrated" in said
+    assert max(map(len, card.splitlines())) <= 120
+
+
 def test_without_a_model_the_sentence_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifact, match="un `curate train"):
         model.load(tmp_path, CPU)
@@ -107,7 +144,6 @@ def timm_config(name: str, size: int) -> model.ModelConfig:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -134,7 +170,6 @@ def test_a_timm_network_is_saved_exported_and_loaded_with_its_inputs(tmp_path: P
     assert loaded.classifier.is_pretrained
 
 
-@pytest.mark.slow
 def test_a_run_is_continued_at_another_image_size_where_the_network_can(tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifier = Classifier("timm:vit_tiny_patch16_224", 2, 64).eval()
@@ -147,7 +182,6 @@ def test_a_run_is_continued_at_another_image_size_where_the_network_can(tmp_path
     assert started.backbone.pos_embed.shape[1] == 37
 
 
-@pytest.mark.slow
 def test_a_run_of_another_image_size_is_refused_where_the_network_cannot(tmp_path: Path) -> None:
     mixer = Classifier("timm:mixer_s32_224", 2, 64).eval()
     model.save(tmp_path / "model", timm_config("timm:mixer_s32_224", 64), mixer, Detector().eval())

@@ -36,12 +36,15 @@ def test_too_few_held_out_images_are_a_sentence_with_the_smallest_rate() -> None
 
 def test_verdicts_lie_below_between_and_above_both_thresholds() -> None:
     held_out = np.linspace(0.0, 0.31, 99).tolist()
-    for rate, synthetic_from in ((None, 0.5), (0.05, pytest.approx(0.297, abs=0.01))):
+    for rate in (None, 0.05):
         thresholds = verdicts.choose(held_out, rate)
-        assert thresholds.synthetic_from == synthetic_from
+        assert (thresholds.synthetic_from, thresholds.real_below) == (0.5, pytest.approx(0.297, abs=0.01))
         called = thresholds.verdicts(np.array([0.1, 0.35, 0.45, 0.6], dtype=np.float32))
         assert called.tolist() == ["real", "unsure", "unsure", "synthetic"]
         assert "99 real images" in thresholds.statement
+    weak = verdicts.choose([3 * prob for prob in held_out], None)
+    assert (weak.synthetic_from, weak.real_below) == (pytest.approx(0.89, abs=0.01), 0.5)
+    assert weak.verdicts(np.array([0.4, 0.6, 0.95], dtype=np.float32)).tolist() == ["real", "unsure", "synthetic"]
 
 
 def test_without_held_out_images_nothing_is_unsure() -> None:

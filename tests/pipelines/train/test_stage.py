@@ -94,22 +94,30 @@ def test_a_detector_without_its_further_inputs_is_loaded_without_them(world: Wor
     assert torch.equal(detector(images), before)
 
 
-def test_exported_program_needs_torch_alone_and_agrees(uninterrupted: Path, tmp_path: Path) -> None:
+def test_exported_programs_need_torch_alone_and_agree(uninterrupted: Path, tmp_path: Path) -> None:
     images = random_images()
     torch.save(images, tmp_path / "images.pt")
     script = (
         "import sys, torch\n"
-        "program = torch.export.load(sys.argv[1]).module()\n"
-        "torch.save(program(torch.load(sys.argv[2], weights_only=True)), sys.argv[3])\n"
+        "images = torch.load('images.pt', weights_only=True)\n"
+        "programs = [torch.export.load(path).module() for path in sys.argv[1:]]\n"
+        "found = [[program(images[:count]) for count in (1, 2, 5)] for program in programs]\n"
+        "torch.save(found, 'found.pt')\n"
         "assert not {'timm', 'models', 'pipelines', 'curate'} & set(sys.modules)\n"
     )
-    paths = [str(path) for path in (uninterrupted / "model" / "classifier.pt2", tmp_path / "images.pt", tmp_path / "o")]
+    paths = [str(uninterrupted / "model" / f"{name}.pt2") for name in ("classifier", "detector")]
     subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=tmp_path)
-    expected = model.load(uninterrupted, CPU).classifier(images).real
-    torch.testing.assert_close(torch.load(tmp_path / "o", weights_only=True), expected, rtol=1e-4, atol=1e-4)
-    with zipfile.ZipFile(paths[0]) as archive:
-        for name in archive.namelist():
-            assert str(Path(model.__file__).parent).encode() not in archive.read(name)  # no path of this machine
+    trained = model.load(uninterrupted, CPU)
+    logits, probs = torch.load(tmp_path / "found.pt", weights_only=True)
+    expected = trained.classifier(images).real, trained.detector(images).sigmoid()
+    for i, count in enumerate((1, 2, 5)):
+        torch.testing.assert_close(logits[i], expected[0][:count], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(probs[i], expected[1][:count], rtol=0, atol=1e-5)
+    assert probs[2].std() > 0
+    for path in paths:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                assert str(Path(model.__file__).parent).encode() not in archive.read(name)  # no path of this machine
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(

@@ -250,6 +250,11 @@ def flip_a_bit_of_the_program(root: Path) -> None:
     path.write_bytes(content)
 
 
+def cut_the_detector(root: Path) -> None:
+    path = root / "run" / "model" / "detector.pt2"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 def cut_the_checkpoint(root: Path) -> None:
     path = root / "run" / "checkpoint" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
@@ -309,6 +314,7 @@ CORRUPTIONS = {
     lose_the_weights: ("model", "cannot be loaded"),
     lose_the_model: ("model", "holds no trained model"),
     cut_the_program: ("classifier.pt2", "is truncated"),
+    cut_the_detector: ("detector.pt2", "is truncated"),
     flip_a_bit_of_the_program: ("classifier.pt2", "is damaged"),
     cut_the_checkpoint: ("state.safetensors", "not a readable checkpoint"),
     score_anew_beside_an_index: ("index", "of other scores"),
