@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.run import labels, verdicts
 from pipelines.run.calibration import Evidence
+from pipelines.run.quality import Quality
 
 if TYPE_CHECKING:
     from pipelines.run.model import ModelConfig
@@ -102,8 +103,8 @@ Method `{method}` trains no detector: `detector.safetensors` is untrained, and t
 CLASSES_LISTED = 20
 
 
-def text(config: "ModelConfig", evidence: Evidence | None) -> str:
-    """Write the card of a model that was trained with this configuration, in Markdown."""
+def text(config: "ModelConfig", evidence: Evidence | None, measured: Quality | None) -> str:
+    """Write the card of a model that was trained with this configuration, in Markdown; `measured` is its detector."""
     values = {
         **vars(config),
         "num_classes": len(config.classes),
@@ -115,7 +116,7 @@ def text(config: "ModelConfig", evidence: Evidence | None) -> str:
         detector=detector.format(**values),
         data=_data(config),
         thresholds=_thresholds(config),
-        estimates=_estimates(config, evidence),
+        estimates=_estimates(config, evidence, measured),
         of_labels=_wrapped(_limit_of_labels(config, evidence), indent="  "),
     )
 
@@ -148,9 +149,11 @@ def _thresholds(config: "ModelConfig") -> str:
     )
 
 
-def _estimates(config: "ModelConfig", evidence: Evidence | None) -> str:
+def _estimates(config: "ModelConfig", evidence: Evidence | None, measured: Quality | None) -> str:
     found = []
-    if config.has_detector:
+    if measured is not None:
+        found.append(" ".join(measured.statements))
+    elif config.has_detector:
         share = "How much of the pool is synthetic was not estimated."
         if config.estimated_share is not None and config.estimated_interval is not None:
             low, high = config.estimated_interval
@@ -158,10 +161,10 @@ def _estimates(config: "ModelConfig", evidence: Evidence | None) -> str:
                 f"Training estimated that {config.estimated_share:.1%} of the pool is synthetic ({low:.1%} to "
                 f"{high:.1%} with 95 % confidence)."
             )
-        found.append(f"{share} `../quality.json` says how well the detector separates this pool, and what is known.")
+        found.append(f"{share} How well the detector separates it was not measured.")
     if evidence is not None:
-        measured = labels.measure(evidence, config.classes)
-        found.append(f"{measured.statements[0]} `../labels.json` has the classes one by one.")
+        of_labels = labels.measure(evidence, config.classes)
+        found.append(f"{of_labels.statements[0]} `../labels.json` has the classes one by one.")
     elif config.classes:
         found.append("How often the labels are right was not measured: too few labeled images of each class.")
     return "\n\n".join(_wrapped(each) for each in found) or "None."

@@ -37,6 +37,7 @@ from pipelines.run import calibration, card, outside, programs, weights
 from pipelines.run.calibration import Evidence
 from pipelines.run.checkpoint import write_tensors
 from pipelines.run.outside import NONE, WITNESS, Outside
+from pipelines.run.quality import Quality
 from pipelines.run.scores import model_digest
 from pipelines.storage.atomic import make_folder, replacing, sync, write_json
 
@@ -165,8 +166,12 @@ def save(
     frozen: Frozen | None = None,
     *,
     evidence: Evidence | None = None,
+    measured: Quality | None = None,
 ) -> None:
-    """Write run/model/; config.json comes last and says that the rest is complete and of one training."""
+    """Write run/model/; config.json comes last and says that the rest is complete and of one training.
+
+    The card tells what is known of labels (`evidence`) and detector (`measured`).
+    """
     owner = classifier if isinstance(classifier, Classifier) else frozen
     assert owner is not None, "a probe goes with the frozen network that it reads"
     config = replace(
@@ -193,7 +198,7 @@ def save(
     }
     programs.save(folder, {name: modules[name] for name in config.programs})
     with replacing(folder / "README.md") as temporary:
-        temporary.write_text(card.text(config, evidence), encoding="utf-8")
+        temporary.write_text(card.text(config, evidence, measured), encoding="utf-8")
     write_json(folder / "config.json", asdict(config))
 
 

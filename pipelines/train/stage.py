@@ -65,7 +65,8 @@ def run(config: TrainConfig, on_tick: OnTick = ignore) -> Summary:
     ):
         if devices.is_first():
             _check_folder(config.run)
-        return _train(config, device, on_tick)
+        training = _prepare(config, device, on_tick)
+        return _finish(training, _loop(training, on_tick), on_tick)
 
 
 def _check_folder(run: Path) -> None:
@@ -97,11 +98,6 @@ class _Training:
     watch: Watch
     evaluate: Evaluation
     started: float
-
-
-def _train(config: TrainConfig, device: torch.device, on_tick: OnTick) -> Summary:
-    training = _prepare(config, device, on_tick)
-    return _finish(training, _loop(training, on_tick), on_tick)
 
 
 def _prepare(config: TrainConfig, device: torch.device, on_tick: OnTick) -> _Training:
@@ -248,7 +244,7 @@ def _finish(training: _Training, waiting_share: float, on_tick: OnTick) -> Summa
             measured, held_out = _measure(training, detecting)
     # All ranks take part, for each step waits for the others.
     found = crossfit.evidence(config, data, training.batches, method, training.prepared, on_tick)
-    of_labels = crossfit.measure(config, data, found) if training.log is not None else None
+    of_labels = crossfit.measure(config, data, found) if training.log else None
     metrics = {**training.log.last, **training.evaluate(method, everything=True)} if training.log is not None else {}
     share, interval = detecting.thresholds.estimate if detecting is not None else (None, None)
     summary = Summary(
@@ -308,16 +304,17 @@ def _save(training: _Training, summary: Summary, held_out: tuple[float, ...], fo
         num_views=config.network.views,
         unsure_from=training.prepared.judged.unsure_from if training.prepared is not None else verdicts.SYNTHETIC_FROM,
     )
-    frozen = training.reader.frozen if training.reader is not None else None
-    model.save(config.run / "model", saved, method.classifier.average, detector, frozen, evidence=found)
+    frozen = training.reader.frozen if training.reader else None
+    classifier, measured = method.classifier.average, summary.quality
+    model.save(config.run / "model", saved, classifier, detector, frozen, evidence=found, measured=measured)
     model.list_classes(config.run / "classes.txt", saved.classes)
     labels.save(config.run, summary.labels)
     verdicts.save(config.run, verdicts.choose(held_out, None, saved.unsure_from))
     belonging.give(config.run, Pool.open(config.pool))
     if summary.quality is not None:
         quality.save(config.run, summary.quality)
-    device = str(training.device if frozen is None else next(frozen.parameters()).device)
-    versions = {"torch": torch.__version__, "device": device, "ranks": ranks.world_size()}
+    device = training.device if frozen is None else next(frozen.parameters()).device
+    versions = {"torch": torch.__version__, "device": str(device), "ranks": ranks.world_size()}
     record = {"config": config.model_dump(mode="json"), "versions": versions, "summary": asdict(summary)}
     write_json(config.run / "run.json", record)
 

@@ -90,6 +90,8 @@ def test_the_panel_finds_images_that_were_upsampled(home: Path) -> None:
     assert auroc(*scores(home)) > 0.9
     quality = json.loads((home / "run" / "quality.json").read_text())
     assert (quality["num_labeled"], quality["num_known"]) == (24, 0)
+    card = " ".join((home / "run" / "model" / "README.md").read_text().split())
+    assert "AUROC on this pool" in card and f"{quality['auroc_interval'][1]:.2f} with 95 % confidence" in card
 
 
 def test_scoring_reads_what_training_has_stored(home: Path) -> None:
