@@ -107,9 +107,8 @@ class Controls(BaseModel):
         default=None, gt=0, lt=1, description="Share of the pool that is real, which nnPU has to be told."
     )
     weak_gradient: bool = Field(
-        default=False,
-        description="Forward weak and strong views together, as FixMatch does; false: apart and without gradient, a "
-        "third cheaper.",
+        default=True,
+        description="Forward weak and strong views together; false: apart and without gradient, a third cheaper.",
     )
     synthetic_targets: Literal["batch", "running"] = Field(
         default="batch", description="Batch norm statistics by which synthetic images get their pseudo-labels."

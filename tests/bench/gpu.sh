@@ -14,6 +14,7 @@
 #     score          photographs scored by ResNet-50 and a small PE-Core, and frozen features, against the networks alone
 #     job            ingest, train and score of a crawl of photographs, as a person runs them
 #     step-compiled  the step with torch.compile
+#     step-cheap     with CUDA graphs, weak views without gradient
 #     matrix         trainings on a contaminated pool side by side, with what time is left
 #
 # --out/lines.jsonl gets a line for each figure as soon as it is there, and one for each part that ends; --out/matrix.jsonl
@@ -26,7 +27,7 @@ set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 bench=$root/tests/bench python=${PYTHON:-python3}
 out=gpu-results carried=$root/carried minutes=9 device=cuda
-parts="tests step-eager step-graphs score job step-compiled matrix"
+parts="tests step-eager step-graphs score job step-compiled step-cheap matrix"
 while (($#)); do
     case $1 in
     --dry-run) device=cpu && shift ;;
@@ -61,7 +62,7 @@ job=("$python" "$bench/gpu_job.py" --device "$device" --lines "$lines")
 matrix=("$python" "$bench/train_matrix.py" --device "$device" --out "$out/matrix.jsonl")
 trials=(--contamination off-class --method fixmatch rsmatch rsmatch-oracle fixmatch-real)
 if [[ $device == cuda ]]; then
-    declare -A limit=([tests]=100 [step-eager]=75 [step-graphs]=100 [score]=80 [job]=90 [step-compiled]=75)
+    declare -A limit=([tests]=100 [step-eager]=75 [step-graphs]=100 [score]=80 [job]=90 [step-compiled]=75 [step-cheap]=75)
     step+=(--steps 50 --runs 3)
     graphs=cuda-graphs compiled=on
     matrix+=("${trials[@]}" --arrays "$carried/arrays.npz" --jobs 6 --num-steps 5000)
@@ -110,6 +111,10 @@ for part in $parts; do
     step-eager) run step-eager "${step[@]}" --part step-eager ;;
     step-graphs) run step-graphs "${step[@]}" --part step-graphs --without-reference --compile $graphs ;;
     step-compiled) run step-compiled "${step[@]}" --part step-compiled --without-reference --compile $compiled ;;
+    step-cheap)
+        [[ $device == cuda ]] && how=$graphs || how=off
+        run step-cheap "${step[@]}" --part step-cheap --without-reference --weak-gradient off --compile "$how"
+        ;;
     score) run score "${score[@]}" ;;
     job) run job "${job[@]}" ;;
     matrix) run matrix "${matrix[@]}" --seconds $((end - SECONDS - 25)) ;; # a checkpoint takes it some seconds

@@ -90,7 +90,7 @@ class Protocol:
     def controls(method: str) -> Controls:
         """Controls of a method."""
         _, changes = METHODS[method]
-        return Controls(**changes)
+        return Controls(**{"weak_gradient": False} | changes)
 
 
 class World(NamedTuple):

@@ -18,7 +18,7 @@ def test_the_controls_of_today_are_the_default() -> None:
         "dummy_labels": "dummy",
         "detector_examples": "queue",
         "share_real": None,
-        "weak_gradient": False,
+        "weak_gradient": True,
         "synthetic_targets": "batch",
         "detector_init": "features",
         "residual_evidence": True,
