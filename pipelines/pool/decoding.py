@@ -74,9 +74,12 @@ def chunk_size(decoder: Decoder) -> int:
     return max(1, CHUNK_BYTES // sum(3 * side * side for side in sides))
 
 
-def num_processes(num_images: int) -> int:
-    """How many processes to decode `num_images` images in; 0: on threads."""
-    cores = usable_cores()
+def num_processes(num_images: int, num_threads: int) -> int:
+    """How many processes to decode `num_images` images in, by one that computes on `num_threads`; 0: on threads.
+
+    A task of Ray, a rank of torchrun or one of several trainings on a machine has few threads, and takes no more cores.
+    """
+    cores = min(usable_cores(), num_threads)
     pay = hasattr(os, "memfd_create") and cores >= FEWEST_CORES and num_images >= FEWEST_IMAGES
     return min(cores, MOST_PROCESSES) if pay else 0
 

@@ -29,7 +29,6 @@ from models import augment, ranks, witnesses
 from models.frozen import Frozen
 from models.panel import fold_of
 from models.ranks import Rng
-from pipelines.compute.processes import usable_cores
 from pipelines.images.check import foreign_images
 from pipelines.images.photo import Photo, PhotoDecoder
 from pipelines.images.views import Views
@@ -94,7 +93,7 @@ class FeatureReader:
         """
         decoder = PhotoDecoder(self.frozen.size, self.num_tiles)
         starts = range(0, len(keys), BATCH)
-        ahead = 1 + usable_cores() // BATCH
+        ahead = 1 + torch.get_num_threads() // BATCH
 
         def decode(start: int) -> list[Future[Photo]]:
             chosen = slice(start, start + BATCH)

@@ -147,7 +147,7 @@ class Streamed:
 
     def __init__(self, rows: Rows, decoder: Decoder, device: torch.device, num_threads: int) -> None:
         self._rows = rows
-        self._decoding = Decoding(decoder, device, num_threads, decoding.num_processes(len(rows)))
+        self._decoding = Decoding(decoder, device, num_threads, decoding.num_processes(len(rows), num_threads))
 
     def __len__(self) -> int:
         return len(self._rows)

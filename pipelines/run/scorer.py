@@ -114,7 +114,7 @@ class Scorer:
         the one before it are waited for.
         """
         reader, threads = self.model.reader, max(2, torch.get_num_threads())
-        num_processes = decoding.num_processes(sum(pool.counts[number] for number in numbers))
+        num_processes = decoding.num_processes(sum(pool.counts[number] for number in numbers), threads)
         with closing(pixels.Decoding(self.model.pixels, self.device, threads, num_processes)) as images_of:
             decoded = images_of.stream(_batches(pool, numbers, batch_size))
             for number in numbers:

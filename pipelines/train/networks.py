@@ -15,8 +15,8 @@ from pipelines.run import model
 from pipelines.train.config import TrainConfig
 from pipelines.train.data import Data
 
-# Steps that repay the search for the fastest convolutions, which takes from seconds (WRN-28-2) to over a minute
-# (EfficientNet-Lite0, whose first step took 42 s and more on an H100).
+# Steps that repay cuDNN's search for the fastest convolutions, which takes from seconds (WRN-28-2) to 42 s and more
+# (EfficientNet-Lite0, on an H100).
 LONG = 20_000
 
 

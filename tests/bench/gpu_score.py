@@ -8,8 +8,8 @@ ones. A line of `--lines` for each figure, in images per second:
     ingest      of the photographs into a pool
     score       through `pipelines.score`, from the first batch to the last, best of `--runs` after one that is not
                 counted; `network` is the classifier alone on batches that lie on the device, in fp32 and in bf16,
-                `detector` the detector alone, `decode` the decoding alone; `share` is score / the faster classifier
-                alone, the goal 0.8
+                `detector` the detector alone; `decode_threads` and `decode_processes` the decoding alone, the start
+                of the processes included; `share` is score / the faster classifier alone, the goal 0.8
     features    through `FeatureReader.batch`, as for a panel on a frozen backbone, without views (a backbone that is
                 trained needs none) and with two weak and two strong ones; `share` is what the network alone would take
                 for as many squares, whole passes and those that end early, of the time that it takes
@@ -138,15 +138,15 @@ def network_rates(loaded: model.Model, args: argparse.Namespace) -> dict[str, fl
     return found
 
 
-def decode_rate(pool: Path, loaded: model.Model, args: argparse.Namespace) -> float:
-    """Images per second that are decoded and moved to the device, by as many threads as scoring has."""
+def decode_rate(pool: Path, loaded: model.Model, args: argparse.Namespace, num_processes: int) -> float:
+    """Images per second that are decoded and moved to the device; 0 processes: by as many threads as scoring has."""
     opened, device = Pool.open(pool), torch.device(args.device)
     batches = (
         (rows, torch.arange(start, min(start + args.batch, len(rows))))
         for rows in (Rows.of_shard(opened, number) for number in range(len(opened.shards)))
         for start in range(0, len(rows), args.batch)
     )
-    with closing(Decoding(loaded.pixels, device, max(2, torch.get_num_threads()))) as decoding:
+    with closing(Decoding(loaded.pixels, device, max(2, torch.get_num_threads()), num_processes)) as decoding:
         started = time.perf_counter()
         count = sum(len(views) for views in decoding.stream(batches))
     return count / (time.perf_counter() - started)
@@ -203,7 +203,9 @@ def scored(name: str, pool: Path, home: Path, args: argparse.Namespace) -> dict[
     )  # fmt: skip
     model.save(run / "model", config, Classifier(name, len(CLASSES), args.size).eval(), Detector().eval())
     loaded = model.load(run, torch.device(args.device))
-    alone = network_rates(loaded, args) | {"decode": decode_rate(pool, loaded, args)}
+    alone = network_rates(loaded, args)
+    for how, num_processes in (("threads", 0), ("processes", usable_cores())):
+        alone[f"decode_{how}"] = decode_rate(pool, loaded, args, num_processes)
     steady, whole = score_rate(pool, run, args)
     if args.profile:
         print(profiled(pool, run, args), flush=True)

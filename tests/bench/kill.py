@@ -82,7 +82,14 @@ def _shards(files: Digests) -> set[str]:
 
 
 def _model(files: Digests) -> set[str]:
-    names = ("config.json", "classifier.safetensors", "detector.safetensors", "classifier.pt2", "README.md")
+    names = (
+        "config.json",
+        "classifier.safetensors",
+        "detector.safetensors",
+        "classifier.pt2",
+        "detector.pt2",
+        "README.md",
+    )
     return {f"run/model/{name}" for name in names} if "run/model/config.json" in files else set()
 
 

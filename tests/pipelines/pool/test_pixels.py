@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 from contextlib import closing
 from multiprocessing import active_children
@@ -69,6 +70,14 @@ def test_processes_name_an_image_that_cannot_be_decoded(world: World, tmp_path: 
     ):
         list(in_processes.stream((rows, part) for part in torch.arange(len(rows)).split(50)))
     assert "\n" not in str(raised.value)
+
+
+def test_processes_are_for_many_images_and_no_more_than_a_process_may_have_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    found = [decoding.num_processes(*given) for given in ((10_000, 64), (10_000, 8), (10_000, 2), (100, 64))]
+    assert found == [decoding.MOST_PROCESSES, 8, 0, 0]  # a task of Ray and a rank of torchrun have one or two threads
 
 
 def test_pixels_are_those_of_the_tar(world: World) -> None:
