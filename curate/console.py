@@ -82,17 +82,22 @@ def duration(seconds: float) -> str:
 
 
 class _Rate:
-    """Pace since the first tick of a unit, so that what a resumed stage skips does not count."""
+    """Pace since the first tick of a unit, so that what a resumed stage skips does not count.
+
+    Where a count begins anew, so does the pace.
+    """
 
     def __init__(self) -> None:
         self._unit: str | None = None
+        self._done = 0
         self._start = (0.0, 0)
 
     def pace(self, tick: Tick) -> tuple[str, ...]:
         """Units per second, and the time left by them where there is a total; nothing before it is known."""
         now = time.monotonic()
-        if self._unit != tick.unit:
+        if self._unit != tick.unit or tick.done < self._done:
             self._unit, self._start = tick.unit, (now, tick.done)
+        self._done = tick.done
         seconds, done = now - self._start[0], tick.done - self._start[1]
         if seconds <= 0.2 or not done:
             return ()

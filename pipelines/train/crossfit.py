@@ -107,10 +107,15 @@ def cross_fitted(config: TrainConfig, data: Data, pool: Views, prior: Prior, on_
     folds = FOLDS_OF_LABELS if config.recipe.method == "supervised" else FOLDS
     fold_L = calibration.folds_of(examples.labels.tolist(), folds, config.seed)
     logits_LK = torch.empty(len(fold_L), len(data.classes))
+
+    def on_step(tick: Tick) -> None:
+        each = config.recipe.num_steps
+        on_tick(replace(tick, done=fold * each + tick.done, total=folds * each))
+
     for fold in range(folds):
         hidden_L = fold_L == fold
         if hidden_L.any():
-            logits_LK[hidden_L] = judged_without(config, data, examples, hidden_L, (pool, prior), on_tick)
+            logits_LK[hidden_L] = judged_without(config, data, examples, hidden_L, (pool, prior), on_step)
     embeddings_LD = examples.views.images[:, 0].float().cpu()
     # A person's marks choose images by what the model says of them: they are no random sample.
     unmarked = slice(0, data.num_labeled - data.training.num_labeled_by_marks)

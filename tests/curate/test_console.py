@@ -75,10 +75,15 @@ def test_progress_says_how_much_time_is_left(
         for done in (0, 20, 40):
             on_tick(Tick(done=done, total=200, unit="steps"))
             now += 11
+        for done in (1, 11):  # a second training begins anew, and so does its pace
+            on_tick(Tick(done=done, total=200, unit="steps"))
+            now += 11
         on_tick(Tick(done=3, total=None, unit="images"))
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "train: 20 of 200 steps, 1.8/s, 99 s left",
         "train: 40 of 200 steps, 1.8/s, 88 s left",
+        "train: 1 of 200 steps",
+        "train: 11 of 200 steps, 0.9/s, 3 min left",
         "train: 3 images",
     ]

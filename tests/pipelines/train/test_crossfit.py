@@ -66,7 +66,9 @@ def test_every_labeled_image_is_judged_once_and_those_that_marks_labeled_are_lef
     panel, pool = Panel({"nothing": 1}), Views(features(POOL, 1), torch.zeros(POOL, 2))
     prior, given = Prior(panel, torch.zeros(POOL), 0.0, (0.0, 0.0)), data(labels)
     given = replace(given, training=replace(given.training, counts={"labeled": 3}))
-    found = crossfit.cross_fitted(config(), given, pool, prior, lambda tick: None)
+    ticks: list[tuple[int, int | None]] = []
+    found = crossfit.cross_fitted(config(), given, pool, prior, lambda tick: ticks.append((tick.done, tick.total)))
+    assert ticks == [(done, 5 * 30) for done in range(1, 5 * 30 + 1)]  # five trainings of 30 steps, counted together
     assert found.logits.shape == (LABELED - 3, CLASSES) and len(found.sha256) == len(found.distances) == LABELED - 3
     assert len(found.references) == LABELED
     assert float(found.right.float().mean()) > 0.8
