@@ -22,8 +22,8 @@ SAMPLED_SHARDS = 64  # whose images say how large those of the pool are
 class Plan:
     """A configuration that leaves nothing open, why it is so, and what reads features where a panel is the detector.
 
-    Features of a frozen backbone are learned from on the CPU, also where a GPU reads the images: to the same numbers with
-    and without a GPU, and a step is so small that a GPU would mostly wait for its kernels to be started.
+    Features of a frozen backbone are learned from on the CPU, also where a GPU reads the images: to the same numbers
+    with and without a GPU, and a step is so small that a GPU would mostly wait for its kernels to be started.
     """
 
     config: TrainConfig
